@@ -1,0 +1,1 @@
+"""What a browser sees, rendered on the server."""

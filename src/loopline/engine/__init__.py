@@ -1,0 +1,1 @@
+"""What moves by itself inside control: leased tasks and ticks, as tables."""

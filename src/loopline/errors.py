@@ -1,0 +1,116 @@
+"""Every error that loopline raises on purpose.
+
+A class carries a stable ``code`` for programs, an HTTP ``status`` for the fronts and an ``exit_code`` for the shell;
+its docstring is the default message. Fronts map an error by walking its class hierarchy, so a front needs to know the
+parents only.
+"""
+
+from typing import Any, ClassVar
+
+
+class LooplineError(Exception):
+    """loopline met an error that it has no better name for."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str | None = None, **details: Any) -> None:
+        self.message = message or (type(self).__doc__ or type(self).__name__).strip().splitlines()[0]
+        self.details = details
+        super().__init__(self.message)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The one JSON error shape, without the request id that the front adds."""
+        return {"code": self.code, "message": self.message, **({"details": self.details} if self.details else {})}
+
+
+class InvalidInput(LooplineError):
+    """The input is not valid."""
+
+    code = "invalid_input"
+    status = 400
+    exit_code = 2
+
+
+class TooLarge(InvalidInput):
+    """The input is larger than the limit."""
+
+    code = "too_large"
+    status = 413
+
+
+class Unauthenticated(LooplineError):
+    """A valid API key is needed: send it as `Authorization: Bearer KEY`."""
+
+    code = "unauthenticated"
+    status = 401
+
+
+class Forbidden(LooplineError):
+    """This key's role does not allow that."""
+
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(LooplineError):
+    """There is nothing by that name."""
+
+    code = "not_found"
+    status = 404
+
+
+class Conflict(LooplineError):
+    """The state of the record does not allow that."""
+
+    code = "conflict"
+    status = 409
+
+
+class IllegalMove(Conflict):
+    """That status may not follow the present one."""
+
+    code = "illegal_move"
+
+
+class StaleToken(Conflict):
+    """Somebody else holds the lease by now; the result was not recorded."""
+
+    code = "stale_token"
+
+
+class GateRefused(Conflict):
+    """The gate refused: the version has no passing evaluation."""
+
+    code = "gate_refused"
+    exit_code = 3
+
+
+class Corrupt(LooplineError):
+    """The stored bytes do not match their digest."""
+
+    code = "corrupt"
+    status = 500
+
+
+class Unavailable(LooplineError):
+    """The service is not ready; try again shortly."""
+
+    code = "unavailable"
+    status = 503
+
+
+class Overloaded(Unavailable):
+    """Too many requests are waiting; try again shortly."""
+
+    code = "overloaded"
+    status = 429
+
+
+class Timeout(LooplineError):
+    """It took longer than its limit."""
+
+    code = "timeout"
+    status = 504
+    exit_code = 4

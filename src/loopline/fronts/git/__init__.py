@@ -1,0 +1,1 @@
+"""The platform's own git remote: authenticated smart HTTP over git http-backend."""

@@ -1,0 +1,1 @@
+"""The data plane and the one public port; imports only domain, config and errors."""

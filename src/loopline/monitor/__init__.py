@@ -1,0 +1,1 @@
+"""Spool to counters to evidence, in a process of its own; reports to control through a spool."""

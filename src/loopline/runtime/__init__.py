@@ -1,0 +1,1 @@
+"""What runs inside job and model-server processes: standard library only, nothing else of loopline, entered by path and never installed."""

@@ -1,0 +1,1 @@
+"""Contract tests of the ports, fakes and a manual clock, shipped for those who write a backend."""
