@@ -1,0 +1,160 @@
+"""Settings of an installation: one table, one frozen value, and the only reader of the process environment.
+
+A setting comes from, in this order: the caller (a command-line option), the environment variable ``LOOPLINE_<NAME>``,
+``settings.toml`` in the data directory, the table's default.
+"""
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loopline.errors import InvalidInput
+
+MAX_SOCKET_DIR_BYTES = 60  # a Unix socket's path holds 108 bytes; the rest is for names below the directory
+MAX_LOOP_TOML_BYTES = 1 << 20
+
+
+class Setting(NamedTuple):
+    """One row of the table: what a setting is called, its type, its default and what it does."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+
+
+SETTINGS = (
+    Setting("dir", str, "~/.loopline", "the data directory"),
+    Setting("host", str, "127.0.0.1", "the address that the public port binds to"),
+    Setting("port", int, 8600, "the public port; 0 takes a free one"),
+    Setting("gateways", int, 1, "gateway processes that share the public port"),
+    Setting("database_url", str, "", "SQLAlchemy URL; empty is SQLite in the data directory"),
+    Setting("max_jobs", int, 4, "jobs that may run at the same time on this host"),
+    Setting("allowed_hosts", str, "", "comma-separated Host names beside the bound address and localhost"),
+    Setting("outbound_allow", str, "", "comma-separated host:port that webhooks may reach although they are private"),
+    Setting("job_memory_mb", int, 4096, "memory limit of a job that declares none"),
+    Setting("job_disk_mb", int, 4096, "disk limit of a job that declares none"),
+    Setting("job_log_mb", int, 16, "how much of a job's log is kept"),
+    Setting("job_open_files", int, 1024, "open-file limit of a job that declares none"),
+    Setting("max_body_mb", int, 6, "the largest prediction request"),
+    Setting("seed", str, "", "seeds ids and traffic choice, for tests that must repeat; empty is random"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting, checked. ``dir`` and ``run_dir`` are absolute."""
+
+    dir: Path
+    host: str
+    port: int
+    gateways: int
+    database_url: str
+    max_jobs: int
+    allowed_hosts: tuple[str, ...]
+    outbound_allow: tuple[str, ...]
+    job_memory_mb: int
+    job_disk_mb: int
+    job_log_mb: int
+    job_open_files: int
+    max_body_mb: int
+    seed: str
+    run_dir: Path
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite:///{self.dir / 'loopline.db'}"
+
+    def command_line(self) -> list[str]:
+        """The options that make another process load the same settings for this data directory."""
+        return ["--dir", str(self.dir)]
+
+
+def _convert(setting: Setting, raw: Any, origin: str) -> Any:
+    if setting.kind is int:
+        try:
+            value = int(raw)
+        except (TypeError, ValueError):
+            raise InvalidInput(f"{origin}: {setting.name} must be a whole number, not {raw!r}") from None
+        if value < 0:
+            raise InvalidInput(f"{origin}: {setting.name} must not be negative, not {value}")
+        return value
+    if not isinstance(raw, str):
+        raise InvalidInput(f"{origin}: {setting.name} must be a string, not {type(raw).__name__}")
+    return raw
+
+
+def run_dir_for(directory: Path) -> Path:
+    """Where sockets and process state go: ``DIR/run``, or a short private folder when that path is too long."""
+    inside = directory / "run"
+    if len(os.fsencode(inside)) <= MAX_SOCKET_DIR_BYTES:
+        return inside
+    digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:12]
+    return Path("/tmp") / f"loopline-{os.getuid()}-{digest}"  # noqa: S108 - made 0700 and its owner is checked
+
+
+def load(environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
+    """The settings in force; ``given`` holds what the caller was told and ``None`` for what it was not.
+
+    Raises ``InvalidInput`` naming the setting and where its value came from.
+    """
+    environ = os.environ if environ is None else environ
+    raw_dir = given.get("dir") or environ.get("LOOPLINE_DIR") or SETTINGS[0].default
+    directory = Path(raw_dir).expanduser().absolute()
+    stored = _settings_file(directory / "settings.toml")
+    values: dict[str, Any] = {}
+    for setting in SETTINGS[1:]:
+        variable = f"LOOPLINE_{setting.name.upper()}"
+        if given.get(setting.name) is not None:
+            values[setting.name] = _convert(setting, given[setting.name], f"--{setting.name.replace('_', '-')}")
+        elif variable in environ:
+            values[setting.name] = _convert(setting, environ[variable], variable)
+        elif setting.name in stored:
+            values[setting.name] = _convert(setting, stored[setting.name], "settings.toml")
+        else:
+            values[setting.name] = setting.default
+    for name in ("allowed_hosts", "outbound_allow"):
+        values[name] = tuple(part.strip() for part in values[name].split(",") if part.strip())
+    if values["port"] > 65535:
+        raise InvalidInput(f"port must be at most 65535, not {values['port']}")
+    return Settings(dir=directory, run_dir=run_dir_for(directory), **values)
+
+
+def _settings_file(path: Path) -> dict[str, Any]:
+    try:
+        stored = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not valid TOML: {error}") from None
+    unknown = sorted(set(stored) - {setting.name for setting in SETTINGS[1:]})
+    if unknown:
+        raise InvalidInput(
+            f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(f.name for f in fields(Settings))}"
+        )
+    return stored
+
+
+def client_defaults(environ: Mapping[str, str] | None = None) -> tuple[str | None, str | None]:
+    """URL and API key that a client takes when it is told none: ``LOOPLINE_URL`` and ``LOOPLINE_KEY``."""
+    environ = os.environ if environ is None else environ
+    return environ.get("LOOPLINE_URL"), environ.get("LOOPLINE_KEY")
+
+
+def search_path(environ: Mapping[str, str] | None = None) -> str:
+    """``PATH`` for programs that loopline starts (git, uv)."""
+    environ = os.environ if environ is None else environ
+    return environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+
+
+def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a program started by loopline may see of this process's environment: no key and no token of anybody."""
+    environ = os.environ if environ is None else environ
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+    prefixes = ("UV_", "PIP_")
+    return {k: v for k, v in environ.items() if k in kept or k.startswith(prefixes)}
