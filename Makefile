@@ -1,0 +1,52 @@
+# Every command that people and CI run. `make help` lists them.
+# What is installed is decided by two lock files; a set-up that has been done for a lock is not done again.
+
+PYTHON ?= python3
+SEED ?= 0
+N ?= 100
+ARGS ?=
+UPGRADE ?=
+# What the demo's project needs: its wheels are put into uv's cache before the demo's clock starts.
+DEMO_REQUIREMENTS ?= $(wildcard examples/demo/requirements.txt)
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+RUNTIME := $(VENV)/.done/runtime-$(shell cat requirements.lock .ci/setup.py | sha256sum | cut -c1-16)
+DEV := $(VENV)/.done/dev-$(shell cat requirements.lock requirements-dev.lock .ci/setup.py | sha256sum | cut -c1-16)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test check format lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+venv: $(DEV) ## .venv with loopline, what it needs, and the developers' tools
+
+$(RUNTIME): requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "loopline needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 1; }
+	@$(PYTHON) .ci/setup.py runtime $@
+
+$(DEV): requirements-dev.lock | $(RUNTIME)
+	@$(PYTHON) .ci/setup.py dev $@
+
+test: $(DEV) ## every test; ARGS="tests/domain -x" narrows it
+	@$(RUN) -m pytest $(ARGS)
+
+check: $(DEV) ## format, lint, layers, types, dependencies, dead code, house rules
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/deptry .
+	@$(VENV)/bin/vulture
+	@$(RUN) -m pytest tests/architecture
+
+format: $(DEV) ## rewrite the code as `make check` wants it
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+lock: $(RUNTIME) ## both lock files from pyproject.toml; UPGRADE=1 takes newer versions
+	@$(PYTHON) .ci/setup.py lock $(if $(UPGRADE),--upgrade)
+
+clean: ## remove .venv and every cache of the tools
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
