@@ -1,0 +1,66 @@
+"""What a use case is given: the open installation and who asks."""
+
+import random
+import secrets as _secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from loopline.config import Settings
+from loopline.domain import names
+from loopline.domain.access import Actor
+from loopline.store.blobs import BlobStore
+from loopline.store.db import Db
+from loopline.store.secrets import Secrets
+
+if TYPE_CHECKING:
+    from loopline.compute import ComputeBackend
+    from loopline.compute.environments import Environments
+    from loopline.outbound.http import Sender
+
+
+class Clock:
+    """The time of day, in seconds since the epoch. Tests pass their own."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, UTC."""
+        return time.time()
+
+
+class Ids:
+    """Makes ids; with a ``seed`` the same ones in the same order."""
+
+    def __init__(self, clock: Clock, seed: str = "") -> None:
+        self._clock = clock
+        self._bits: Callable[[int], int] = random.Random(seed).getrandbits if seed else _secrets.randbits  # noqa: S311
+
+    def new(self, prefix: str) -> str:
+        """A time-sortable id such as ``ex_06...``."""
+        return names.make_id(prefix, self._clock.now(), self._bits)
+
+
+@dataclass
+class Context:
+    """Everything that control may touch. One per process; safe for its threads."""
+
+    settings: Settings
+    db: Db
+    blobs: BlobStore
+    secrets: Secrets
+    compute: "ComputeBackend"
+    environments: "Environments"
+    outbound: "Sender"
+    clock: Clock
+    ids: Ids
+    host: str
+    wake: Callable[[], None] = field(default=lambda: None)  # makes the engine look now
+    cache: dict[str, Any] = field(default_factory=dict)  # what may be forgotten at any moment
+
+    @property
+    def attempts_dir(self) -> str:
+        """Where attempt folders stand."""
+        return str(self.settings.dir / "attempts")
+
+
+SYSTEM = Actor(name="loopline", role="admin")

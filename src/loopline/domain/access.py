@@ -1,0 +1,80 @@
+"""Who may do what: roles, what each may, and the form of an API key.
+
+Roles: viewer reads; editor also runs, pushes and registers; approver also approves, rejects and forces; admin also
+manages people, keys and settings. An invoker may only ask endpoints for predictions.
+"""
+
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from loopline.errors import Forbidden, InvalidInput
+
+
+class Permission(StrEnum):
+    """What a route demands. ``PUBLIC`` is written out, never the default."""
+
+    PUBLIC = "public"
+    INVOKE = "invoke"
+    READ = "read"
+    WRITE = "write"
+    APPROVE = "approve"
+    ADMIN = "admin"
+
+
+ROLES: dict[str, frozenset[Permission]] = {
+    "invoker": frozenset({Permission.INVOKE}),
+    "viewer": frozenset({Permission.READ}),
+    "editor": frozenset({Permission.READ, Permission.WRITE, Permission.INVOKE}),
+    "approver": frozenset({Permission.READ, Permission.WRITE, Permission.INVOKE, Permission.APPROVE}),
+    "admin": frozenset(Permission),
+}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who asks: a user's name, the role of the key that was shown, and that key's id (None for loopline itself)."""
+
+    name: str
+    role: str
+    key: str | None = None
+
+
+def check_role(role: str) -> str:
+    """``role`` itself when it is one; raises ``InvalidInput`` otherwise."""
+    if role not in ROLES:
+        raise InvalidInput(f"{role!r} is not a role; roles: {', '.join(ROLES)}")
+    return role
+
+
+def require(actor: Actor, permission: Permission) -> None:
+    """Raise ``Forbidden`` unless the actor's role has the permission."""
+    if permission is not Permission.PUBLIC and permission not in ROLES.get(actor.role, frozenset()):
+        able = ", ".join(role for role, may in ROLES.items() if permission in may)
+        raise Forbidden(f"{actor.name} has the role {actor.role}, which may not {permission}; roles that may: {able}")
+
+
+_KEY = re.compile(r"lk_([0-9a-z]{8})_([0-9A-Za-z_-]{43})")
+
+
+def make_key(key_id: str, secret: str) -> str:
+    """The text that a person is shown once. ``key_id``: 8 of [0-9a-z]; ``secret``: 43 URL-safe base-64 characters."""
+    return f"lk_{key_id}_{secret}"
+
+
+def parse_key(text: str) -> tuple[str, str] | None:
+    """(key id, secret) of a well-formed key, else None."""
+    found = _KEY.fullmatch(text)
+    return (found[1], found[2]) if found else None
+
+
+def hash_secret(secret: str) -> str:
+    """SHA-256 in hex. The secret holds 256 random bits, so that a slow password hash would add nothing."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def secret_matches(secret: str, sha256: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(hash_secret(secret), sha256)

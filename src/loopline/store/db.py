@@ -1,0 +1,151 @@
+"""One database, two kinds: everything in which SQLite and PostgreSQL differ stands in this file.
+
+SQLite runs in WAL mode with one writer at a time (a lock of this process in front of BEGIN IMMEDIATE, so that waiting
+is fair and "database is locked" is not met); ``durable`` transactions sync to disk before they return, the others
+survive a killed process but may lose their last moments with the power.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+
+from loopline.store.schema import events
+
+Row = dict[str, Any]
+
+_EVENT_LOCK = 0x6C6F6F70  # any constant of our own: numbers are handed out under it
+
+
+@dataclass
+class Tx:
+    """An open write transaction. ``now`` is its one time; ``after_commit`` runs when it has been committed."""
+
+    connection: Connection
+    now: float
+    new_id: Callable[[str], str]
+    postgres: bool
+    after_commit: list[Callable[[], None]] = field(default_factory=list)
+    wrote_event: bool = False
+
+    def execute(self, statement: sa.Executable, values: Any = None) -> sa.CursorResult[Any]:
+        """Run a statement; ``values`` may be one mapping or a list of them."""
+        return self.connection.execute(statement, values)  # type: ignore[return-value]
+
+    def rows(self, statement: sa.Select[Any]) -> list[Row]:
+        """All rows as dictionaries."""
+        return [dict(row) for row in self.connection.execute(statement).mappings()]
+
+    def row(self, statement: sa.Select[Any]) -> Row | None:
+        """The first row, or None."""
+        found = self.connection.execute(statement).mappings().first()
+        return None if found is None else dict(found)
+
+    def insert_ignore(self, table: sa.Table, values: Mapping[str, Any]) -> bool:
+        """Insert unless a row with the same key exists; says whether it was inserted."""
+        insert = postgresql.insert if self.postgres else sqlite.insert
+        return self.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+
+    def upsert(self, table: sa.Table, rows: list[Row], key: tuple[str, ...], change: tuple[str, ...]) -> None:
+        """Insert rows; where ``key`` exists, take ``change`` from the new row."""
+        if rows:
+            statement: Any = (postgresql.insert if self.postgres else sqlite.insert)(table)
+            excluded = {name: statement.excluded[name] for name in change}
+            self.execute(statement.on_conflict_do_update(index_elements=list(key), set_=excluded), rows)
+
+    def record_event(self, values: Mapping[str, Any]) -> int:
+        """Append to the event log and give the number; on PostgreSQL in commit order, so that no reader skips one."""
+        if self.postgres and not self.wrote_event:
+            self.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _EVENT_LOCK})
+        self.wrote_event = True
+        result = self.execute(events.insert().values(at=self.now, **values))
+        return int(result.inserted_primary_key[0])  # type: ignore[index]
+
+
+class Db:
+    """The database of one installation; safe for use by several threads of one process."""
+
+    def __init__(self, url: str, *, clock: Callable[[], float], new_id: Callable[[str], str]) -> None:
+        self.postgres = url.startswith("postgresql")
+        self._clock = clock
+        self._new_id = new_id
+        self._writer = threading.RLock()
+        self.engine = _make_engine(url, postgres=self.postgres)
+        self.on_event: list[Callable[[], None]] = []  # told after each commit that wrote an event
+
+    @contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[Tx]:
+        """One write transaction: committed when the block ends well, rolled back when it raises."""
+        with self._lock(), self.engine.connect() as connection:
+            if not self.postgres:
+                connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            tx = Tx(connection, self._clock(), self._new_id, self.postgres)
+            try:
+                yield tx
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+        for callback in tx.after_commit:
+            callback()
+        if tx.wrote_event:
+            for listener in self.on_event:
+                listener()
+
+    @contextmanager
+    def read(self) -> Iterator[Tx]:
+        """A consistent view; nothing that is written in it is kept."""
+        with self.engine.connect() as connection:
+            if not self.postgres:
+                connection.exec_driver_sql("BEGIN")
+            try:
+                yield Tx(connection, self._clock(), self._new_id, self.postgres)
+            finally:
+                connection.rollback()
+
+    def database_time(self, tx: Tx) -> float:
+        """The time that leases are judged by: the server's on PostgreSQL, this host's on SQLite (one host)."""
+        if self.postgres:
+            return float(tx.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+        return self._clock()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        if self.postgres:
+            yield
+            return
+        with self._writer:
+            yield
+
+
+def _make_engine(url: str, *, postgres: bool) -> Engine:
+    def encode(value: Any) -> str:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+    if postgres:
+        driver_url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+        return sa.create_engine(driver_url, pool_size=8, pool_pre_ping=True, json_serializer=encode)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": 30, "check_same_thread": False}, json_serializer=encode, pool_size=8
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(raw: Any, _record: Any) -> None:
+        raw.isolation_level = None  # we say BEGIN ourselves
+        cursor = raw.cursor()
+        for pragma in ("journal_mode=WAL", "foreign_keys=ON", "cache_size=-8192", "mmap_size=134217728"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    return engine

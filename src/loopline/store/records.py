@@ -1,0 +1,159 @@
+"""The one mechanism that closes the loop: every change of a record writes an event in the same transaction.
+
+``create``, ``set`` and ``delete`` do what they say; ``move`` alone changes a status, against the table in
+``domain.states``, by compare-and-set. Everything that reacts reads the events.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from loopline.domain import states
+from loopline.errors import Conflict, NotFound
+from loopline.store.db import Row, Tx
+from loopline.store.schema import NOUNS
+
+# What an event need not repeat: it is large, or it is a secret's digest.
+_LEFT_OUT = frozenset({"sha256", "spec", "baseline", "warmup", "body", "lock", "requirements", "sealed", "loop"})
+
+_PREFIXES = {
+    "execution": "ex",
+    "step": "st",
+    "job": "jo",
+    "attempt": "at",
+    "run": "ru",
+    "push": "pu",
+    "environment": "en",
+    "environment_version": "ev",
+    "asset": "as",
+    "pipeline": "pi",
+    "project": "pr",
+    "model": "mo",
+    "version": "ve",
+    "evaluation": "el",
+    "alias": "al",
+    "endpoint": "ep",
+    "variant": "va",
+    "rollout": "ro",
+    "alarm": "am",
+    "retraining": "re",
+    "trigger": "tr",
+    "topic": "to",
+    "subscription": "su",
+    "delivery": "de",
+    "user": "us",
+    "key": "ke",
+}
+
+
+def create(tx: Tx, noun: str, *, actor: str, reason: str | None = None, **values: Any) -> Row:
+    """Insert a record and return it; ``id`` is made unless given. A unique key that exists raises ``Conflict``."""
+    table = NOUNS[noun]
+    values.setdefault("id", tx.new_id(_PREFIXES[noun]))
+    if noun in states.MOVES:
+        values.setdefault("status", str(next(iter(states.MOVES[noun]))))
+    if "created_at" in table.c:
+        values.setdefault("created_at", tx.now)
+    try:
+        with tx.connection.begin_nested() if tx.postgres else _nothing():
+            tx.execute(table.insert().values(**values))
+    except sa.exc.IntegrityError as error:
+        raise Conflict(f"this {noun} exists already") from error
+    _record(tx, noun, values["id"], "created", actor, reason=reason, after=values.get("status"), data=values)
+    return {column.name: values.get(column.name) for column in table.c}
+
+
+def get(tx: Tx, noun: str, identifier: str) -> Row:
+    """The record with this id; raises ``NotFound``."""
+    table = NOUNS[noun]
+    row = tx.row(sa.select(table).where(table.c.id == identifier))
+    if row is None:
+        raise NotFound(f"there is no {noun.replace('_', ' ')} {identifier!r}")
+    return row
+
+
+def find(tx: Tx, noun: str, **where: Any) -> Row | None:
+    """The record whose columns have these values, or None."""
+    table = NOUNS[noun]
+    return tx.row(sa.select(table).where(*(table.c[name] == value for name, value in where.items())))
+
+
+def move(tx: Tx, noun: str, identifier: str, to: str, *, actor: str, reason: str | None = None, **values: Any) -> Row:
+    """Change a record's status, and ``values`` with it, and return the record as it is now.
+
+    Raises ``IllegalMove`` when ``to`` may not follow, and ``Conflict`` when another change came first.
+    """
+    table = NOUNS[noun]
+    row = get(tx, noun, identifier)
+    before = row["status"]
+    states.check_move(noun, before, to)
+    if reason is not None and "reason" in table.c:
+        values.setdefault("reason", reason)
+    changed = tx.execute(
+        table.update().where(table.c.id == identifier, table.c.status == before).values(status=str(to), **values)
+    )
+    if changed.rowcount != 1:
+        raise Conflict(f"the {noun} {identifier} was changed by somebody else at the same moment; look and try again")
+    row.update(values, status=str(to))
+    _record(tx, noun, identifier, "moved", actor, reason=reason, before=before, after=str(to), data=values)
+    return row
+
+
+def set(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = None, **values: Any) -> None:  # noqa: A001
+    """Change columns other than the status."""
+    if "status" in values:
+        raise ValueError("a status changes by move() alone")
+    table = NOUNS[noun]
+    changed = tx.execute(table.update().where(table.c.id == identifier).values(**values))
+    if changed.rowcount != 1:
+        raise NotFound(f"there is no {noun} {identifier!r}")
+    _record(tx, noun, identifier, "changed", actor, reason=reason, data=values)
+
+
+def delete(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = None) -> None:
+    """Remove a record; its events stay."""
+    table = NOUNS[noun]
+    if tx.execute(table.delete().where(table.c.id == identifier)).rowcount != 1:
+        raise NotFound(f"there is no {noun} {identifier!r}")
+    _record(tx, noun, identifier, "deleted", actor, reason=reason)
+
+
+def note(tx: Tx, noun: str, identifier: str, kind: str, *, actor: str, reason: str | None = None, **data: Any) -> int:
+    """Record that something happened to a record which changes none of its columns; gives the event's number."""
+    return _record(tx, noun, identifier, kind, actor, reason=reason, data=data)
+
+
+def _record(
+    tx: Tx,
+    noun: str,
+    identifier: str,
+    kind: str,
+    actor: str,
+    *,
+    reason: str | None = None,
+    before: str | None = None,
+    after: str | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> int:
+    public = {k: v for k, v in (data or {}).items() if k not in _LEFT_OUT and k != "id" and v is not None}
+    return tx.record_event(
+        {
+            "actor": actor,
+            "noun": noun,
+            "record": identifier,
+            "kind": kind,
+            "before": before,
+            "after": after,
+            "reason": reason,
+            "data": public or None,
+        }
+    )
+
+
+class _nothing:  # noqa: N801 - a context manager that does nothing; SQLite needs no savepoint for a failed insert
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
