@@ -37,7 +37,7 @@ check: $(DEV) ## format, lint, layers, types, dependencies, dead code, house rul
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/lint-imports
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/deptry .
+	@$(VENV)/bin/deptry src
 	@$(VENV)/bin/vulture
 	@$(RUN) -m pytest tests/architecture
 

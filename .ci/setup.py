@@ -26,10 +26,10 @@ UV = VENV / "bin" / "uv"
 RUNTIME_LOCK = ROOT / "requirements.lock"
 DEV_LOCK = ROOT / "requirements-dev.lock"
 OLDEST = (3, 11)
-COMPILE = (
-    "--universal --python-version 3.11 --generate-hashes --no-annotate --no-header "
-    "--no-emit-index-url --no-emit-find-links --quiet"
-).split()
+COMPILE = [
+    *("--universal", "--python-version", "3.11", "--generate-hashes"),
+    *("--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links", "--quiet"),
+]
 NOT_IN_A_LOCK = re.compile(r"://|^\s*(-i|-f|--index-url|--extra-index-url|--find-links|--trusted-host)\b| @ ", re.M)
 
 LAUNCHER = """#!/bin/sh
