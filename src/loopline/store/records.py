@@ -100,7 +100,7 @@ def move(tx: Tx, noun: str, identifier: str, to: str, *, actor: str, reason: str
     return row
 
 
-def set(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = None, **values: Any) -> None:  # noqa: A001
+def set(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = None, **values: Any) -> None:
     """Change columns other than the status."""
     if "status" in values:
         raise ValueError("a status changes by move() alone")

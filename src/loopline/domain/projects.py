@@ -1,0 +1,208 @@
+"""``loop.toml`` as values: what a project's loop consists of.
+
+The field names below are the file's keys. Every table may be left out except ``[project]`` and ``[model]``; a default is
+what a newcomer would expect, and nothing retrains by itself until ``[retrain] enabled = true``.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of loop.toml: unknown keys are mistakes."""
+
+
+class Project(_Table):
+    """``[project]``"""
+
+    name: str
+    description: str = ""
+
+
+class Checks(_Table):
+    """``[checks]``: commands that run on every push before anything else; argument lists are split as a shell would."""
+
+    commands: tuple[str, ...] = ()
+    timeout_seconds: float = 600
+
+
+class PipelineTable(_Table):
+    """``[pipeline]``"""
+
+    file: str = "pipeline.py"
+    name: str | None = None  # needed only when the file holds several pipelines
+    max_parallel: int = 4
+    parameters: dict[str, Any] = {}  # instead of the defaults in the code
+    cache: bool = True
+
+
+class EnvironmentTable(_Table):
+    """``[environment]``"""
+
+    requirements: str = "requirements.txt"
+    preload: tuple[str, ...] = ()  # imported once in the forkserver, so that jobs start at once
+
+
+class Data(_Table):
+    """``[data.NAME]``: a data asset that comes with the project."""
+
+    path: str
+
+
+class Branch(_Table):
+    """``[branches."PATTERN"]``: what a push to a branch moves. ``*`` matches any text and stands for {branch}."""
+
+    model: str | None = None
+    endpoint: str | None = None  # "" deploys nothing
+    parameters: dict[str, Any] = {}
+
+
+class Model(_Table):
+    """``[model]``"""
+
+    name: str
+    handler: Literal["predict", "joblib"] = "predict"
+    description: str = ""
+
+
+class Gate(_Table):
+    """``[gate]``: what a version must show before it may be approved or deployed."""
+
+    mode: Literal["enforce", "advisory", "off"] = "enforce"
+    test: str = ""  # the fixed test asset, NAME or NAME:VERSION
+    label: str = ""  # its column with the truth
+    positive: Any = None  # the positive class of a binary problem
+    metric: str = "accuracy"
+    better_than_champion: Literal["required", "not_worse", "off"] = "not_worse"
+    alpha: float = 0.05
+    thresholds: dict[str, float] = {}
+    margin: dict[str, float] = {}
+    slices: dict[str, dict[str, float]] = {}  # "column=value" -> thresholds
+    min_rows: int = 30
+
+
+class Approval(_Table):
+    """``[approval]``"""
+
+    policy: Literal["manual", "auto"] = "manual"  # auto: approved by policy when the gate passes
+    four_eyes: bool = False  # the approver must not be the one who asked
+
+
+class EndpointTable(_Table):
+    """``[endpoint]``"""
+
+    name: str
+    deploy_on_approval: bool = True
+    instances: int = 1
+    capture: float = 1.0  # share of requests whose body and answer are kept
+    auth: bool = True
+    timeout_seconds: float = 30
+    max_concurrent: int = 256
+    keep_warm_seconds: float = 3600
+
+
+class RolloutTable(_Table):
+    """``[rollout]``: how traffic moves, and the built-in alarms that turn it back."""
+
+    strategy: Literal["canary", "all-at-once"] = "canary"
+    steps: tuple[float, ...] = (5.0, 50.0)  # percent; 100 follows
+    bake_seconds: float = 60
+    min_requests: int = 0  # of the new version in each step before it may go on
+    max_error_rate: float = 0.05  # 5xx share of the new version
+    max_latency_ratio: float = 2.0  # its p99 against the predecessor's
+    max_p99_ms: float | None = None
+    start_timeout_seconds: float = 120
+
+
+class MonitorTable(_Table):
+    """``[monitor]``: drift and quality."""
+
+    window_seconds: float = 3600
+    rule: str = "default"  # or e.g. "psi > 0.1", taken literally
+    psi: float = 0.1  # materiality of the default rule, bias-corrected
+    alpha: float = 0.01
+    min_rows: int = 100
+    features: tuple[str, ...] = ()  # empty: all
+    score: bool = True
+    every_seconds: float = 60
+
+
+class AlarmTable(_Table):
+    """``[[alarms]]``"""
+
+    name: str
+    metric: str  # requests, errors_4xx, errors_5xx, error_rate, latency_ms, drift, psi.FEATURE, accuracy, ...
+    statistic: str = "Average"
+    period_seconds: int = 60
+    evaluation_periods: int = 1
+    datapoints_to_alarm: int | None = None
+    comparison: Literal[">", ">=", "<", "<="] = ">"
+    threshold: float
+    missing: Literal["missing", "breaching", "not_breaching", "ignore"] = "missing"
+    actions: tuple[Literal["notify", "rollback", "retrain"], ...] = ("notify",)
+
+
+class Retrain(_Table):
+    """``[retrain]``"""
+
+    enabled: bool = False
+    cooldown_seconds: float = 86400
+    budget: int = 4  # retrainings in budget_window_seconds
+    budget_window_seconds: float = 604800
+    captured: bool = True  # train on captured rows whose labels have arrived, beside the asset
+    asset: str = ""  # the training asset that captured rows extend
+    min_rows: int = 100
+    parameters: dict[str, Any] = {}
+
+
+class TriggerTable(_Table):
+    """``[[triggers]]``"""
+
+    kind: Literal["cron", "data"]
+    name: str = ""
+    cron: str = ""  # five fields, UTC
+    asset: str = ""
+    every: int = 1  # data: after so many new versions
+    parameters: dict[str, Any] = {}
+
+
+class Notification(_Table):
+    """``[[notifications]]``"""
+
+    kind: Literal["webhook", "slack"]
+    url: str
+    secret: str = ""  # name of a stored secret that signs; made when absent
+    events: tuple[str, ...] = ("push.Rejected", "execution.Failed", "version.*", "rollout.*", "alarm.*", "retraining.*")
+
+
+class Loop(_Table):
+    """The whole file."""
+
+    project: Project
+    model: Model
+    checks: Checks = Checks()
+    pipeline: PipelineTable = PipelineTable()
+    environment: EnvironmentTable = EnvironmentTable()
+    data: dict[str, Data] = {}
+    branches: dict[str, Branch] = {}
+    gate: Gate = Gate()
+    approval: Approval = Approval()
+    endpoint: EndpointTable | None = None
+    rollout: RolloutTable = RolloutTable()
+    monitor: MonitorTable = MonitorTable()
+    alarms: tuple[AlarmTable, ...] = ()
+    retrain: Retrain = Retrain()
+    triggers: tuple[TriggerTable, ...] = ()
+    notifications: tuple[Notification, ...] = ()
+
+
+def to_dict(loop: Loop) -> dict[str, Any]:
+    """The plain form that is stored and that ``from_dict`` reads."""
+    plain: dict[str, Any] = msgspec.to_builtins(loop)
+    return plain
+
+
+def from_dict(stored: dict[str, Any]) -> Loop:
+    """What ``to_dict`` wrote."""
+    return msgspec.convert(stored, Loop)
