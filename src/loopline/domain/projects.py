@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of loop.toml: unknown keys are mistakes."""
 
 
@@ -133,12 +133,12 @@ class AlarmTable(_Table):
 
     name: str
     metric: str  # requests, errors_4xx, errors_5xx, error_rate, latency_ms, drift, psi.FEATURE, accuracy, ...
+    threshold: float
     statistic: str = "Average"
     period_seconds: int = 60
     evaluation_periods: int = 1
     datapoints_to_alarm: int | None = None
     comparison: Literal[">", ">=", "<", "<="] = ">"
-    threshold: float
     missing: Literal["missing", "breaching", "not_breaching", "ignore"] = "missing"
     actions: tuple[Literal["notify", "rollback", "retrain"], ...] = ("notify",)
 
