@@ -73,7 +73,7 @@ def kolmogorov_tail(x: float) -> float:
     if x < 1.0:
         powers = sum(math.exp(-((2 * k - 1) ** 2) * math.pi**2 / (8.0 * x * x)) for k in range(1, 8))
         return min(1.0, max(0.0, 1.0 - math.sqrt(2.0 * math.pi) / x * powers))
-    value = 2.0 * sum((-1) ** (k - 1) * math.exp(-2.0 * k * k * x * x) for k in range(1, 16))
+    value = 2.0 * sum(math.copysign(math.exp(-2.0 * k * k * x * x), 0.5 - (k - 1) % 2) for k in range(1, 16))
     return min(1.0, max(0.0, value))
 
 
