@@ -1,0 +1,138 @@
+"""Internal work: tasks with a lease, a heartbeat and a fencing token, on the table ``queue``.
+
+A task is asked for by kind and key and stands there once, however often it is asked for. Leases are judged by the
+database's time; each claim raises the token, and a result is recorded only while its token still holds.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from loopline.errors import StaleToken
+from loopline.store.db import Db, Tx
+from loopline.store.schema import queue as table
+
+MAX_BACKOFF_SECONDS = 300.0
+MAX_ERROR_LENGTH = 4000
+
+
+@dataclass(frozen=True)
+class Task:
+    """A claimed task. It is ours until ``lease_until`` unless a heartbeat renews it; ``tries`` counts past failures."""
+
+    id: int
+    kind: str
+    key: str
+    token: int
+    tries: int
+    lease_until: float
+
+
+def ask(tx: Tx, kind: str, key: str, run_at: float | None = None) -> None:
+    """Ask for a task, now or at ``run_at``. One that waits already runs at the earlier time; one that is being worked
+    on runs once more when that is finished."""
+    due = tx.now if run_at is None else run_at
+    insert = (postgresql.insert if tx.postgres else sqlite.insert)(table).values(
+        kind=kind, key=key, run_at=due, token=0, tries=0, again=False
+    )
+    earlier = sa.case((insert.excluded.run_at < table.c.run_at, insert.excluded.run_at), else_=table.c.run_at)
+    busy = table.c.owner.is_not(None)
+    # While it is worked on, run_at is when to run again; finish() reads it.
+    change = {
+        "run_at": sa.case((busy & ~table.c.again, insert.excluded.run_at), else_=earlier),
+        "again": table.c.again | busy,
+    }
+    tx.execute(insert.on_conflict_do_update(index_elements=["kind", "key"], set_=change))
+
+
+def claim(db: Db, kinds: list[str], owner: str, lease_seconds: float, limit: int = 1) -> list[Task]:
+    """Take up to ``limit`` tasks that are due, the longest-waiting first; a task whose lease has lapsed is due too."""
+    with db.transaction() as tx:
+        now = db.database_time(tx)
+        free = table.c.owner.is_(None) & (table.c.run_at <= now)
+        due = (
+            sa.select(table.c.id)
+            .where(table.c.kind.in_(kinds), free | (table.c.lease_until <= now))
+            .order_by(table.c.run_at, table.c.id)
+            .limit(limit)
+        )
+        if tx.postgres:
+            due = due.with_for_update(skip_locked=True)
+        statement = (
+            table.update()
+            .where(table.c.id.in_(due.scalar_subquery()))
+            .values(owner=owner, lease_until=now + lease_seconds, token=table.c.token + 1)
+            .returning(table.c.id, table.c.kind, table.c.key, table.c.token, table.c.tries, table.c.run_at)
+        )
+        rows = sorted(tx.execute(statement), key=lambda row: (row.run_at, row.id))
+        return [Task(row.id, row.kind, row.key, row.token, row.tries, now + lease_seconds) for row in rows]
+
+
+def heartbeat(db: Db, task: Task, lease_seconds: float) -> None:
+    """Renew the lease; raises ``StaleToken`` when somebody else holds the task by now."""
+    with db.transaction() as tx:
+        until = db.database_time(tx) + lease_seconds
+        _change(tx, task, {"lease_until": until})
+
+
+def hold(tx: Tx, task: Task) -> None:
+    """Raise ``StaleToken`` unless the task is still ours; on PostgreSQL it stays so until the transaction ends."""
+    statement = sa.select(table.c.id).where(*_ours(task))
+    if tx.execute(statement.with_for_update() if tx.postgres else statement).first() is None:
+        raise _stale(task)
+
+
+def finish(tx: Tx, task: Task) -> None:
+    """Record that the work is done, in the transaction that records its result. Raises ``StaleToken`` when the token
+    no longer holds, so that the result is rolled back; makes the task wait again when it was asked for meanwhile."""
+    if tx.execute(table.delete().where(*_ours(task), ~table.c.again)).rowcount == 1:
+        return
+    _change(tx, task, {**_FREE, "tries": 0, "error": None})
+
+
+def fail(db: Db, task: Task, error: str, delay: float | None = None) -> None:
+    """Give the task back after a failure, to be tried again after ``delay`` seconds (see ``backoff_seconds``).
+
+    Raises ``StaleToken`` when somebody else holds it by now.
+    """
+    pause = backoff_seconds(task.tries) if delay is None else delay
+    with db.transaction() as tx:
+        again_at = db.database_time(tx) + pause
+        values = {"run_at": again_at, "tries": table.c.tries + 1, "error": error[:MAX_ERROR_LENGTH]}
+        _change(tx, task, {**_FREE, **values})
+
+
+def backoff_seconds(tries: int) -> float:
+    """How long to wait after the failure that follows ``tries`` others: 1 s doubled each time up to 5 minutes, less up
+    to a fifth by chance, so that what failed together does not come back together."""
+    return min(MAX_BACKOFF_SECONDS, 2.0 ** min(tries, 16)) * random.uniform(0.8, 1.0)  # noqa: S311
+
+
+def next_due(db: Db, kinds: list[str] | None = None) -> float | None:
+    """When the next task is due or the next lease lapses (seconds since the epoch), or None when nothing waits."""
+    due = sa.func.min(sa.case((table.c.owner.is_(None), table.c.run_at), else_=table.c.lease_until))
+    statement = sa.select(due)
+    if kinds is not None:
+        statement = statement.where(table.c.kind.in_(kinds))
+    with db.read() as tx:
+        found = tx.execute(statement).scalar_one()
+    return None if found is None else float(found)
+
+
+_FREE: dict[str, Any] = {"owner": None, "lease_until": None, "again": False}
+
+
+def _ours(task: Task) -> tuple[sa.ColumnElement[bool], ...]:
+    return table.c.id == task.id, table.c.token == task.token, table.c.owner.is_not(None)
+
+
+def _change(tx: Tx, task: Task, values: dict[str, Any]) -> None:
+    if tx.execute(table.update().where(*_ours(task)).values(**values)).rowcount != 1:
+        raise _stale(task)
+
+
+def _stale(task: Task) -> StaleToken:
+    return StaleToken(f"the task {task.kind} {task.key} was taken over by somebody else, or is done")
