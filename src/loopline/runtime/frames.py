@@ -1,0 +1,81 @@
+"""The framing between a gateway and a model server: ``u32 length of the rest | u64 id | u8 kind | payload``.
+
+Big-endian. A predict request's payload is ``u16 length | content type | body``; an answer's is ``u16 HTTP status | u16
+length | content type | body``; a ping and its answer carry none. ``loopline.domain.frames`` states the same contract
+for the gateway; a test holds the two together.
+"""
+
+import struct
+from typing import NamedTuple
+
+HEAD = struct.Struct(">IQB")
+TEXT = struct.Struct(">H")
+ANSWER = struct.Struct(">HH")
+PREDICT = 1
+PING = 2
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_REST = HEAD.size - 4
+
+
+class Frame(NamedTuple):
+    """One frame: which request it belongs to, what it is, and its payload."""
+
+    id: int
+    kind: int
+    payload: bytes
+
+
+class FrameError(ValueError):
+    """The bytes are no frames: the connection has to be closed."""
+
+
+class FrameReader:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._need = 0
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that ``data`` completes. Raises ``FrameError`` for one that is too long or too short."""
+        if self._parts:
+            self._parts.append(data)
+            self._size += len(data)
+            if self._size < self._need:
+                return []
+            data = b"".join(self._parts)
+        frames: list[Frame] = []
+        at, size, need = 0, len(data), HEAD.size
+        while size - at >= HEAD.size:
+            length, number, kind = HEAD.unpack_from(data, at)
+            if not _REST <= length <= MAX_FRAME_BYTES:
+                raise FrameError(f"a frame of {length} bytes is not allowed")
+            end = at + 4 + length
+            if end > size:
+                need = 4 + length
+                break
+            frames.append(Frame(number, kind, data[at + HEAD.size : end]))
+            at = end
+        self._parts, self._size, self._need = ([data[at:]] if at < size else []), size - at, need
+        return frames
+
+
+def encode_frame(number: int, kind: int, payload: bytes) -> bytes:
+    """One frame."""
+    return HEAD.pack(_REST + len(payload), number, kind) + payload
+
+
+def encode_answer(number: int, status: int, content_type: bytes, body: bytes) -> bytes:
+    """The answer to a predict request."""
+    return encode_frame(number, PREDICT, ANSWER.pack(status, len(content_type)) + content_type + body)
+
+
+def decode_predict(payload: bytes) -> tuple[bytes, bytes]:
+    """(content type, body) of a predict request. Raises ``FrameError`` when it is cut short."""
+    if len(payload) < TEXT.size:
+        raise FrameError("a predict frame without a content type")
+    end = TEXT.size + TEXT.unpack_from(payload)[0]
+    if end > len(payload):
+        raise FrameError("a predict frame that is cut short")
+    return payload[TEXT.size : end], payload[end:]
