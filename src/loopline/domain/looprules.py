@@ -1,0 +1,437 @@
+"""What the values in ``loop.toml`` may be, and how they must fit together, beyond their types.
+
+Every rule reports through ``say(path, message, cure, level)`` and goes on.
+"""
+
+import difflib
+import math
+import re
+import shlex
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+from cronsim import CronSim, CronSimError
+
+from loopline.domain import names, states
+from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
+from loopline.domain.projects import AlarmTable, Loop, TriggerTable
+from loopline.domain.tomllines import Path
+from loopline.errors import InvalidInput
+
+
+class Say(Protocol):
+    """How a rule reports; ``loopfile`` drops what it has reported already."""
+
+    def __call__(self, path: Path, message: str, cure: str, level: Literal["error", "warning"] = "error") -> None:
+        """Report what is wrong at ``path`` and what to write instead."""
+
+
+class Range(NamedTuple):
+    """From ``low`` to ``high``; an open end does not belong to it."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the value lies inside."""
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+        if self.open_low:
+            return f"above {self.low:g} and {'below' if self.open_high else 'at most'} {self.high:g}"
+        return f"between {self.low:g} and {self.high:g}"
+
+
+_POSITIVE = Range(0, open_low=True)
+_ONE_UP = Range(1)
+_SHARE = Range(0, 1)
+_PROBABILITY = Range(0, 1, open_low=True, open_high=True)
+
+# (table, key) -> what the number may be
+RANGES: dict[tuple[str, str], Range] = {
+    ("checks", "timeout_seconds"): _POSITIVE,
+    ("pipeline", "max_parallel"): _ONE_UP,
+    ("gate", "alpha"): _PROBABILITY,
+    ("gate", "min_rows"): _ONE_UP,
+    ("endpoint", "instances"): Range(1, 64),
+    ("endpoint", "capture"): _SHARE,
+    ("endpoint", "timeout_seconds"): Range(0, 3600, open_low=True),
+    ("endpoint", "max_concurrent"): _ONE_UP,
+    ("endpoint", "keep_warm_seconds"): Range(0),
+    ("rollout", "bake_seconds"): Range(0),
+    ("rollout", "min_requests"): Range(0),
+    ("rollout", "max_error_rate"): _SHARE,
+    ("rollout", "max_latency_ratio"): _POSITIVE,
+    ("rollout", "max_p99_ms"): _POSITIVE,
+    ("rollout", "start_timeout_seconds"): _POSITIVE,
+    ("monitor", "window_seconds"): _POSITIVE,
+    ("monitor", "psi"): _POSITIVE,
+    ("monitor", "alpha"): _PROBABILITY,
+    ("monitor", "min_rows"): _ONE_UP,
+    ("monitor", "every_seconds"): _POSITIVE,
+    ("retrain", "cooldown_seconds"): Range(0),
+    ("retrain", "budget"): _ONE_UP,
+    ("retrain", "budget_window_seconds"): _POSITIVE,
+    ("retrain", "min_rows"): _ONE_UP,
+    ("alarms", "period_seconds"): Range(1, LONGEST_SECONDS),
+    ("alarms", "evaluation_periods"): _ONE_UP,
+    ("triggers", "every"): _ONE_UP,
+}
+
+# Metric of a gate or of quality monitoring -> what it can be.
+QUALITY_METRICS: dict[str, Range] = {
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "brier"), _SHARE),
+    **dict.fromkeys(("mcc", "spearman"), Range(-1, 1)),
+    **dict.fromkeys(("log_loss", "mae", "mse", "rmse", "ece"), Range(0)),
+    "r2": Range(-math.inf, 1),
+}
+# Metric of an endpoint -> what it can be.
+TRAFFIC_METRICS: dict[str, Range] = {
+    **dict.fromkeys(("requests", "errors_4xx", "errors_5xx", "latency_ms"), Range(0)),
+    "error_rate": _SHARE,
+    "drift": Range(0),
+    "labels": Range(0),
+}
+_ABOUT_LABELS = frozenset(QUALITY_METRICS)
+
+
+def check(loop: Loop, present: frozenset[Path], say: Say, files: Collection[str] | None) -> None:
+    """Judge the whole loop. ``present``: the paths that the file has; ``files``: see ``loopfile.parse``."""
+    _ranges(loop, say)
+    _names(loop, say)
+    _commands(loop, say)
+    _branches(loop, say)
+    _gate(loop, present, say)
+    _rollout(loop, present, say)
+    for position, alarm in enumerate(loop.alarms):
+        _alarm(alarm, ("alarms", position), loop, say)
+    _monitor(loop, present, say)
+    _retrain(loop, say)
+    _triggers(loop, say)
+    _notifications(loop, say)
+    _files(loop, say, files)
+
+
+def _tables(loop: Loop) -> Iterator[tuple[Path, Any]]:
+    for table in msgspec.structs.fields(loop):
+        value = getattr(loop, table.name)
+        if isinstance(value, tuple):
+            for position, item in enumerate(value):
+                yield (table.name, position), item
+        elif isinstance(value, msgspec.Struct):
+            yield (table.name,), value
+
+
+def _ranges(loop: Loop, say: Say) -> None:
+    for path, table in _tables(loop):
+        for key in table.__struct_fields__:
+            allowed = RANGES.get((str(path[0]), key))
+            value = getattr(table, key)
+            if allowed and value is not None and not allowed.holds(value):
+                say((*path, key), f"{key} cannot be {value:g}", f"it must be {allowed}")
+
+
+def _name(value: str, what: str, path: Path, say: Say) -> None:
+    try:
+        names.check_name(value, what)
+    except InvalidInput as error:
+        message, _, cure = error.message.partition(": ")
+        say(path, message, cure)
+
+
+def _names(loop: Loop, say: Say) -> None:
+    _name(loop.project.name, "a project", ("project", "name"), say)
+    _name(loop.model.name, "a model", ("model", "name"), say)
+    if loop.endpoint:
+        _name(loop.endpoint.name, "an endpoint", ("endpoint", "name"), say)
+    for key in loop.data:
+        _name(key, "a data asset", ("data", key), say)
+    named: tuple[tuple[str, str, tuple[AlarmTable | TriggerTable, ...]], ...] = (
+        ("alarms", "an alarm", loop.alarms),
+        ("triggers", "a trigger", loop.triggers),
+    )
+    for table, what, items in named:
+        seen: dict[str, int] = {}
+        for position, item in enumerate(items):
+            path = (table, position, "name")
+            if item.name or table == "alarms":
+                _name(item.name, what, path, say)
+            if item.name and item.name in seen:
+                cure = f"give one of {table}[{seen[item.name]}] and {table}[{position}] another name"
+                say(path, f"two {table} are called {item.name!r}", cure)
+            seen.setdefault(item.name, position)
+
+
+def _commands(loop: Loop, say: Say) -> None:
+    for position, command in enumerate(loop.checks.commands):
+        path = ("checks", "commands", position)
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            say(path, f"the command {command!r} cannot be split into words: {error}", "close every quote")
+            continue
+        if not words:
+            say(path, "the command is empty", 'write a command such as "python -m pytest tests", or remove it')
+
+
+def _branches(loop: Loop, say: Say) -> None:
+    for pattern, branch in loop.branches.items():
+        path = ("branches", pattern)
+        if not pattern.strip():
+            say(path, "a branch pattern is empty", 'write e.g. [branches."feature/*"]')
+        for key in ("model", "endpoint"):
+            value = getattr(branch, key)
+            if value:
+                _name(value.replace("{branch}", "x"), f"a branch's {key}", (*path, key), say)
+            elif value == "" and key == "model":
+                say((*path, key), "the model's name is empty", "leave the key out to use [model] name")
+
+
+# -- gate -------------------------------------------------------------------------------------------------------------
+
+
+def _metric(metric: str, path: Path, say: Say, level: Literal["error", "warning"] = "error") -> Range:
+    """What the metric can be; reports an unknown one."""
+    if metric not in QUALITY_METRICS:
+        close = difflib.get_close_matches(metric, QUALITY_METRICS, 1)
+        cure = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(QUALITY_METRICS)}"
+        say(path, f"there is no metric {metric!r}", cure, level)
+    return QUALITY_METRICS.get(metric, Range())
+
+
+def _thresholds(thresholds: dict[str, float], path: Path, say: Say) -> None:
+    for metric, threshold in thresholds.items():
+        allowed = _metric(metric, (*path, metric), say)
+        if not allowed.holds(threshold):
+            say((*path, metric), f"{metric} can never be {threshold:g}", f"a threshold for it must be {allowed}")
+
+
+def _gate(loop: Loop, present: frozenset[Path], say: Say) -> None:
+    gate = loop.gate
+    _metric(gate.metric, ("gate", "metric"), say)
+    _thresholds(gate.thresholds, ("gate", "thresholds"), say)
+    for metric, margin in gate.margin.items():
+        path = ("gate", "margin", metric)
+        _metric(metric, path, say)
+        if margin < 0:
+            say(path, f"a margin of {margin:g} is negative", "write how much worse it may be, 0 or more")
+    for key, thresholds in gate.slices.items():
+        path = ("gate", "slices", key)
+        if not re.fullmatch(r"[^=]+=[^=].*", key):
+            say(path, f"the slice {key!r} is not column=value", 'write e.g. [gate.slices."sex=f"] accuracy = 0.9')
+        _thresholds(thresholds, path, say)
+    if ("gate",) not in present or gate.mode == "off":
+        return
+    if not gate.test:
+        say(("gate",), "[gate] has no test data", 'add test = "NAME", a table [data.NAME], and label = "COLUMN"')
+        return
+    if _asset(gate.test, ("gate", "test"), loop, say) and not gate.label:
+        say(("gate", "label"), "[gate] does not say which column of its test data is the truth", 'add label = "COLUMN"')
+
+
+def _asset(reference: str, path: Path, loop: Loop, say: Say) -> bool:
+    """Whether ``NAME`` or ``NAME:VERSION`` is well-formed; warns when the project has no such data."""
+    try:
+        name, _ = names.split_version(reference, "a data asset")
+    except InvalidInput as error:
+        say(path, error.message, "write NAME or NAME:VERSION")
+        return False
+    if name not in loop.data:
+        close = difflib.get_close_matches(name, loop.data, 1)
+        cure = f"did you mean {close[0]!r}?" if close else f'add [data.{name}] with path = "..."'
+        say(path, f"no [data.{name}] comes with this project", f"{cure} or upload it: loopline assets put", "warning")
+    return True
+
+
+# -- traffic ----------------------------------------------------------------------------------------------------------
+
+
+def _deploys(loop: Loop) -> bool:
+    return loop.endpoint is not None or any(branch.endpoint for branch in loop.branches.values())
+
+
+def _rollout(loop: Loop, present: frozenset[Path], say: Say) -> None:
+    steps = loop.rollout.steps
+    for position, step in enumerate(steps):
+        path = ("rollout", "steps", position)
+        if not 0 < step < 100:
+            say(path, f"a step of {step:g} percent", "steps lie above 0 and below 100; 100 follows by itself")
+        elif position and step <= steps[position - 1]:
+            say(path, f"{step:g} follows {steps[position - 1]:g}", "write the steps in ascending order, e.g. [5, 50]")
+    if loop.rollout.strategy == "canary" and not steps:
+        say(("rollout", "steps"), "a canary without steps", 'write e.g. steps = [5, 50], or strategy = "all-at-once"')
+    if ("rollout",) in present and not _deploys(loop):
+        say(("rollout",), "[rollout] moves no traffic: there is no endpoint", 'add [endpoint] with name = "..."')
+
+
+def _alarm(alarm: AlarmTable, path: Path, loop: Loop, say: Say) -> None:
+    try:
+        percentile_of(alarm.statistic)
+    except InvalidInput as error:
+        message, _, cure = error.message.partition(": ")
+        say((*path, "statistic"), message, cure)
+    needed = alarm.datapoints_to_alarm
+    if needed is not None and not 1 <= needed <= alarm.evaluation_periods:
+        cure = f"it must be between 1 and evaluation_periods ({alarm.evaluation_periods})"
+        say((*path, "datapoints_to_alarm"), f"datapoints_to_alarm cannot be {needed}", cure)
+    if alarm.period_seconds * alarm.evaluation_periods > LONGEST_SECONDS:
+        cure = f"period_seconds x evaluation_periods may be {LONGEST_SECONDS} at most"
+        say((*path, "evaluation_periods"), "the alarm looks back more than a day", cure)
+    _alarm_metric(alarm, path, say)
+    if not alarm.actions:
+        say((*path, "actions"), f"the alarm {alarm.name!r} does nothing", 'write actions = ["notify"]', "warning")
+    if "retrain" in alarm.actions and not loop.retrain.enabled:
+        message = f"the alarm {alarm.name!r} asks for retraining, which is off"
+        say((*path, "actions"), message, "write [retrain] enabled = true, or remove the action", "warning")
+    if not _deploys(loop):
+        message = f"the alarm {alarm.name!r} has no endpoint to watch"
+        say(path, message, 'add [endpoint] with name = "..."', "warning")
+
+
+def _alarm_metric(alarm: AlarmTable, path: Path, say: Say) -> None:
+    known = TRAFFIC_METRICS | QUALITY_METRICS
+    family, dot, feature = alarm.metric.partition(".")
+    if dot and family in ("psi", "drift"):
+        if not feature:
+            say((*path, "metric"), f"{alarm.metric!r} names no feature", "write e.g. psi.age")
+        allowed = Range(0)
+    elif alarm.metric in known:
+        allowed = known[alarm.metric]
+    else:
+        close = difflib.get_close_matches(alarm.metric, known, 1)
+        cure = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}, psi.FEATURE"
+        say((*path, "metric"), f"nothing measures {alarm.metric!r}", cure)
+        return
+    if alarm.statistic in ("Sum", "SampleCount"):
+        return
+    if not _can_fire(alarm, allowed):
+        message = (
+            f"the alarm {alarm.name!r} can never fire: {alarm.metric} is never {alarm.comparison} {alarm.threshold:g}"
+        )
+        say((*path, "threshold"), message, f"{alarm.metric} is {allowed}")
+    elif (
+        alarm.metric in _ABOUT_LABELS
+        and alarm.comparison in (">", ">=")
+        and allowed.high == 1
+        and alarm.metric != "brier"
+    ):
+        message = f"the alarm {alarm.name!r} fires when {alarm.metric} is good"
+        say((*path, "comparison"), message, 'write comparison = "<"', "warning")
+
+
+def _can_fire(alarm: AlarmTable, allowed: Range) -> bool:
+    return {
+        ">": alarm.threshold < allowed.high,
+        ">=": alarm.threshold <= allowed.high,
+        "<": alarm.threshold > allowed.low,
+        "<=": alarm.threshold >= allowed.low,
+    }[alarm.comparison]
+
+
+def _monitor(loop: Loop, present: frozenset[Path], say: Say) -> None:
+    rule = loop.monitor.rule
+    if rule != "default":
+        found = re.fullmatch(r"\s*([a-z_]+)\s*(>=|>|<=|<)\s*([0-9.]+(?:e-?[0-9]+)?)\s*", rule)
+        if not found:
+            say(("monitor", "rule"), f"{rule!r} is not a rule", 'write "default", or e.g. "psi > 0.1"')
+    if ("monitor",) in present and not _deploys(loop):
+        message = "[monitor] has nothing to watch: there is no endpoint"
+        say(("monitor",), message, 'add [endpoint] with name = "..."', "warning")
+    if ("monitor",) in present and loop.endpoint and loop.endpoint.capture == 0:
+        message = "[monitor] sees no rows: the endpoint keeps none"
+        say(("endpoint", "capture"), message, "write capture = 1.0", "warning")
+
+
+def _retrain(loop: Loop, say: Say) -> None:
+    retrain = loop.retrain
+    if retrain.asset:
+        _asset(retrain.asset, ("retrain", "asset"), loop, say)
+    if not retrain.enabled:
+        return
+    if retrain.captured and not retrain.asset:
+        message = "[retrain] does not say which training data the captured rows extend"
+        say(("retrain", "asset"), message, 'add asset = "NAME" of a [data.NAME], or captured = false')
+    if retrain.captured and loop.endpoint and loop.endpoint.capture == 0:
+        message = "[retrain] trains on captured rows, but the endpoint keeps none"
+        say(("endpoint", "capture"), message, "write capture = 1.0, or [retrain] captured = false")
+
+
+# -- triggers and messages --------------------------------------------------------------------------------------------
+
+
+def cron_mistake(expression: str) -> str | None:
+    """What is wrong with a cron expression of five fields in UTC, or None."""
+    if len(expression.split()) != 5:
+        return f"{expression!r} has {len(expression.split())} fields, not 5"
+    try:
+        next(CronSim(expression, datetime(2024, 1, 1, tzinfo=UTC)))
+    except CronSimError as error:
+        return f"{expression!r} is not a cron expression: {error}"
+    except StopIteration:
+        return f"{expression!r} never comes"
+    return None
+
+
+def _triggers(loop: Loop, say: Say) -> None:
+    for position, trigger in enumerate(loop.triggers):
+        path = ("triggers", position)
+        if trigger.kind == "cron":
+            mistake = cron_mistake(trigger.cron) if trigger.cron else "a cron trigger without an expression"
+            if mistake:
+                cure = 'write minute hour day month weekday, e.g. cron = "0 3 * * 1" for Mondays at 3:00 UTC'
+                say((*path, "cron"), mistake, cure)
+        elif not trigger.asset:
+            say((*path, "asset"), "a data trigger without data", 'add asset = "NAME"')
+        else:
+            _asset(trigger.asset, (*path, "asset"), loop, say)
+
+
+def _notifications(loop: Loop, say: Say) -> None:
+    for position, message in enumerate(loop.notifications):
+        path = ("notifications", position)
+        try:
+            url = urlsplit(message.url)
+            good = url.scheme in ("http", "https") and bool(url.hostname)
+        except ValueError:
+            good = False
+        if not good:
+            say((*path, "url"), f"{message.url!r} is not a web address", "write https://HOST/PATH")
+        for number, pattern in enumerate(message.events):
+            noun, dot, _ = pattern.partition(".")
+            if not dot or (noun != "*" and noun not in states.MOVES):
+                close = difflib.get_close_matches(noun, states.MOVES, 1)
+                cure = f"did you mean {close[0]}.*?" if close else "write e.g. version.* or execution.Failed"
+                say((*path, "events", number), f"no event is called {pattern!r}", cure)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _files(loop: Loop, say: Say, files: Collection[str] | None) -> None:
+    wanted: list[tuple[Path, str, str]] = [
+        (("pipeline", "file"), loop.pipeline.file, "write a pipeline with @step and @pipeline"),
+        (("environment", "requirements"), loop.environment.requirements, "list the project's packages in it"),
+    ]
+    if loop.model.handler == "predict":
+        cure = 'write load(model_dir) and predict(model, batch) in it, or [model] handler = "joblib"'
+        wanted.append((("model", "handler"), "predict.py", cure))
+    wanted += [(("data", name, "path"), data.path, "add the file") for name, data in loop.data.items()]
+    folders = {file.rpartition("/")[0] for file in files or ()}
+    for path, file, cure in wanted:
+        parts = file.rstrip("/").split("/")
+        if file.startswith("/") or not all(parts) or ".." in parts or "\\" in file or "\0" in file:
+            say(path, f"{file!r} is not a path in the project", "write a relative path without '..'")
+        elif files is not None and "/".join(part for part in parts if part != ".") not in files:
+            is_folder = any(f"{folder}/".startswith("/".join(parts) + "/") for folder in folders)
+            if not (path[0] == "data" and is_folder):
+                level: Literal["error", "warning"] = "warning" if path[0] == "environment" else "error"
+                say(path, f"there is no file {file}", cure, level)
