@@ -35,62 +35,41 @@ def ask(tx: Tx, kind: str, key: str, run_at: float | None = None) -> None:
     """Ask for a task, now or at ``run_at``. One that waits already runs at the earlier time; one that is being worked
     on runs once more when that is finished."""
     due = tx.now if run_at is None else run_at
-    insert = (postgresql.insert if tx.postgres else sqlite.insert)(table).values(
-        kind=kind, key=key, run_at=due, token=0, tries=0, again=False
-    )
-    earlier = sa.case((insert.excluded.run_at < table.c.run_at, insert.excluded.run_at), else_=table.c.run_at)
-    busy = table.c.owner.is_not(None)
-    # While it is worked on, run_at is when to run again; finish() reads it.
-    change = {
-        "run_at": sa.case((busy & ~table.c.again, insert.excluded.run_at), else_=earlier),
-        "again": table.c.again | busy,
-    }
-    tx.execute(insert.on_conflict_do_update(index_elements=["kind", "key"], set_=change))
+    tx.execute(_ASK[tx.postgres], {"kind": kind, "key": key, "run_at": due, "token": 0, "tries": 0, "again": False})
 
 
 def claim(db: Db, kinds: list[str], owner: str, lease_seconds: float, limit: int = 1) -> list[Task]:
-    """Take up to ``limit`` tasks that are due, the longest-waiting first; a task whose lease has lapsed is due too."""
+    """Take up to ``limit`` tasks that are due, the longest-waiting first.
+
+    A task whose lease has lapsed is due too, and its ``tries`` counts that as a failure: whoever held it may have died
+    of it.
+    """
     with db.transaction() as tx:
         now = db.database_time(tx)
-        free = table.c.owner.is_(None) & (table.c.run_at <= now)
-        due = (
-            sa.select(table.c.id)
-            .where(table.c.kind.in_(kinds), free | (table.c.lease_until <= now))
-            .order_by(table.c.run_at, table.c.id)
-            .limit(limit)
-        )
-        if tx.postgres:
-            due = due.with_for_update(skip_locked=True)
-        statement = (
-            table.update()
-            .where(table.c.id.in_(due.scalar_subquery()))
-            .values(owner=owner, lease_until=now + lease_seconds, token=table.c.token + 1)
-            .returning(table.c.id, table.c.kind, table.c.key, table.c.token, table.c.tries, table.c.run_at)
-        )
-        rows = sorted(tx.execute(statement), key=lambda row: (row.run_at, row.id))
-        return [Task(row.id, row.kind, row.key, row.token, row.tries, now + lease_seconds) for row in rows]
+        until = now + lease_seconds
+        values = {"kinds": kinds, "new_owner": owner, "now": now, "until": until, "most": limit}
+        rows = sorted(tx.execute(_CLAIM[tx.postgres], values), key=lambda row: (row.run_at, row.id))
+        return [Task(row.id, row.kind, row.key, row.token, row.tries, until) for row in rows]
 
 
 def heartbeat(db: Db, task: Task, lease_seconds: float) -> None:
     """Renew the lease; raises ``StaleToken`` when somebody else holds the task by now."""
     with db.transaction() as tx:
         until = db.database_time(tx) + lease_seconds
-        _change(tx, task, {"lease_until": until})
+        _change(tx, _RENEW, task, lease_until=until)
 
 
 def hold(tx: Tx, task: Task) -> None:
     """Raise ``StaleToken`` unless the task is still ours; on PostgreSQL it stays so until the transaction ends."""
-    statement = sa.select(table.c.id).where(*_ours(task))
-    if tx.execute(statement.with_for_update() if tx.postgres else statement).first() is None:
+    if tx.execute(_HOLD[tx.postgres], {"task": task.id, "held": task.token}).first() is None:
         raise _stale(task)
 
 
 def finish(tx: Tx, task: Task) -> None:
     """Record that the work is done, in the transaction that records its result. Raises ``StaleToken`` when the token
     no longer holds, so that the result is rolled back; makes the task wait again when it was asked for meanwhile."""
-    if tx.execute(table.delete().where(*_ours(task), ~table.c.again)).rowcount == 1:
-        return
-    _change(tx, task, {**_FREE, "tries": 0, "error": None})
+    if tx.execute(_REMOVE, {"task": task.id, "held": task.token}).rowcount != 1:
+        _change(tx, _REPEAT, task, tries=0, error=None)
 
 
 def fail(db: Db, task: Task, error: str, delay: float | None = None) -> None:
@@ -101,8 +80,7 @@ def fail(db: Db, task: Task, error: str, delay: float | None = None) -> None:
     pause = backoff_seconds(task.tries) if delay is None else delay
     with db.transaction() as tx:
         again_at = db.database_time(tx) + pause
-        values = {"run_at": again_at, "tries": table.c.tries + 1, "error": error[:MAX_ERROR_LENGTH]}
-        _change(tx, task, {**_FREE, **values})
+        _change(tx, _RETRY, task, run_at=again_at, tries=task.tries + 1, error=error[:MAX_ERROR_LENGTH])
 
 
 def backoff_seconds(tries: int) -> float:
@@ -122,17 +100,69 @@ def next_due(db: Db, kinds: list[str] | None = None) -> float | None:
     return None if found is None else float(found)
 
 
-_FREE: dict[str, Any] = {"owner": None, "lease_until": None, "again": False}
-
-
-def _ours(task: Task) -> tuple[sa.ColumnElement[bool], ...]:
-    return table.c.id == task.id, table.c.token == task.token, table.c.owner.is_not(None)
-
-
-def _change(tx: Tx, task: Task, values: dict[str, Any]) -> None:
-    if tx.execute(table.update().where(*_ours(task)).values(**values)).rowcount != 1:
+def _change(tx: Tx, statement: sa.Update, task: Task, **values: Any) -> None:
+    if tx.execute(statement, {"task": task.id, "held": task.token, **values}).rowcount != 1:
         raise _stale(task)
 
 
 def _stale(task: Task) -> StaleToken:
     return StaleToken(f"the task {task.kind} {task.key} was taken over by somebody else, or is done")
+
+
+# Statements are built once: building one anew for each call cost more than running it.
+
+
+def _make_ask(insert: Any) -> Any:
+    insert = insert(table)
+    earlier = sa.case((insert.excluded.run_at < table.c.run_at, insert.excluded.run_at), else_=table.c.run_at)
+    busy = table.c.owner.is_not(None)
+    # While it is worked on, run_at is when to run again; finish() leaves it so.
+    run_at = sa.case((busy & ~table.c.again, insert.excluded.run_at), else_=earlier)
+    return insert.on_conflict_do_update(
+        index_elements=["kind", "key"], set_={"run_at": run_at, "again": table.c.again | busy}
+    )
+
+
+def _make_claim(*, postgres: bool) -> sa.UpdateBase:
+    now: sa.BindParameter[float] = sa.bindparam("now")
+    free = table.c.owner.is_(None) & (table.c.run_at <= now)
+    due = (
+        sa.select(table.c.id)
+        .where(table.c.kind.in_(sa.bindparam("kinds", expanding=True)), free | (table.c.lease_until <= now))
+        .order_by(table.c.run_at, table.c.id)
+        .limit(sa.bindparam("most", type_=sa.Integer))
+    )
+    if postgres:
+        due = due.with_for_update(skip_locked=True)
+    lapsed = sa.case((table.c.owner.is_(None), 0), else_=1)
+    return (
+        table.update()
+        .where(table.c.id.in_(due.scalar_subquery()))
+        .values(
+            owner=sa.bindparam("new_owner"),
+            lease_until=sa.bindparam("until"),
+            token=table.c.token + 1,
+            tries=table.c.tries + lapsed,
+        )
+        .returning(table.c.id, table.c.kind, table.c.key, table.c.token, table.c.tries, table.c.run_at)
+    )
+
+
+def _make_change(*columns: str, free: bool) -> sa.Update:
+    values: dict[Any, Any] = {name: sa.bindparam(name) for name in columns}
+    if free:
+        values.update(owner=None, lease_until=None, again=False)
+    return table.update().where(*_OURS).values(values)
+
+
+_ASK = {True: _make_ask(postgresql.insert), False: _make_ask(sqlite.insert)}
+_CLAIM = {True: _make_claim(postgres=True), False: _make_claim(postgres=False)}
+_OURS = (table.c.id == sa.bindparam("task"), table.c.token == sa.bindparam("held"), table.c.owner.is_not(None))
+_HOLD = {
+    True: sa.select(table.c.id).where(*_OURS).with_for_update(),
+    False: sa.select(table.c.id).where(*_OURS),
+}
+_REMOVE = table.delete().where(*_OURS, ~table.c.again)
+_RENEW = _make_change("lease_until", free=False)
+_REPEAT = _make_change("tries", "error", free=True)
+_RETRY = _make_change("run_at", "tries", "error", free=True)
