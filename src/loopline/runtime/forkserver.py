@@ -1,0 +1,247 @@
+"""The forkserver of one environment: imports its third-party packages once, then forks a shim for each request.
+
+``python -I forkserver.py --socket PATH [--preload a,b] [--idle SECONDS]``. One request is one line of JSON on a Unix
+stream socket, ``{"folder": path}`` or ``{"status": true}``; the answer is one line, and the connection closes.
+It forks only while it has one single thread, keeps nothing of its starter's environment, and goes when idle.
+"""
+
+# Pathlib would cost every job milliseconds to import.
+# ruff: noqa: PTH100, PTH104, PTH108, PTH116, PTH117, PTH120, PTH208
+
+import os
+import sys
+
+if not __package__:  # entered by path: see shim.py
+    __package__ = "loopline_runtime"
+    _package = type(sys)(__package__)
+    _package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
+    sys.modules[__package__] = _package
+
+import argparse
+import gc
+import json
+import random  # noqa: F401 - for the jobs, which reseed it
+import select
+import signal
+import socket
+import stat
+import struct
+import tempfile  # noqa: F401 - for the jobs
+import time
+import traceback  # noqa: F401 - for the jobs, which explain their failures with it
+from importlib import import_module
+from typing import Any
+
+from . import folder as files
+from . import launch, processes, shim  # noqa: F401 - launch is imported before the fork, so that no job has to
+
+MAX_REQUEST_BYTES = 65536
+CLIENT_SECONDS = 1.0
+# The room that a job's mark needs in the environment of this process: see processes.overwrite_environ.
+ROOM_VARIABLE = "LOOPLINE_ROOM"
+ROOM = "0" * 256
+
+
+def threads() -> int:
+    """How many threads this process has, those of C libraries included."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def preload(names: list[str]) -> dict[str, str]:
+    """Import packages; returns what went wrong, by name. A package that cannot be imported stops nothing."""
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            import_module(name)
+        except BaseException as failure:  # noqa: BLE001 - a broken package must not take the forkserver along
+            failed[name] = f"{type(failure).__name__}: {failure}"[:500]
+    return failed
+
+
+def shed_threads() -> None:
+    """Fork once for nothing: libraries like OpenBLAS end their idle threads at a fork and start them on demand."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+class ForkServer:
+    """Answers one request after the other; the children it forks are shims, which outlive it."""
+
+    def __init__(self, path: str, idle_seconds: float, status: dict[str, Any]) -> None:
+        self.path = path
+        self.idle_seconds = idle_seconds
+        self.status = status
+        self.listener = listen(path)
+        self.inode = os.stat(path).st_ino
+        self.wake, self.wake_end = os.pipe()
+        os.set_blocking(self.wake, False)
+        os.set_blocking(self.wake_end, False)
+        self.stopping = False
+
+    def serve(self) -> None:
+        """Answer until nobody has asked for ``idle_seconds``, or SIGTERM comes."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.set_wakeup_fd(self.wake_end, warn_on_full_buffer=False)
+        poller = select.poll()
+        poller.register(self.listener, select.POLLIN)
+        poller.register(self.wake, select.POLLIN)
+        asked_at = time.monotonic()
+        while not self.stopping:
+            left = self.idle_seconds - (time.monotonic() - asked_at)
+            if left <= 0:
+                break
+            for descriptor, _ in poller.poll(left * 1000):
+                if descriptor == self.wake:
+                    self._reap()
+                else:
+                    self._accept()
+                    asked_at = time.monotonic()
+        self.close()
+
+    def _stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def close(self) -> None:
+        """Take the socket away, unless a successor has put its own there."""
+        self.listener.close()
+        try:
+            if os.stat(self.path).st_ino == self.inode:
+                os.unlink(self.path)
+        except OSError:
+            return
+
+    def _reap(self) -> None:
+        try:
+            os.read(self.wake, 4096)
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except (ChildProcessError, BlockingIOError):
+            return
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self.listener.accept()
+        except OSError:
+            return
+        with client:
+            client.settimeout(CLIENT_SECONDS)
+            try:
+                answer = self._answer(client)
+                client.sendall(json.dumps(answer).encode() + b"\n")
+            except OSError:
+                return
+
+    def _answer(self, client: socket.socket) -> dict[str, Any]:
+        request = read_request(client)
+        if request is None:
+            return {"refused": "a request is one line of JSON"}
+        if request.get("status"):
+            return {**self.status, "threads": threads()}
+        folder = request.get("folder")
+        problem = unfit(folder)
+        if problem:
+            return {"refused": problem}
+        return self._fork(str(folder))
+
+    def _fork(self, folder: str) -> dict[str, Any]:
+        count = threads()
+        if count > 1:
+            shed_threads()
+            count = threads()
+        if count > 1:
+            return {"refused": f"{count} threads exist, and a fork would copy only one of them"}
+        try:
+            pid = os.fork()
+        except OSError as failure:
+            return {"refused": f"fork: {failure.strerror}"}
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            shim.run_and_leave(folder)
+        return {"pid": pid}
+
+
+def read_request(client: socket.socket) -> dict[str, Any] | None:
+    """One line of JSON from a client of the same user; None when it is anything else."""
+    _, user, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if user not in (os.getuid(), 0):
+        return None
+    data = b""
+    while not data.endswith(b"\n") and len(data) < MAX_REQUEST_BYTES:
+        part = client.recv(MAX_REQUEST_BYTES)
+        if not part:
+            break
+        data += part
+    try:
+        request = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return request if isinstance(request, dict) else None
+
+
+def unfit(folder: object) -> str | None:
+    """Why a folder is no attempt's, or None."""
+    if not isinstance(folder, str) or not os.path.isabs(folder):
+        return "the folder has to be an absolute path"
+    try:
+        found = os.stat(f"{folder}/{files.SPEC}", follow_symlinks=False)
+    except (OSError, ValueError):
+        return f"there is no {files.SPEC} in the folder"
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+        return f"{files.SPEC} is not a file of this user"
+    return None
+
+
+def listen(path: str) -> socket.socket:
+    """A listening socket, readable and writable by this user only; it appears under its name when it listens."""
+    temporary = f"{path}.{os.getpid()}"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(temporary)
+        listener.listen(128)
+        os.rename(temporary, path)
+    finally:
+        os.umask(before)
+    return listener
+
+
+def shed_environment() -> None:
+    """Start over with an environment that holds nothing but room for the mark; parent and descriptors stay."""
+    if os.environ.get(ROOM_VARIABLE) == ROOM:
+        os.environ.clear()
+        return
+    bare = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", ROOM_VARIABLE: ROOM}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], bare)  # noqa: S606
+
+
+def main() -> int:
+    """Preload, say on standard output what came of it, and serve."""
+    shed_environment()
+    parser = argparse.ArgumentParser(prog="forkserver")
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--preload", default="")
+    parser.add_argument("--idle", type=float, default=900.0)
+    options = parser.parse_args()
+    began = time.monotonic()
+    names = [name for name in options.preload.split(",") if name]
+    failed = preload(names)
+    if threads() > 1:
+        shed_threads()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    seconds = round(time.monotonic() - began, 3)
+    status = {"pid": os.getpid(), "preloaded": [n for n in names if n not in failed], "failed": failed}
+    server = ForkServer(options.socket, options.idle, {**status, "seconds": seconds})
+    sys.stdout.write(json.dumps({**server.status, "threads": threads()}) + "\n")
+    sys.stdout.flush()
+    server.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The job's side of a fork: set the process up (limits, privileges, Landlock), then become the job.
+
+What goes wrong here is told to the shim through the report pipe, one JSON line each.
+"""
+
+# Pathlib would cost every job milliseconds to import.
+# ruff: noqa: PTH100, PTH120
+
+import errno
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import time
+from importlib import import_module
+from typing import Any, NoReturn
+
+from . import folder as files
+from . import processes, sandbox
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+MESSAGE_CHARS = 4000
+TRACEBACK_CHARS = 16000
+DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+
+
+def environment(spec: dict[str, Any], folder: str) -> dict[str, str]:
+    """The job's whole environment: a minimum, what the spec says, and the mark. Nothing is inherited."""
+    workdir = str(spec["workdir"])
+    python = os.path.dirname(str(spec.get("python") or sys.executable))
+    return {
+        "PATH": f"{python}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": workdir,
+        "LANG": "C.UTF-8",
+        "TMPDIR": f"{folder}/{files.SCRATCH}",
+        "PYTHONUNBUFFERED": "1",
+        **{str(name): str(value) for name, value in (spec.get("environ") or {}).items()},
+        processes.MARK: str(spec["attempt"]),
+    }
+
+
+def become(folder: str, spec: dict[str, Any], shim: int, output: int, report: int) -> NoReturn:
+    """Turn this freshly forked process into the job. Never returns, whatever happens."""
+    stage = "launch"
+    code = 1
+    try:
+        _detach(shim, output)
+        environ = environment(spec, folder)
+        os.chdir(str(spec["workdir"]))
+        _tell(report, {"layers": _confine(folder, spec)})
+        if spec["kind"] == "command":
+            _execute([str(part) for part in spec["argv"]], environ)
+        _settle(environ, folder)
+        stage = "job"
+        code = _run(folder)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            sys.stderr.write(end.code + "\n")
+    except BaseException as failure:  # noqa: BLE001 - the process ends here, and the shim has to learn why
+        _tell(report, {"stage": stage, "errno": getattr(failure, "errno", None), "error": explain(failure)})
+    finally:
+        _leave(code)
+
+
+def _detach(shim: int, output: int) -> None:
+    os.setsid()
+    sandbox.die_with_parent(shim, signal.SIGKILL)
+    nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.umask(0o077)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(descriptor, b"500")  # when the machine runs out of memory, the job goes before the platform
+        os.close(descriptor)
+    except OSError:
+        return
+
+
+def _confine(folder: str, spec: dict[str, Any]) -> list[str]:
+    """Limits, then no_new_privs, then Landlock; returns the layers that hold."""
+    wanted = spec.get("sandbox") or {}
+    sandbox.limit(spec.get("limits") or {})
+    sandbox.forbid_new_privileges()
+    own = [str(spec["workdir"]), *(f"{folder}/{name}" for name in (files.OUTPUTS, files.SCRATCH))]
+    own += [f"{folder}/{name}" for name in (files.EVENTS, files.MANIFEST)]
+    held = sandbox.confine(
+        [folder, HERE, *map(str, wanted.get("read") or ())],
+        [*own, *map(str, wanted.get("write") or ())],
+        network=bool(wanted.get("network", True)),
+    )
+    return ["rlimits", "no_new_privs", *held]
+
+
+def _execute(argv: list[str], environ: dict[str, str]) -> NoReturn:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what is ignored stays so over exec
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.execvpe(argv[0], argv, environ)  # noqa: S606
+
+
+def _settle(environ: dict[str, str], folder: str) -> None:
+    """Make an interpreter that was forked look like one that was started for this job."""
+    os.environ.clear()
+    processes.overwrite_environ(f"{processes.MARK}={environ[processes.MARK]}".encode())
+    os.environ.update(environ)
+    if "TZ" in environ:
+        time.tzset()
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    # A `__main__` without a file: a process that multiprocessing spawns must not run the shim's or forkserver's again.
+    sys.modules["__main__"] = type(sys)("__main__")
+    sys.argv = [folder]
+    # The runtime's own folder comes last: its file names must not hide a user's or a package's module.
+    sys.path[0:0] = [entry for entry in environ.get("PYTHONPATH", "").split(":") if entry]
+    sys.path.append(HERE)
+    gc.enable()
+    random.seed()
+    if "tempfile" in sys.modules:
+        sys.modules["tempfile"].tempdir = None  # type: ignore[attr-defined]
+    generator = sys.modules.get("numpy.random.mtrand")
+    if generator is not None:
+        generator.seed()
+
+
+def _run(folder: str) -> int:
+    job = import_module(f"{__package__}.job")
+    code = job.main(folder)
+    return code if isinstance(code, int) else 0
+
+
+def explain(failure: BaseException) -> dict[str, Any]:
+    """An exception as the ``error`` of ``exit``: file and line are the deepest ones in user code."""
+    import traceback
+
+    frames = traceback.extract_tb(failure.__traceback__)
+    shown = [frame for frame in frames if not frame.filename.startswith((HERE, "<frozen"))]
+    text = "".join([*traceback.format_list(shown), *traceback.format_exception_only(failure)])
+    if shown:
+        text = "Traceback (most recent call last):\n" + text
+    library = os.path.dirname(os.__file__)
+    own = [frame for frame in shown if "site-packages" not in frame.filename and not frame.filename.startswith(library)]
+    place = next(iter([*reversed(own), *reversed(shown)]), None)
+    sys.stderr.write(text)
+    return {
+        "type": type(failure).__name__,
+        "message": str(failure)[:MESSAGE_CHARS],
+        "traceback": text[-TRACEBACK_CHARS:],
+        "file": place.filename if place else None,
+        "line": place.lineno if place else None,
+    }
+
+
+def _tell(report: int, message: dict[str, Any]) -> None:
+    """One line, shorter than a pipe's buffer, so that it never blocks."""
+    os.write(report, json.dumps(message).encode()[:60000] + b"\n")
+
+
+def _leave(code: int) -> NoReturn:
+    """End as an interpreter does, exit functions included, but without tearing the preloaded modules down."""
+    try:
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        if "atexit" in sys.modules:
+            sys.modules["atexit"]._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # noqa: BLE001 - nothing is left that could be told
+        code = code or 1
+    finally:
+        os._exit(code & 0xFF)
