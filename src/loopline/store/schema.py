@@ -354,13 +354,17 @@ run_metrics = Table(
     Column("number", BigInteger, primary_key=True, autoincrement=False),  # several values of one step keep their order
     Column("value", Double, nullable=True),  # null is NaN
     _time("at", null=False),
+    sqlite_with_rowid=False,  # one B-tree in place of two
 )
 run_values = Table(
     "run_values",  # last value of each metric, for search: one narrow indexed row each
     metadata,
     Column("run", String(40), primary_key=True),
     Column("key", String(250), primary_key=True),
-    Column("value", Double, nullable=True),
+    Column("value", Double, nullable=True),  # null is NaN
+    Column("step", BigInteger, nullable=False),
+    _time("at", null=False),
+    Column("count", BigInteger, nullable=False),  # points so far; numbers the next one
     Index(None, "key", "value"),
 )
 artifacts = Table(
