@@ -207,9 +207,11 @@ def test_no_connection_and_no_http_are_unavailable() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(Unavailable, match="takes no connection"):
         Sender((f"127.0.0.1:{port}",)).post(f"http://127.0.0.1:{port}/secret-path", {}, b"", 5)
-    with receiver(lambda c: c.sendall(b"220 smtp ready\r\n")) as (port, _):
-        with pytest.raises(Unavailable, match="no HTTP answer") as caught:
-            Sender((f"127.0.0.1:{port}",)).post(f"http://127.0.0.1:{port}/secret-path", {}, b"", 5)
+    with (
+        receiver(lambda c: c.sendall(b"220 smtp ready\r\n")) as (port, _),
+        pytest.raises(Unavailable, match="no HTTP answer") as caught,
+    ):
+        Sender((f"127.0.0.1:{port}",)).post(f"http://127.0.0.1:{port}/secret-path", {}, b"", 5)
     assert "secret-path" not in str(caught.value)
 
 
