@@ -1,0 +1,466 @@
+"""The process tree of an installation: who runs, on which descriptors, and who is started again.
+
+Small on purpose: standard library only, one thread, no database, and it asks nobody before it restarts a process.
+It owns the public port and hands it to gateways by descriptor, so a connection made while a gateway is down waits in
+the kernel's queue for the next one. What control wants to run stands in ``DIR/processes.json``; what does run stands in
+``run/supervisor.json``. Jobs are not its children: they outlive it.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from loopline import config
+from loopline.children import DRAIN_SECONDS, KINDS, Child, Spec, cut_log, kill_group, read_processes, start_time
+from loopline.errors import Conflict, Forbidden, InvalidInput
+
+POLL_SECONDS = 0.5
+PROBE_SECONDS = 0.05
+MAX_OPEN_FILES = 65536
+BACKLOG = 1024
+PORTS_TO_TRY = 100
+TROUBLE = 3  # quick deaths in a row, after which the caller is told
+
+Programs = Callable[[config.Settings, int, int], list[Spec]]
+
+
+def programs(settings: config.Settings, listen_fd: int, port: int) -> list[Spec]:
+    """loopline's own processes; ``port`` is the bound one. They load the settings that this process has."""
+    environ = {**config.child_environment(), "PYTHONUNBUFFERED": "1"}
+    for setting in config.SETTINGS[1:]:
+        value = getattr(settings, setting.name)
+        environ[f"LOOPLINE_{setting.name.upper()}"] = ",".join(value) if isinstance(value, tuple) else str(value)
+    environ["LOOPLINE_PORT"] = str(port)
+
+    def own(kind: str, module: str, index: int | None = None) -> Spec:
+        argv = [sys.executable, "-m", f"loopline.{module}", *settings.command_line()]
+        if index is None:
+            return Spec(kind, kind, tuple(argv), environ)
+        argv += ["--index", str(index), "--listen-fd", str(listen_fd)]
+        return Spec(f"{kind}-{index}", kind, tuple(argv), environ, fds=(listen_fd,))
+
+    gateways = [own("gateway", "gateway", index) for index in range(max(1, settings.gateways))]
+    return [own("control", "server"), *gateways, own("monitor", "monitor")]
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    draft = path.with_name(f".{path.name}.new")
+    draft.write_text(json.dumps(value))
+    draft.replace(path)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The public port, listening. Errors name the setting, and the next free port when this one is taken."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise InvalidInput(f"host {host!r} is no address of this machine: {error.strerror}") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            free = _next_free(host, port)
+            hint = f"; port {free} is free: loopline up --port {free}" if free else ""
+            raise Conflict(f"port {port} on {host} is in use{hint}", port=port, free_port=free) from None
+        if error.errno == errno.EACCES:
+            raise Forbidden(f"this user may not listen on port {port}; ports from 1024 are open to all") from None
+        raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _next_free(host: str, port: int) -> int | None:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    for candidate in range(port + 1, min(port + 1 + PORTS_TO_TRY, 65536)):
+        with socket.socket(family, kind, protocol) as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                attempt.bind((address[0], candidate, *address[2:]))
+                attempt.listen(1)
+            except OSError:
+                continue
+            return candidate
+    return None
+
+
+def _private_folder(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if path.is_symlink() or found.st_uid != os.getuid():
+        raise Forbidden(f"{path} belongs to somebody else; loopline keeps its sockets in a folder of its own")
+    path.chmod(0o700)
+
+
+def _take_lock(path: Path) -> int:
+    """The lock of the data directory, held until this process ends."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise Conflict(f"loopline already serves {path.parent} (pid {owner})", pid=owner) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _clear_leftovers(state: Path) -> None:
+    """Wait for the children of a supervisor that was killed: there must never be two controls on one database."""
+    try:
+        old = json.loads(state.read_bytes())
+        if old["boot_id"] != _boot_id():
+            return
+        alive = {c["pid"]: c["start_time"] for c in old["children"] if c["pid"] and c["start_time"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while alive := {pid: began for pid, began in alive.items() if start_time(pid) == began}:
+        if time.monotonic() > deadline:
+            for pid in alive:
+                kill_group(pid)
+        time.sleep(0.02)
+
+
+class Probe:
+    """Whether the tree serves: control's socket takes a connection, and a gateway has answered on the public port."""
+
+    def __init__(self, control: Path, address: tuple[Any, ...], family: int) -> None:
+        self.control, self.family = str(control), family
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
+        self.address = (host, *address[1:])
+        self.gateway_answered = False
+        self._open: socket.socket | None = None
+
+    def look(self) -> bool:
+        """One look, which never waits."""
+        if not self.gateway_answered:
+            self.gateway_answered = self._gateway()
+        return self.gateway_answered and self._control()
+
+    def close(self) -> None:
+        if self._open:
+            self._open.close()
+            self._open = None
+
+    def _control(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
+            attempt.setblocking(False)
+            return attempt.connect_ex(self.control) == 0
+
+    def _gateway(self) -> bool:
+        try:
+            if self._open is None:
+                # The kernel completes this connection whether or not a gateway is there yet.
+                self._open = socket.socket(self.family, socket.SOCK_STREAM)
+                self._open.settimeout(POLL_SECONDS)
+                self._open.connect(self.address)
+                self._open.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                self._open.setblocking(False)
+            if self._open.recv(64):
+                self.close()
+                return True
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        self.close()  # that gateway died before it answered: ask the next
+        return False
+
+
+class Supervisor:
+    """The loop. ``run`` below prepares what it owns."""
+
+    def __init__(
+        self,
+        settings: config.Settings,
+        listener: socket.socket,
+        programs: Programs,
+        on_ready: Callable[[str, int], None] | None,
+        say: Callable[[str], None] | None,
+    ) -> None:
+        self.settings, self.listener = settings, listener
+        self.host, self.port = listener.getsockname()[:2]
+        self.on_ready, self.say = on_ready, say
+        self.logs = settings.dir / "logs"
+        self.wanted_file = settings.dir / "processes.json"
+        self.state_file = settings.run_dir / "supervisor.json"
+        own = programs(settings, listener.fileno(), self.port)
+        self.own_ids = [spec.id for spec in own]
+        self.children = {spec.id: Child(spec) for spec in own}
+        self.probe: Probe | None = Probe(
+            settings.run_dir / "control.sock", listener.getsockname(), int(listener.family)
+        )
+        self.started_at = time.time()
+        self.seen: tuple[int, int, int] | None = None
+        self.described: list[dict[str, Any]] | None = None
+        self.problems: list[str] = []
+        self.stops = 0  # signals received that ask to stop
+        self.commands = self._bind_commands()
+        self.waker, self.signalled = socket.socketpair()
+        for end in (self.waker, self.signalled):
+            end.setblocking(False)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.commands, selectors.EVENT_READ, self._read_commands)
+        self.selector.register(self.signalled, selectors.EVENT_READ, self._drain_signals)
+
+    def _bind_commands(self) -> socket.socket:
+        path = self.settings.run_dir / "supervisor.sock"
+        path.unlink(missing_ok=True)
+        commands = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        commands.bind(str(path))
+        commands.setblocking(False)
+        return commands
+
+    # -- what arrives
+
+    def _drain_signals(self) -> None:
+        with suppress(BlockingIOError):
+            while self.signalled.recv(256):
+                pass
+
+    def _read_commands(self) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                raw = self.commands.recv(65536)
+                with suppress(ValueError, AttributeError, RecursionError):
+                    self._command(json.loads(raw))
+
+    def _command(self, message: dict[str, Any]) -> None:
+        if message.get("kind") == "processes":
+            self.seen = None
+        elif message.get("kind") == "start":  # a forkserver that had gone idle
+            child = self.children.get(str(message.get("id")))
+            if child and child.process is None:
+                child.start_due = time.monotonic()
+
+    def _read_wanted(self) -> None:
+        """Take over processes.json when it has changed. While it is missing or broken, what runs goes on."""
+        try:
+            found = self.wanted_file.stat()
+            stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
+            if stamp == self.seen:
+                return
+            raw = self.wanted_file.read_bytes()
+        except OSError:
+            return
+        self.seen = stamp
+        try:
+            specs, problems = read_processes(raw, [*self.own_ids, "supervisor"])
+        except InvalidInput as error:
+            specs, problems = None, [error.message]
+        for problem in problems:
+            self._log(f"left out: {problem}")
+        if problems != self.problems:
+            self.problems, self.described = problems, None
+        if specs is not None:
+            self._want({spec.id: spec for spec in specs})
+
+    def _want(self, specs: dict[str, Spec]) -> None:
+        for child in self.children.values():
+            if child.id not in self.own_ids:
+                child.want(specs.pop(child.id, None), time.monotonic())
+        for spec in specs.values():
+            self.children[spec.id] = Child(spec)
+
+    # -- what is done about it
+
+    def serve(self) -> None:
+        """Until a signal asks to stop."""
+        while not self.stops:
+            now = time.monotonic()
+            self._read_wanted()
+            self._reap(now)
+            for child in list(self.children.values()):
+                self._settle(child, now)
+            self._look_ready()
+            self._write_state()
+            self._wait()
+
+    def _settle(self, child: Child, now: float) -> None:
+        """One child's next move: stop what is no longer wanted, start what is, forget what has gone."""
+        if child.process:
+            if not child.is_as_wanted():
+                child.stop(now)
+            child.kill_when_due(now)
+            cut_log(self._log_of(child))
+        elif child.spec is None:
+            del self.children[child.id]
+        elif child.start_due is not None and now >= child.start_due:
+            child.start(self._log_of(child), now)
+            self._log(
+                f"{child.id}: started as pid {child.process.pid}" if child.process else f"{child.id}: {child.last_exit}"
+            )
+
+    def _reap(self, now: float) -> None:
+        for child in self.children.values():
+            if child.reap(now):
+                self._log(f"{child.id}: ended {json.dumps(child.last_exit)}")
+                if self.probe and self.say and child.id in self.own_ids and child.quick_deaths == TROUBLE:
+                    self.say(f"{child.id} ends as soon as it starts; see {self._log_of(child)}")
+
+    def _look_ready(self) -> None:
+        if self.probe and self.probe.look():
+            self.probe.close()
+            self.probe, self.described = None, None
+            self._write_state()
+            self._log(f"ready on {self.host}:{self.port}")
+            if self.on_ready:
+                self.on_ready(self.host, self.port)
+
+    def _wait(self) -> None:
+        now = time.monotonic()
+        dues = [now + (PROBE_SECONDS if self.probe else POLL_SECONDS)]
+        for child in self.children.values():
+            due = child.kill_due if child.process else child.start_due
+            if due is not None:
+                dues.append(due)
+        for key, _ in self.selector.select(max(0.0, min(dues) - now)):
+            key.data()
+
+    def shut_down(self) -> None:
+        """Gateways first, while model servers still answer them; control after what reports to it. Jobs go on.
+
+        A second signal ends the waiting.
+        """
+        self.listener.close()
+        for order in sorted({kind.stop_order for kind in KINDS.values()}):
+            group = [child for child in self.children.values() if KINDS[child.kind].stop_order == order]
+            for child in group:
+                child.stop(time.monotonic())
+            while any(child.process for child in group):
+                now = time.monotonic()
+                for child in group:
+                    if self.stops > 1:
+                        child.kill_due = min(child.kill_due or now, now)
+                    child.kill_when_due(now)
+                self._reap(now)
+                self._write_state()
+                if any(child.process for child in group):
+                    self._wait()
+
+    def close(self) -> None:
+        """Give everything back; a child that is left (after an error in the loop) is killed."""
+        for child in self.children.values():
+            if child.process:
+                kill_group(child.process.pid)
+                child.process.wait()
+        if self.probe:
+            self.probe.close()
+        for end in (self.selector, self.commands, self.waker, self.signalled, self.listener):
+            end.close()
+        self.state_file.unlink(missing_ok=True)
+        (self.settings.run_dir / "supervisor.sock").unlink(missing_ok=True)
+
+    # -- what is told
+
+    def _write_state(self) -> None:
+        described = [child.describe() for child in self.children.values()]
+        if described == self.described:
+            return
+        self.described = described
+        state = {
+            "pid": os.getpid(),
+            "boot_id": _boot_id(),
+            "started_at": self.started_at,
+            "host": self.host,
+            "port": self.port,
+            "ready": self.probe is None,
+            "problems": self.problems,
+            "children": described,
+        }
+        try:
+            _write_json(self.state_file, state)
+        except OSError as error:  # a full disk must not take the tree down
+            self.described = None
+            self._log(f"supervisor.json: {error}")
+            return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wake:
+            wake.setblocking(False)
+            wake.sendto(b'{"kind": "supervisor"}', str(self.settings.run_dir / "wake.sock"))
+
+    def _log_of(self, child: Child) -> Path:
+        return self.logs / f"{child.id}.log"
+
+    def _log(self, line: str) -> None:
+        with suppress(OSError), (self.logs / "supervisor.log").open("a") as log:
+            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Handlers that only count; the loop is woken through a descriptor."""
+
+        def on_stop(_number: int, _frame: object) -> None:
+            self.stops += 1
+
+        def on_child(_number: int, _frame: object) -> None:
+            """The wake-up is all that is needed."""
+
+        stop = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        old = {number: signal.signal(number, on_stop) for number in stop}
+        old[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, on_child)
+        fd = signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(fd)
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def run(
+    settings: config.Settings,
+    *,
+    programs: Programs = programs,
+    on_ready: Callable[[str, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> int:
+    """Run the tree until SIGTERM, SIGINT or SIGHUP; returns 0 once everything has stopped.
+
+    ``on_ready(host, port)`` is called once, when control and a gateway answer; ``say(line)`` when a process does not
+    come up. Call it from the main thread of a process with one thread. Raises ``Conflict`` when the data directory
+    is served already or the port is taken, ``Forbidden`` and ``InvalidInput`` where it may not or cannot listen.
+    """
+    os.umask(0o077)
+    for folder in (settings.dir, settings.run_dir, settings.dir / "logs"):
+        _private_folder(folder)
+    lock = _take_lock(settings.dir / "lock")
+    try:
+        _clear_leftovers(settings.run_dir / "supervisor.json")
+        _raise_open_files()
+        supervisor = Supervisor(settings, bind(settings.host, settings.port), programs, on_ready, say)
+        try:
+            with supervisor.signals():
+                supervisor.serve()
+                supervisor.shut_down()
+        finally:
+            supervisor.close()
+    finally:
+        os.close(lock)
+    return 0
+
+
+def _raise_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,431 @@
+"""The process tree with small processes in every part: what is restarted, in what order it stops, what is left."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopline import config, supervisor
+from loopline.children import start_time
+from loopline.errors import Conflict, InvalidInput
+
+FAKE = Path(__file__).with_name("fake_process.py")
+SOURCE = Path(supervisor.__file__).parents[1]
+# Runs the supervisor with a table of small processes; argv: data directory, port, {id: extra options}
+MAIN = """
+import json, sys
+from loopline import config, errors, supervisor
+from loopline.children import Spec
+FAKE, JOURNAL, DIR, PORT, EXTRA = sys.argv[1:]
+EXTRA = json.loads(EXTRA)
+def table(settings, fd, port):
+    def one(name, kind, *options, fds=()):
+        argv = (sys.executable, "-S", "-E", FAKE, name, "--journal", JOURNAL, *options, *EXTRA.get(name, []))
+        return Spec(name, kind, argv, {}, fds=fds)
+    return [
+        one("control", "control", "--socket", str(settings.run_dir / "control.sock")),
+        one("gateway-0", "gateway", "--listen-fd", str(fd), fds=(fd,)),
+        one("monitor", "monitor"),
+    ]
+try:
+    sys.exit(supervisor.run(
+        config.load(dir=DIR, port=int(PORT)), programs=table,
+        on_ready=lambda host, port: print("ready", host, port, flush=True),
+        say=lambda line: print("say", line, flush=True)))
+except errors.LooplineError as error:
+    sys.exit(error.message)
+"""
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 15.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+class Tree:
+    """A supervisor process on a data directory of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir = folder / "data"
+        self.run = self.dir / "run"
+        self.journal = folder / "journal"
+        self.journal.touch()
+        self.process: subprocess.Popen[str] | None = None
+        self.servers: dict[str, dict[str, Any]] = {}
+        self.forkservers: dict[str, dict[str, Any]] = {}
+
+    def start(self, port: int = 0, ready: bool = True, **extra: list[str]) -> "Tree":
+        extra = {name.replace("_", "-"): options for name, options in extra.items()}
+        argv = [sys.executable, "-c", MAIN, FAKE, self.journal, self.dir, str(port), json.dumps(extra)]
+        self.process = subprocess.Popen(
+            [str(word) for word in argv],
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if ready:
+            assert self.process.stdout
+            line = self.process.stdout.readline()
+            assert line.startswith("ready 127.0.0.1 "), (line, self.process.stderr and self.process.stderr.read())
+            self.port = int(line.split()[2])
+        return self
+
+    def state(self) -> dict[str, Any]:
+        return json.loads((self.run / "supervisor.json").read_bytes())
+
+    def child(self, name: str) -> dict[str, Any]:
+        return next((child for child in self.state()["children"] if child["id"] == name), {})
+
+    def events(self, event: str | None = None, name: str | None = None) -> list[tuple[float, str, str, int]]:
+        rows = [line.split() for line in self.journal.read_text().splitlines()]
+        parsed = [(float(at), what, who, int(pid)) for at, what, who, pid in rows]
+        return [row for row in parsed if event in (None, row[1]) and name in (None, row[2])]
+
+    def entry(self, name: str, *options: str, **more: Any) -> dict[str, Any]:
+        argv = [sys.executable, "-S", "-E", str(FAKE), name, "--journal", str(self.journal), *options]
+        return {"id": name, "argv": argv, "environ": {}, "cwd": "/", "socket": "", "status": None, **more}
+
+    def want(self, *servers: dict[str, Any], forkservers: tuple[dict[str, Any], ...] = (), tell: bool = True) -> None:
+        draft = self.dir / "processes.new"
+        draft.write_text(json.dumps({"servers": servers, "forkservers": forkservers}))
+        draft.replace(self.dir / "processes.json")
+        if tell:
+            self.tell({"kind": "processes"})
+
+    def tell(self, message: dict[str, Any]) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(json.dumps(message).encode(), str(self.run / "supervisor.sock"))
+
+    def running(self, name: str, but: int | None = None) -> int:
+        """The pid of `name` once it runs as another process than `but`."""
+        return wait_for(lambda: (c := self.child(name)).get("state") == "running" and c["pid"] != but and c["pid"])
+
+    def ask(self) -> int:
+        """The pid of the gateway that answers a new connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            return int(connection.recv(4096).rpartition(b"\n")[2])
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+    def pids(self) -> set[int]:
+        return {row[3] for row in self.events("started") + self.events("spawned")}
+
+
+def gone(*pids: int) -> bool:
+    return all(start_time(pid) is None for pid in pids)
+
+
+@pytest.fixture
+def tree() -> Iterator[Tree]:
+    folder = Path(tempfile.mkdtemp(prefix="loopline-", dir="/tmp"))  # a Unix socket's path has to be short
+    tree = Tree(folder)
+    try:
+        yield tree
+    finally:
+        if tree.process and tree.process.poll() is None:
+            tree.stop()
+        try:
+            wait_for(lambda: gone(*tree.pids()), 5)
+        finally:
+            for pid in tree.pids():
+                if start_time(pid) is not None:
+                    os.kill(pid, signal.SIGKILL)
+            if tree.process:
+                tree.process.communicate()
+            shutil.rmtree(folder)
+
+
+def test_ready_means_that_control_and_a_gateway_answer(tree: Tree) -> None:
+    tree.start(control=["--delay", "0.4"])
+    assert {c["id"]: c["state"] for c in tree.state()["children"]} == dict.fromkeys(
+        ["control", "gateway-0", "monitor"], "running"
+    )
+    assert tree.state()["ready"] is True
+    assert tree.state()["port"] == tree.port
+    assert tree.ask() == tree.child("gateway-0")["pid"]
+    started, answered = tree.events("started", "control")[0][0], time.time()
+    assert answered - started >= 0.4
+    assert stat.S_IMODE(tree.run.stat().st_mode) == 0o700
+
+
+def test_it_is_not_ready_before_control_answers(tree: Tree) -> None:
+    tree.start(ready=False, control=["--delay", "60"])
+    wait_for(lambda: (tree.run / "supervisor.json").exists() and tree.events("started", "gateway-0"))
+    wait_for(lambda: tree.child("control").get("pid"))
+    assert tree.state()["ready"] is False
+
+
+@pytest.mark.parametrize("name", ["control", "gateway-0", "monitor"])
+def test_a_killed_process_is_started_again_at_once(tree: Tree, name: str) -> None:
+    tree.start()
+    # A process that lived for a second has not died quickly: that is what "at once" is about.
+    wait_for(lambda: time.time() - tree.child(name)["started_at"] > 1.0)
+    old = tree.running(name)
+    killed_at = time.time()
+    os.kill(old, signal.SIGKILL)
+    tree.running(name, but=old)
+    entry = tree.child(name)
+    assert entry["restarts"] == 1
+    assert entry["last_exit"]["signal"] == signal.SIGKILL
+    assert entry["started_at"] - killed_at < 0.5
+    assert tree.ask() == tree.running("gateway-0")
+
+
+def test_a_process_that_dies_quickly_is_started_ever_more_slowly(tree: Tree) -> None:
+    tree.start(monitor=["--exit", "3"])
+    wait_for(lambda: len(tree.events("started", "monitor")) >= 6)
+    starts = [row[0] for row in tree.events("started", "monitor")]
+    gaps = [later - earlier for earlier, later in pairwise(starts)]
+    # The first restart comes at once; the others wait 0.1, 0.2, 0.4 and 0.8 s.
+    assert gaps[0] < 0.5
+    for gap, least in zip(gaps[1:], [0.1, 0.2, 0.4, 0.8], strict=False):
+        assert gap >= least * 0.95
+    assert tree.child("monitor")["last_exit"]["code"] == 3
+    assert tree.child("control")["restarts"] == 0
+
+
+def test_the_caller_hears_of_a_process_that_does_not_come_up(tree: Tree) -> None:
+    tree.start(ready=False, control=["--exit", "1"])
+    assert tree.process and tree.process.stdout
+    assert tree.process.stdout.readline() == f"say control ends as soon as it starts; see {tree.dir}/logs/control.log\n"
+
+
+def test_servers_come_and_go_with_the_file(tree: Tree) -> None:
+    tree.start()
+    tree.want(tree.entry("sv_a"), tree.entry("sv_b"))
+    first, second = tree.running("sv_a"), tree.running("sv_b")
+    tree.want(tree.entry("sv_b"), tell=False)  # the file alone is enough
+    wait_for(lambda: not tree.child("sv_a"))
+    assert gone(first)
+    assert [row[3] for row in tree.events("stopped", "sv_a")] == [first]
+    assert tree.running("sv_b") == second
+
+
+def test_a_killed_server_is_started_again(tree: Tree) -> None:
+    tree.start()
+    tree.want(tree.entry("sv_a"))
+    old = tree.running("sv_a")
+    wait_for(lambda: tree.events("started", "sv_a"))
+    os.kill(old, signal.SIGKILL)
+    tree.running("sv_a", but=old)
+    assert tree.child("sv_a")["restarts"] == 1
+
+
+def test_a_server_that_does_not_finish_in_time_is_killed_with_its_group(tree: Tree) -> None:
+    tree.start()
+    tree.want(tree.entry("sv_a", "--stubborn", "--spawn", "group", drain_seconds=0.3))
+    pid = tree.running("sv_a")
+    sleeper = wait_for(lambda: tree.events("spawned", "sv_a"))[0][3]
+    removed_at = time.time()
+    tree.want()
+    wait_for(lambda: not tree.child("sv_a"))
+    assert time.time() - removed_at >= 0.3
+    assert wait_for(lambda: tree.events("ignored", "sv_a"))
+    assert gone(pid)
+    wait_for(lambda: gone(sleeper))
+
+
+def test_what_a_dead_process_left_in_its_group_goes_with_it(tree: Tree) -> None:
+    tree.start()
+    tree.want(tree.entry("sv_a", "--spawn", "group"))
+    sleeper = wait_for(lambda: tree.events("spawned", "sv_a"))[0][3]
+    os.kill(tree.running("sv_a"), signal.SIGKILL)
+    wait_for(lambda: gone(sleeper))
+
+
+def test_another_command_line_is_another_process(tree: Tree) -> None:
+    tree.start()
+    tree.want(tree.entry("sv_a", "--version", "1", "--linger", "0.3"))
+    old = tree.running("sv_a")
+    wait_for(lambda: tree.events("started", "sv_a"))
+    tree.want(tree.entry("sv_a", "--version", "2"))
+    new = tree.running("sv_a", but=old)
+    assert b"--version\x002\x00" in Path(f"/proc/{new}/cmdline").read_bytes()
+    started = wait_for(lambda: len(e := tree.events("started", "sv_a")) == 2 and e)[1][0]
+    assert tree.events("stopped", "sv_a")[0][0] <= started
+    assert tree.child("sv_a")["restarts"] == 0
+
+
+def test_a_broken_file_leaves_everything_as_it_is(tree: Tree) -> None:
+    tree.start()
+    tree.want(tree.entry("sv_a"))
+    pid = tree.running("sv_a")
+    (tree.dir / "processes.json").write_text('{"servers": [')
+    wait_for(lambda: tree.state()["problems"])
+    assert tree.running("sv_a") == pid
+    tree.want(tree.entry("sv_a"), {"id": "../../etc", "argv": ["true"]}, tree.entry("control"))
+    wait_for(lambda: len(tree.state()["problems"]) == 2)
+    assert tree.running("sv_a") == pid
+    assert len(tree.state()["children"]) == 4
+
+
+def test_connections_wait_for_the_next_gateway(tree: Tree) -> None:
+    tree.start(gateway_0=["--delay", "0.5"])
+    old = tree.running("gateway-0")
+    os.kill(old, signal.SIGKILL)
+    wait_for(lambda: gone(old))
+    assert tree.ask() == tree.running("gateway-0", but=old)
+
+
+def test_children_of_a_killed_supervisor_end_and_the_next_one_takes_over(tree: Tree) -> None:
+    tree.start(control=["--linger", "0.7"])
+    tree.want(tree.entry("sv_a"))
+    tree.running("sv_a")
+    wait_for(lambda: tree.events("started", "sv_a"))
+    first = tree.pids()
+    port = tree.port
+    tree.stop(signal.SIGKILL)
+    assert tree.process
+    tree.process.communicate()
+    tree.start(port=port)
+    assert gone(*first)
+    assert tree.port == port
+    tree.running("sv_a")
+    # Two controls never ran at the same time: they would write to one database.
+    ended, began = tree.events("stopped", "control")[0][0], tree.events("started", "control")[1][0]
+    assert ended <= began
+
+
+def test_one_supervisor_per_data_directory(tree: Tree) -> None:
+    tree.start()
+    first = tree.process
+    assert first
+    second = Tree.__new__(Tree)
+    second.dir, second.run, second.journal = tree.dir, tree.run, tree.journal
+    second.start(ready=False)
+    assert second.process
+    _, said = second.process.communicate(timeout=10)
+    assert said == f"loopline already serves {tree.dir} (pid {first.pid})\n"
+    assert second.process.returncode == 1
+    assert tree.ask() == tree.running("gateway-0")
+
+
+def test_a_port_in_use_names_a_free_one() -> None:
+    with supervisor.bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(Conflict) as caught:
+            supervisor.bind("127.0.0.1", port)
+        free = caught.value.details["free_port"]
+        assert f"port {port} on 127.0.0.1 is in use" in caught.value.message
+        assert f"--port {free}" in caught.value.message
+        supervisor.bind("127.0.0.1", free).close()
+
+
+def test_a_host_that_is_not_ours_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"cannot listen on 192\.0\.2\.1"):
+        supervisor.bind("192.0.2.1", 0)
+
+
+def test_it_stops_in_order_and_leaves_jobs_alone(tree: Tree) -> None:
+    tree.start(control=["--spawn", "session"], gateway_0=["--linger", "0.3"])
+    tree.want(tree.entry("sv_a", "--linger", "0.2"), forkservers=(tree.entry("fs_a"),))
+    tree.running("sv_a"), tree.running("fs_a")
+    wait_for(lambda: tree.events("started", "sv_a") and tree.events("started", "fs_a"))
+    job = tree.events("spawned", "control")[0][3]
+    assert tree.stop() == 0
+    at = {(row[1], row[2]): row[0] for row in tree.events()}
+    assert at["stopped", "gateway-0"] <= at["asked", "sv_a"]
+    assert at["stopped", "gateway-0"] <= at["asked", "monitor"]
+    assert max(at["stopped", "sv_a"], at["stopped", "monitor"]) <= at["asked", "control"]
+    assert at["stopped", "control"] <= at["asked", "fs_a"]
+    assert gone(*(tree.pids() - {job}))
+    assert not gone(job)
+    os.kill(job, signal.SIGKILL)
+    with pytest.raises(ConnectionRefusedError):
+        tree.ask()
+    assert not (tree.run / "supervisor.json").exists()
+
+
+def test_a_second_signal_ends_the_waiting(tree: Tree) -> None:
+    tree.start(gateway_0=["--stubborn"], control=["--stubborn"])
+    assert tree.process
+    tree.process.send_signal(signal.SIGINT)
+    wait_for(lambda: tree.events("ignored", "gateway-0"))
+    again = time.monotonic()
+    assert tree.stop(signal.SIGINT) == 0
+    assert time.monotonic() - again < 5
+
+
+def test_an_idle_forkserver_comes_back_only_when_it_is_asked_for(tree: Tree) -> None:
+    tree.start()
+    tree.want(forkservers=(tree.entry("fs_a", "--exit", "0"),))
+    wait_for(lambda: tree.child("fs_a").get("state") == "ended")
+    tree.want(tree.entry("sv_a"), forkservers=(tree.entry("fs_a", "--exit", "0"),))
+    tree.running("sv_a")
+    assert len(tree.events("started", "fs_a")) == 1
+    tree.tell({"kind": "start", "id": "fs_a"})
+    wait_for(lambda: len(tree.events("started", "fs_a")) == 2)
+
+
+def test_datagrams_that_make_no_sense_are_ignored(tree: Tree) -> None:
+    tree.start()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        for raw in (b"", b"\xff", b"[]", b"3", b'{"kind": []}', b'{"kind": "start"}', b"[" * 60000):
+            sender.sendto(raw, str(tree.run / "supervisor.sock"))
+    tree.want(tree.entry("sv_a"))
+    tree.running("sv_a")
+
+
+def test_every_change_is_told_by_a_wake(tree: Tree) -> None:
+    tree.start()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wake:
+        wake.bind(str(tree.run / "wake.sock"))
+        wake.settimeout(10)
+        tree.want(tree.entry("sv_a"))
+        assert json.loads(wake.recv(4096)) == {"kind": "supervisor"}
+
+
+def test_a_log_that_grows_big_is_cut_while_its_process_runs(tree: Tree) -> None:
+    tree.start()
+    tree.want(tree.entry("sv_a", "--write", str(110_000)))
+    wait_for(lambda: tree.events("written", "sv_a"))
+    log = tree.dir / "logs" / "sv_a.log"
+    kept = log.with_name("sv_a.log.1")
+    wait_for(lambda: kept.exists() and log.stat().st_size < 10 * 1000 * 1000)
+    assert 0 < kept.stat().st_size <= 10 * 1000 * 1000
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert tree.child("sv_a")["restarts"] == 0
+
+
+def test_its_own_programs_get_the_settings_that_it_has(tmp_path: Path) -> None:
+    settings = config.load(environ={}, dir=str(tmp_path), port=0, gateways=2, allowed_hosts="a.example,b.example")
+    table = {spec.id: spec for spec in supervisor.programs(settings, 7, 4321)}
+    assert list(table) == ["control", "gateway-0", "gateway-1", "monitor"]
+    assert table["control"].argv == (sys.executable, "-m", "loopline.server", "--dir", str(tmp_path))
+    assert table["gateway-1"].argv[-4:] == ("--index", "1", "--listen-fd", "7")
+    assert (table["gateway-1"].fds, table["control"].fds) == ((7,), ())
+    loaded = config.load(environ=table["control"].environ, dir=str(tmp_path))
+    assert loaded == config.load(
+        environ={}, dir=str(tmp_path), port=4321, gateways=2, allowed_hosts="a.example,b.example"
+    )
+
+
+def test_the_supervisor_is_small(tree: Tree) -> None:
+    tree.start()
+    assert tree.process
+    status = Path(f"/proc/{tree.process.pid}/status").read_text()
+    rss_kb = int(status.split("VmRSS:")[1].split()[0])
+    assert rss_kb < 40_000
+    assert "Threads:\t1\n" in status
