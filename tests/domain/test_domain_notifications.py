@@ -83,7 +83,7 @@ def test_a_message_names_what_a_person_calls_the_record() -> None:
         {"model": "patients", "version": 3, "project": None},
     )
     assert sent["data"]["summary"] == "Version patients v3 is PendingManualApproval (by ana)"
-    assert sent["timestamp"] == "2026-11-18T09:46:40.250Z"
+    assert sent["timestamp"] == "2026-11-18T11:06:40.250Z"
     assert "project" not in sent["data"]
 
 

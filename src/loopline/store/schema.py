@@ -100,6 +100,7 @@ queue = Table(
     _text("error"),
     UniqueConstraint("kind", "key"),
     Index(None, "run_at"),
+    sqlite_autoincrement=True,  # an id that came back would let an old token hold for a new task
 )
 
 # -- people and programs ----------------------------------------------------------------------------------------------
@@ -239,7 +240,8 @@ executions = Table(
     _text("push"),
     _text("environment"),
     _json("parameters"),
-    _json("targets"),  # which model, endpoint and gate this branch moves
+    _json("targets"),  # which model and endpoint this branch moves
+    _json("assets"),  # data assets as they were when it started
     _json("trigger"),
     Column("delivery", String(255), nullable=True, unique=True),
     Column("cache", Boolean, nullable=False),
@@ -580,6 +582,9 @@ labels = Table(
     _json("value"),
     _time("at", null=False),
     _text("by", null=False),
+    Column("request", String(40), nullable=True, index=True),  # the request that it was joined with
+    _time("joined_at"),  # null: still to be looked for
+    Index(None, "endpoint", "joined_at"),
 )
 alarms = Table(
     "alarms",
