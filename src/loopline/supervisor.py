@@ -21,8 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from loopline import config
 from loopline.children import DRAIN_SECONDS, KINDS, Child, Spec, cut_log, kill_group, read_processes, start_time
+from loopline.config import SETTINGS, Settings, child_environment
 from loopline.errors import Conflict, Forbidden, InvalidInput
 
 POLL_SECONDS = 0.5
@@ -32,13 +32,13 @@ BACKLOG = 1024
 PORTS_TO_TRY = 100
 TROUBLE = 3  # quick deaths in a row, after which the caller is told
 
-Programs = Callable[[config.Settings, int, int], list[Spec]]
+Programs = Callable[[Settings, int, int], list[Spec]]
 
 
-def programs(settings: config.Settings, listen_fd: int, port: int) -> list[Spec]:
+def programs(settings: Settings, listen_fd: int, port: int) -> list[Spec]:
     """loopline's own processes; ``port`` is the bound one. They load the settings that this process has."""
-    environ = {**config.child_environment(), "PYTHONUNBUFFERED": "1"}
-    for setting in config.SETTINGS[1:]:
+    environ = {**child_environment(), "PYTHONUNBUFFERED": "1"}
+    for setting in SETTINGS[1:]:
         value = getattr(settings, setting.name)
         environ[f"LOOPLINE_{setting.name.upper()}"] = ",".join(value) if isinstance(value, tuple) else str(value)
     environ["LOOPLINE_PORT"] = str(port)
@@ -192,7 +192,7 @@ class Supervisor:
 
     def __init__(
         self,
-        settings: config.Settings,
+        settings: Settings,
         listener: socket.socket,
         programs: Programs,
         on_ready: Callable[[str, int], None] | None,
@@ -428,7 +428,7 @@ class Supervisor:
 
 
 def run(
-    settings: config.Settings,
+    settings: Settings,
     *,
     programs: Programs = programs,
     on_ready: Callable[[str, int], None] | None = None,

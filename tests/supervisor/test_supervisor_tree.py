@@ -17,17 +17,20 @@ from typing import Any
 
 import pytest
 
-from loopline import config, supervisor
 from loopline.children import start_time
+from loopline.config import load
 from loopline.errors import Conflict, InvalidInput
+from loopline.supervisor import bind, programs
 
 FAKE = Path(__file__).with_name("fake_process.py")
-SOURCE = Path(supervisor.__file__).parents[1]
+SOURCE = Path(bind.__code__.co_filename).parents[1]
 # Runs the supervisor with a table of small processes; argv: data directory, port, {id: extra options}
 MAIN = """
 import json, sys
-from loopline import config, errors, supervisor
 from loopline.children import Spec
+from loopline.config import load
+from loopline.errors import LooplineError
+from loopline.supervisor import run
 FAKE, JOURNAL, DIR, PORT, EXTRA = sys.argv[1:]
 EXTRA = json.loads(EXTRA)
 def table(settings, fd, port):
@@ -40,11 +43,11 @@ def table(settings, fd, port):
         one("monitor", "monitor"),
     ]
 try:
-    sys.exit(supervisor.run(
-        config.load(dir=DIR, port=int(PORT)), programs=table,
+    sys.exit(run(
+        load(dir=DIR, port=int(PORT)), programs=table,
         on_ready=lambda host, port: print("ready", host, port, flush=True),
         say=lambda line: print("say", line, flush=True)))
-except errors.LooplineError as error:
+except LooplineError as error:
     sys.exit(error.message)
 """
 
@@ -323,19 +326,19 @@ def test_one_supervisor_per_data_directory(tree: Tree) -> None:
 
 
 def test_a_port_in_use_names_a_free_one() -> None:
-    with supervisor.bind("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(Conflict) as caught:
-            supervisor.bind("127.0.0.1", port)
+            bind("127.0.0.1", port)
         free = caught.value.details["free_port"]
         assert f"port {port} on 127.0.0.1 is in use" in caught.value.message
         assert f"--port {free}" in caught.value.message
-        supervisor.bind("127.0.0.1", free).close()
+        bind("127.0.0.1", free).close()
 
 
 def test_a_host_that_is_not_ours_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"cannot listen on 192\.0\.2\.1"):
-        supervisor.bind("192.0.2.1", 0)
+        bind("192.0.2.1", 0)
 
 
 def test_it_stops_in_order_and_leaves_jobs_alone(tree: Tree) -> None:
@@ -410,16 +413,14 @@ def test_a_log_that_grows_big_is_cut_while_its_process_runs(tree: Tree) -> None:
 
 
 def test_its_own_programs_get_the_settings_that_it_has(tmp_path: Path) -> None:
-    settings = config.load(environ={}, dir=str(tmp_path), port=0, gateways=2, allowed_hosts="a.example,b.example")
-    table = {spec.id: spec for spec in supervisor.programs(settings, 7, 4321)}
+    settings = load(environ={}, dir=str(tmp_path), port=0, gateways=2, allowed_hosts="a.example,b.example")
+    table = {spec.id: spec for spec in programs(settings, 7, 4321)}
     assert list(table) == ["control", "gateway-0", "gateway-1", "monitor"]
     assert table["control"].argv == (sys.executable, "-m", "loopline.server", "--dir", str(tmp_path))
     assert table["gateway-1"].argv[-4:] == ("--index", "1", "--listen-fd", "7")
     assert (table["gateway-1"].fds, table["control"].fds) == ((7,), ())
-    loaded = config.load(environ=table["control"].environ, dir=str(tmp_path))
-    assert loaded == config.load(
-        environ={}, dir=str(tmp_path), port=4321, gateways=2, allowed_hosts="a.example,b.example"
-    )
+    loaded = load(environ=table["control"].environ, dir=str(tmp_path))
+    assert loaded == load(environ={}, dir=str(tmp_path), port=4321, gateways=2, allowed_hosts="a.example,b.example")
 
 
 def test_the_supervisor_is_small(tree: Tree) -> None:
