@@ -6,7 +6,7 @@ It forks only while it has one single thread, keeps nothing of its starter's env
 """
 
 # Pathlib would cost every job milliseconds to import.
-# ruff: noqa: PTH100, PTH104, PTH108, PTH116, PTH117, PTH120, PTH208
+# ruff: noqa: PTH100, PTH104, PTH110, PTH108, PTH116, PTH117, PTH120, PTH208
 
 import os
 import sys
@@ -229,6 +229,8 @@ def main() -> int:
     began = time.monotonic()
     names = [name for name in options.preload.split(",") if name]
     failed = preload(names)
+    if os.path.exists(f"{launch.HERE}/job.py"):
+        import_module(".job", __package__)  # every job needs it
     if threads() > 1:
         shed_threads()
     gc.collect()
