@@ -2,6 +2,7 @@
 
 import random
 import secrets as _secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from loopline.domain import names
 from loopline.domain.access import Actor
 from loopline.store.blobs import BlobStore
 from loopline.store.db import Db
-from loopline.store.secrets import Secrets
+from loopline.store.secrets import Secrets, Signer
 
 if TYPE_CHECKING:
     from loopline.compute import ComputeBackend
@@ -48,6 +49,7 @@ class Context:
     db: Db
     blobs: BlobStore
     secrets: Secrets
+    signer: Signer
     compute: "ComputeBackend"
     environments: "Environments"
     outbound: "Sender"
@@ -56,6 +58,9 @@ class Context:
     host: str
     wake: Callable[[], None] = field(default=lambda: None)  # makes the engine look now
     cache: dict[str, Any] = field(default_factory=dict)  # what may be forgotten at any moment
+    # owner's noun -> f(ctx, tx, job): told in the transaction in which a job of that owner ends
+    job_owners: dict[str, Callable[["Context", Any, dict[str, Any]], None]] = field(default_factory=dict)
+    publishing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def attempts_dir(self) -> str:

@@ -1,0 +1,429 @@
+"""Jobs and their attempts: user's work on compute.
+
+A job belongs to a record (a step, a push, an evaluation) whose use case submits it and is told, in the transaction that
+records the result, when it has ended. Starting an attempt: commit its row, then hand it to the backend; recovery reads
+the attempt's files before it acts. A result commits only while the attempt is still the job's own.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from loopline.compute import JobSpec
+from loopline.control import outputs, tracking
+from loopline.control.context import SYSTEM, Context
+from loopline.domain import states
+from loopline.domain.access import Actor
+from loopline.domain.states import AttemptStatus, JobStatus
+from loopline.errors import Conflict, LooplineError, NotFound
+from loopline.store import queue, records
+from loopline.store.db import Row, Tx
+from loopline.store.schema import attempts, jobs
+
+MAX_LOST = 5  # attempts of one job that may vanish with their host before the job fails
+MAX_BACKOFF_SECONDS = 3600.0
+STOP_GRACE_SECONDS = 10.0
+
+
+def submit(
+    tx: Tx,
+    *,
+    owner: str,
+    owner_id: str,
+    name: str,
+    kind: str,
+    spec: dict[str, Any],
+    actor: str,
+    max_tries: int = 1,
+    backoff_seconds: float = 0.0,
+) -> Row:
+    """Record a job; the engine starts it when a slot is free. ``spec``: see ``_job_spec``."""
+    job = records.create(
+        tx,
+        "job",
+        actor=actor,
+        owner=owner,
+        owner_id=owner_id,
+        name=name,
+        kind=kind,
+        spec=spec,
+        tries=0,
+        max_tries=max_tries,
+        backoff_seconds=backoff_seconds,
+    )
+    queue.ask(tx, "jobs.start", "all")
+    return job
+
+
+def start_ready(ctx: Context, _key: str = "all") -> float | None:
+    """Start pending jobs while slots are free; returns seconds until the next one may start, if one waits for a time."""
+    for attempt, job in _take(ctx):
+        _launch(ctx, attempt, job)
+    with ctx.db.read() as tx:
+        waiting = tx.row(
+            sa.select(sa.func.min(jobs.c.not_before).label("at")).where(
+                jobs.c.status == JobStatus.PENDING, jobs.c.not_before.is_not(None)
+            )
+        )
+    if waiting is None or waiting["at"] is None:
+        return None
+    return float(max(0.05, waiting["at"] - ctx.clock.now()))
+
+
+def _take(ctx: Context) -> list[tuple[Row, Row]]:
+    """Create an attempt for each job that may start now."""
+    taken = []
+    with ctx.db.read() as tx:
+        if tx.row(sa.select(jobs.c.id).where(jobs.c.status == JobStatus.PENDING).limit(1)) is None:
+            return []
+    with ctx.db.transaction() as tx:
+        busy = tx.execute(
+            sa.select(sa.func.count()).where(
+                attempts.c.host == ctx.host, attempts.c.status.in_((AttemptStatus.STARTING, AttemptStatus.RUNNING))
+            )
+        ).scalar_one()
+        query = (
+            sa.select(jobs)
+            .where(jobs.c.status == JobStatus.PENDING, sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now))
+            .order_by(jobs.c.created_at, jobs.c.id)
+            .limit(max(0, ctx.settings.max_jobs - int(busy)))
+        )
+        for job in tx.rows(query):
+            taken.append((_begin(ctx, tx, job), job))
+    return taken
+
+
+def _begin(ctx: Context, tx: Tx, job: Row) -> Row:
+    number = int(tx.execute(sa.select(sa.func.count()).where(attempts.c.job == job["id"])).scalar_one()) + 1
+    attempt = records.create(
+        tx, "attempt", actor=SYSTEM.name, job=job["id"], number=number, token=number, host=ctx.host
+    )
+    values: dict[str, Any] = {"not_before": None}
+    if job["started_at"] is None:
+        values["started_at"] = tx.now
+    records.move(tx, "job", job["id"], JobStatus.RUNNING, actor=SYSTEM.name, **values)
+    return attempt
+
+
+def _launch(ctx: Context, attempt: Row, job: Row) -> None:
+    """Hand an attempt to the backend. When its inputs cannot be laid out, the attempt fails with the reason."""
+    try:
+        ctx.compute.submit(_job_spec(ctx, attempt, job))
+    except (LooplineError, OSError) as error:
+        exit_ = {
+            "code": None,
+            "signal": None,
+            "reason": "launch",
+            "error": {"type": type(error).__name__, "message": str(error)},
+        }
+        _finish(ctx, attempt["id"], exit_, {}, [])
+
+
+def _job_spec(ctx: Context, attempt: Row, job: Row) -> JobSpec:
+    """What the backend is given.
+
+    A job's ``spec`` holds: python, argv or call, tree (digest), inputs {place: {sha256, kind, name}}, places {key of the
+    call: place}, environ, limits, network, environment_path, forkserver (id of the environment's forkserver).
+    """
+    spec = job["spec"]
+    folder = ctx.settings.dir / "attempts" / attempt["id"]
+    call = dict(spec.get("call") or {})
+    read = [spec["environment_path"]] if spec.get("environment_path") else []
+    if spec.get("tree"):
+        tree = outputs.tree_path(ctx, spec["tree"])
+        read.append(str(tree))
+        if "argv" in spec:
+            outputs.copy_tree(tree, folder / "work")
+        else:
+            call["tree"] = str(tree)
+    laid = {
+        place: outputs.lay_out(ctx, folder / "inputs", place, entry["sha256"], entry["kind"], entry["name"])
+        for place, entry in (spec.get("inputs") or {}).items()
+    }
+    if "arguments" in call:
+        call["arguments"] = outputs.place_inputs(laid, call["arguments"])
+    for name, place in (spec.get("places") or {}).items():
+        call[name] = laid[place]
+    limits = {
+        "memory_mb": ctx.settings.job_memory_mb,
+        "disk_mb": ctx.settings.job_disk_mb,
+        "log_mb": ctx.settings.job_log_mb,
+        "open_files": ctx.settings.job_open_files,
+        "grace_seconds": STOP_GRACE_SECONDS,
+        **(spec.get("limits") or {}),
+    }
+    return JobSpec(
+        attempt=attempt["id"],
+        token=attempt["token"],
+        kind=job["kind"],
+        python=spec.get("python") or sys.executable,
+        argv=tuple(spec.get("argv") or ()),
+        call=call,
+        environ={**(spec.get("environ") or {})},
+        limits=limits,
+        read=tuple(read),
+        write=(),
+        network=bool(spec.get("network", True)),
+        forkserver=spec.get("forkserver"),
+    )
+
+
+# -- collecting -------------------------------------------------------------------------------------------------------
+
+
+def collect(ctx: Context, attempt_id: str) -> bool:
+    """Look at an attempt and record what became of it; says whether it is over. Safe to call at any time, twice too."""
+    with ctx.db.read() as tx:
+        row = records.find(tx, "attempt", id=attempt_id)
+    if row is None or states.is_terminal("attempt", row["status"]):
+        return True
+    state = ctx.compute.poll(attempt_id)
+    if state.status == "running":
+        _note_running(ctx, row)
+        return False
+    if state.status == "unclaimed":
+        return False
+    if state.status == "lost" or state.exit is None:
+        ctx.compute.reap(attempt_id)
+        _lose(ctx, attempt_id)
+        return True
+    folder = ctx.settings.dir / "attempts" / attempt_id
+    results: dict[str, Any] = {}
+    artifacts: list[dict[str, Any]] = []
+    exit_ = dict(state.exit)
+    if exit_.get("reason") == "ok":
+        try:
+            results = outputs.take(ctx, folder)
+        except (LooplineError, OSError, ValueError) as error:
+            exit_.update(reason="error", error={"type": type(error).__name__, "message": f"outputs: {error}"})
+    artifacts = outputs.take_artifacts(ctx, folder)
+    _finish(ctx, attempt_id, exit_, results, artifacts)
+    return True
+
+
+def _note_running(ctx: Context, row: Row) -> None:
+    if row["status"] == AttemptStatus.STARTING:
+        with ctx.db.transaction() as tx:
+            current = records.get(tx, "attempt", row["id"])
+            if current["status"] == AttemptStatus.STARTING:
+                records.move(tx, "attempt", row["id"], AttemptStatus.RUNNING, actor=SYSTEM.name)
+    tracking.ingest(ctx, row)
+
+
+def _finish(
+    ctx: Context, attempt_id: str, exit_: dict[str, Any], results: dict[str, Any], artifacts: list[dict[str, Any]]
+) -> None:
+    """Record an attempt's end once; the job ends, or waits for its next try, in the same transaction."""
+    with ctx.db.transaction() as tx:
+        attempt = records.get(tx, "attempt", attempt_id)
+        if states.is_terminal("attempt", attempt["status"]):
+            return
+        job = records.get(tx, "job", attempt["job"])
+        status = _attempt_status(exit_)
+        tracking.ingest_in(ctx, tx, attempt, job, artifacts)
+        records.move(
+            tx, "attempt", attempt_id, status, actor=SYSTEM.name, reason=exit_reason(exit_), exit=exit_, ended_at=tx.now
+        )
+        if states.is_terminal("job", job["status"]):
+            return
+        job = _settle(tx, job, status, exit_, results)
+        if states.is_terminal("job", job["status"]):
+            ctx.job_owners[job["owner"]](ctx, tx, job)
+        if _pending_jobs(tx):
+            queue.ask(tx, "jobs.start", "all")
+        if attempt["status"] != AttemptStatus.LOST:
+            tx.after_commit.append(lambda: ctx.compute.forget(attempt_id))
+
+
+def _pending_jobs(tx: Tx) -> bool:
+    return tx.row(sa.select(jobs.c.id).where(jobs.c.status == JobStatus.PENDING).limit(1)) is not None
+
+
+def _attempt_status(exit_: dict[str, Any]) -> AttemptStatus:
+    if exit_.get("reason") == "ok":
+        return AttemptStatus.SUCCEEDED
+    return AttemptStatus.STOPPED if exit_.get("reason") == "stopped" else AttemptStatus.FAILED
+
+
+def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], results: dict[str, Any]) -> Row:
+    reason = exit_reason(exit_)
+    if status == AttemptStatus.SUCCEEDED:
+        return records.move(
+            tx, "job", job["id"], JobStatus.SUCCEEDED, actor=SYSTEM.name, result=results, ended_at=tx.now
+        )
+    if status == AttemptStatus.STOPPED and job["status"] == JobStatus.STOPPING:
+        return records.move(tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, reason=reason, ended_at=tx.now)
+    tries = job["tries"] + 1
+    result = {"error": exit_.get("error"), "exit": {k: exit_.get(k) for k in ("code", "signal", "reason")}}
+    if tries < job["max_tries"] and job["status"] == JobStatus.RUNNING:
+        delay = min(job["backoff_seconds"] * 2 ** (tries - 1), MAX_BACKOFF_SECONDS)
+        text = f"try {tries} of {job['max_tries']} failed: {reason}; the next one starts in {delay:g} s"
+        queue.ask(tx, "jobs.start", "all", tx.now + delay)
+        return records.move(
+            tx,
+            "job",
+            job["id"],
+            JobStatus.PENDING,
+            actor=SYSTEM.name,
+            reason=text,
+            tries=tries,
+            not_before=tx.now + delay,
+        )
+    to = JobStatus.STOPPED if job["status"] == JobStatus.STOPPING else JobStatus.FAILED
+    return records.move(
+        tx, "job", job["id"], to, actor=SYSTEM.name, reason=reason, tries=tries, result=result, ended_at=tx.now
+    )
+
+
+def _lose(ctx: Context, attempt_id: str) -> None:
+    """An attempt vanished with its host or shim: the job goes back to the queue, which is not a try of its own."""
+    with ctx.db.transaction() as tx:
+        attempt = records.get(tx, "attempt", attempt_id)
+        if states.is_terminal("attempt", attempt["status"]):
+            return
+        reason = "its process is gone without a result"
+        records.move(tx, "attempt", attempt_id, AttemptStatus.LOST, actor=SYSTEM.name, reason=reason, ended_at=tx.now)
+        job = records.get(tx, "job", attempt["job"])
+        if states.is_terminal("job", job["status"]):
+            return
+        lost = int(
+            tx.execute(
+                sa.select(sa.func.count()).where(attempts.c.job == job["id"], attempts.c.status == AttemptStatus.LOST)
+            ).scalar_one()
+        )
+        if job["status"] == JobStatus.STOPPING:
+            job = records.move(
+                tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, reason=reason, ended_at=tx.now
+            )
+        elif lost >= MAX_LOST:
+            text = f"{lost} attempts vanished without a result"
+            job = records.move(tx, "job", job["id"], JobStatus.FAILED, actor=SYSTEM.name, reason=text, ended_at=tx.now)
+        else:
+            job = records.move(tx, "job", job["id"], JobStatus.PENDING, actor=SYSTEM.name, reason=reason)
+            queue.ask(tx, "jobs.start", "all")
+        if states.is_terminal("job", job["status"]):
+            ctx.job_owners[job["owner"]](ctx, tx, job)
+
+
+def exit_reason(exit_: dict[str, Any]) -> str:
+    """One sentence about how a process ended."""
+    error = exit_.get("error") or {}
+    where = f" ({Path(error['file']).name}:{error['line']})" if error.get("file") and error.get("line") else ""
+    match exit_.get("reason"):
+        case "ok":
+            return "done"
+        case "timeout" | "memory" | "disk" | "cpu" as limit:
+            return f"stopped at its {limit} limit" + (f": {error['message']}" if error.get("message") else "")
+        case "stopped":
+            return "stopped on request"
+        case "launch":
+            return f"could not start: {error.get('message', 'no reason given')}"
+    if error.get("message") or error.get("type"):
+        return f"{error.get('type', 'error')}: {error.get('message', '')}{where}"
+    if exit_.get("signal"):
+        return f"killed by signal {exit_['signal']}"
+    return f"exit code {exit_.get('code')}"
+
+
+def watch(ctx: Context) -> None:
+    """Tick: look at every attempt of this host that is not over, whatever wake-ups were missed."""
+    with ctx.db.read() as tx:
+        query = sa.select(attempts.c.id).where(
+            attempts.c.host == ctx.host, attempts.c.status.in_((AttemptStatus.STARTING, AttemptStatus.RUNNING))
+        )
+        found = [row["id"] for row in tx.rows(query)]
+    for attempt_id in found:
+        collect(ctx, attempt_id)
+    start_ready(ctx)
+
+
+# -- stopping and reading ---------------------------------------------------------------------------------------------
+
+
+def stop(ctx: Context, tx: Tx, job_id: str, *, actor: str, reason: str) -> Row:
+    """Ask a job to stop; its process group is stopped after the commit. A job that waits is over at once."""
+    job = records.get(tx, "job", job_id)
+    if states.is_terminal("job", job["status"]) or job["status"] == JobStatus.STOPPING:
+        return job
+    if job["status"] == JobStatus.PENDING:
+        return records.move(tx, "job", job_id, JobStatus.STOPPED, actor=actor, reason=reason, ended_at=tx.now)
+    job = records.move(tx, "job", job_id, JobStatus.STOPPING, actor=actor, reason=reason)
+    queue.ask(tx, "jobs.stop", job_id)
+    return job
+
+
+def stop_attempts(ctx: Context, job_id: str) -> float | None:
+    """Task: tell the backend to stop what a job still runs; comes back until it is over."""
+    with ctx.db.read() as tx:
+        query = sa.select(attempts).where(
+            attempts.c.job == job_id, attempts.c.status.in_((AttemptStatus.STARTING, AttemptStatus.RUNNING))
+        )
+        live = tx.rows(query)
+    for row in live:
+        ctx.compute.stop(row["id"], STOP_GRACE_SECONDS)
+        collect(ctx, row["id"])
+    return 1.0 if live else None
+
+
+def log(ctx: Context, actor: Actor, *, job: str, offset: int = 0, limit: int = 65536) -> dict[str, Any]:
+    """A piece of the newest attempt's log from a byte offset; ask again from ``next_offset`` until ``end``."""
+    with ctx.db.read() as tx:
+        row = records.get(tx, "job", job)
+        query = sa.select(attempts).where(attempts.c.job == job).order_by(attempts.c.number.desc()).limit(1)
+        attempt = tx.row(query)
+    if attempt is None:
+        return {"job": job, "status": row["status"], "text": "", "offset": 0, "next_offset": 0, "end": False}
+    chunk = ctx.compute.logs(attempt["id"], max(0, offset), min(max(1, limit), 1 << 20))
+    over = states.is_terminal("job", row["status"])
+    return {
+        "job": job,
+        "attempt": attempt["id"],
+        "status": row["status"],
+        "text": chunk.data.decode("utf-8", "replace"),
+        "offset": chunk.offset,
+        "next_offset": chunk.next_offset,
+        "end": over and not chunk.data,
+    }
+
+
+def show(ctx: Context, actor: Actor, *, job: str) -> dict[str, Any]:
+    """A job with its attempts."""
+    with ctx.db.read() as tx:
+        row = records.get(tx, "job", job)
+        query = sa.select(attempts).where(attempts.c.job == job).order_by(attempts.c.number)
+        row["attempts"] = tx.rows(query)
+    row["spec"] = {k: v for k, v in row["spec"].items() if k != "environ"}
+    return row
+
+
+def list_(
+    ctx: Context, actor: Actor, *, owner: str | None = None, owner_id: str | None = None, limit: int = 50
+) -> dict[str, Any]:
+    """Jobs, newest first."""
+    query = sa.select(jobs).order_by(jobs.c.created_at.desc()).limit(limit)
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
+    if owner_id is not None:
+        query = query.where(jobs.c.owner_id == owner_id)
+    with ctx.db.read() as tx:
+        rows = tx.rows(query)
+    return {"items": [{k: v for k, v in row.items() if k not in ("spec", "result")} for row in rows], "next": None}
+
+
+def stop_job(ctx: Context, actor: Actor, *, job: str, reason: str = "stopped by a person") -> dict[str, Any]:
+    """Stop a job; a step's job is stopped through its execution instead."""
+    with ctx.db.transaction(durable=True) as tx:
+        row = records.find(tx, "job", id=job)
+        if row is None:
+            raise NotFound(f"there is no job {job!r}")
+        if row["owner"] == "step":
+            raise Conflict("this job is a step of an execution; stop the execution")
+        return stop(ctx, tx, job, actor=actor.name, reason=reason)
+
+
+def reason_of(result: Any) -> str:
+    """The error of a failed job's result as one line of JSON, for those who pass it on."""
+    return json.dumps((result or {}).get("error"), ensure_ascii=False)

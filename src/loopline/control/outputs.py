@@ -1,0 +1,128 @@
+"""What jobs give and take: outputs become blobs, blobs become inputs.
+
+Steps and the cache keep an output as its job's manifest says (``domain.pipelines.Output`` without ``files``), with
+``sealed``, this installation's signature over the digest, where it is executable.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from loopline.control.context import Context
+from loopline.domain.pipelines import Output, parse_outputs
+from loopline.errors import Corrupt, InvalidInput
+
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_ARTIFACTS = 10_000
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON text of a value, for digests."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value's canonical text."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def take(ctx: Context, folder: Path) -> dict[str, Any]:
+    """Store what an attempt's ``outputs.json`` lists; raises ``InvalidInput`` or ``Corrupt`` when it does not hold."""
+    manifest_path = folder / "outputs.json"
+    if not manifest_path.exists():
+        return {}
+    if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise InvalidInput("outputs.json is too large")
+    manifest = parse_outputs(manifest_path.read_bytes())
+    return {name: _take_one(ctx, folder, name, entry) for name, entry in manifest.items()}
+
+
+def _take_one(ctx: Context, folder: Path, name: str, entry: Output) -> dict[str, Any]:
+    taken: dict[str, Any] = msgspec.to_builtins(entry)
+    taken.pop("files", None)
+    if entry.format == "json" and entry.value is not UNSET:
+        return taken
+    path = inside(folder, entry.path)
+    blob = ctx.blobs.put_folder(path) if kind_of(taken) == "folder" else ctx.blobs.put_file(path)
+    if entry.sha256 != blob.digest:
+        raise Corrupt(f"the output {name!r} changed after the job had written it")
+    if entry.executable:
+        taken["sealed"] = ctx.signer.sign(blob.digest)
+    return taken
+
+
+def kind_of(output: dict[str, Any]) -> str:
+    """``folder`` or ``file``, as the blob store distinguishes them."""
+    return "folder" if output["format"] == "folder" else "file"
+
+
+def take_artifacts(ctx: Context, folder: Path) -> list[dict[str, Any]]:
+    """Store the files below ``outputs/artifacts``: {"path", "digest", "size_bytes"} each."""
+    root = folder / "outputs" / "artifacts"
+    found = []
+    for directory, _, files in os.walk(root):
+        for file in sorted(files):
+            path = Path(directory) / file
+            if path.is_symlink() or not path.is_file() or len(found) >= MAX_ARTIFACTS:
+                continue
+            blob = ctx.blobs.put_file(path)
+            found.append({"path": str(path.relative_to(root)), "digest": blob.digest, "size_bytes": blob.size_bytes})
+    return found
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The path of ``relative`` below ``root``; raises ``InvalidInput`` when it would lead elsewhere."""
+    parts = Path(relative).parts
+    if not parts or Path(relative).is_absolute() or ".." in parts:
+        raise InvalidInput(f"{relative!r} is not a path inside the outputs")
+    path = root.joinpath(*parts)
+    for parent in [path, *path.parents]:
+        if parent == root:
+            break
+        if parent.is_symlink():
+            raise InvalidInput(f"{relative!r} goes through a symbolic link")
+    return path
+
+
+def lay_out(ctx: Context, folder: Path, place: str, digest: str, kind: str, name: str) -> str:
+    """A read-only copy of a blob below ``folder/place``, under its own name; returns its path."""
+    target = folder / place / (Path(name).name or "value")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        ctx.blobs.materialise(digest, kind, target)
+    return str(target)
+
+
+def place_inputs(laid: dict[str, str], arguments: Any) -> Any:
+    """A call's arguments with the path of each input in place of its number."""
+    if isinstance(arguments, list):
+        return [place_inputs(laid, item) for item in arguments]
+    if not isinstance(arguments, dict) or "value" in arguments:
+        return arguments
+    if "input" in arguments:
+        entry = arguments["input"]
+        return {"input": {**entry, "path": laid[entry["path"]]}}
+    return {key: place_inputs(laid, item) for key, item in arguments.items()}
+
+
+def tree_path(ctx: Context, digest: str) -> Path:
+    """A read-only copy of a project tree, made once and shared by its jobs."""
+    target = ctx.settings.dir / "trees" / digest
+    if not target.exists():
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        ctx.blobs.materialise(digest, "folder", target)
+    return target
+
+
+def copy_tree(tree: Path, work: Path) -> None:
+    """A job's own writable copy of a project tree, for commands that write beside the code (pytest, ruff)."""
+    if not work.exists():
+        shutil.copytree(tree, work, copy_function=shutil.copyfile)
+        for path in [work, *work.rglob("*")]:
+            path.chmod(0o700 if path.is_dir() else 0o600)

@@ -1,0 +1,191 @@
+"""Desired traffic as numbered snapshots: the one thing gateways follow, and the ledger of what was live when.
+
+``write`` runs inside the transaction that changes traffic, so that status, alias and traffic commit together as number
+N; the file is published after the commit. A file that is behind the table (a crash in between) is published again at
+the next start or tick.
+"""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from loopline.control.context import Context
+from loopline.domain.access import ROLES, Permission
+from loopline.store.db import Row, Tx
+from loopline.store.schema import endpoints, gateways, keys, snapshots, variants
+
+
+def write(ctx: Context, tx: Tx, *, actor: str, reason: str) -> int:
+    """Take a snapshot of what the tables say now; publish it after commit. Returns its number."""
+    body = {"endpoints": _endpoints(ctx, tx), "keys": _keys(tx)}
+    result = tx.execute(snapshots.insert().values(at=tx.now, body=body, reason=reason, by=actor))
+    number = int(result.inserted_primary_key[0])  # type: ignore[index]
+    tx.after_commit.append(lambda: publish(ctx))
+    return number
+
+
+def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
+    by_endpoint: dict[str, list[Row]] = {}
+    for row in tx.rows(sa.select(variants).where(variants.c.status.in_(("Ready", "Warm"))).order_by(variants.c.name)):
+        by_endpoint.setdefault(row["endpoint"], []).append(row)
+    body = {}
+    for row in tx.rows(sa.select(endpoints).where(endpoints.c.status != "Deleted")):
+        settings = row["settings"] or {}
+        body[row["name"]] = {
+            "auth": settings.get("auth", True),
+            "capture": settings.get("capture", 1.0),
+            "max_body_bytes": ctx.settings.max_body_mb << 20,
+            "timeout_ms": int(settings.get("timeout_seconds", 30) * 1000),
+            "max_concurrent": settings.get("max_concurrent", 256),
+            "variants": [
+                {
+                    "name": variant["name"],
+                    "version": variant["number"],
+                    "model": variant["model"],
+                    "weight": variant["weight"],
+                    "servers": [server["socket"] for server in variant["server"] or ()],
+                }
+                for variant in by_endpoint.get(row["name"], ())
+            ],
+        }
+    return body
+
+
+def _keys(tx: Tx) -> dict[str, Any]:
+    able = [role for role, may in ROLES.items() if Permission.INVOKE in may]
+    query = sa.select(keys).where(keys.c.revoked_at.is_(None), keys.c.role.in_(able))
+    return {
+        row["id"]: {
+            "sha256": row["sha256"],
+            "role": row["role"],
+            "endpoints": row["endpoints"],
+            "expires_at": row["expires_at"],
+        }
+        for row in tx.rows(query)
+        if row["expires_at"] is None or row["expires_at"] > tx.now
+    }
+
+
+def latest(tx: Tx) -> Row | None:
+    """The newest snapshot."""
+    return tx.row(sa.select(snapshots).order_by(snapshots.c.number.desc()).limit(1))
+
+
+def publish(ctx: Context) -> int:
+    """Write the newest snapshot to ``snapshot.json`` unless it is there, and tell the gateways. Returns its number."""
+    with ctx.publishing:
+        with ctx.db.read() as tx:
+            row = latest(tx)
+        number = 0 if row is None else int(row["number"])
+        if number <= ctx.cache.get("published", -1):
+            return number
+        body = {} if row is None else row["body"]
+        document = {
+            "number": number,
+            "at": 0.0 if row is None else row["at"],
+            "allowed_hosts": allowed_hosts(ctx),
+            "endpoints": body.get("endpoints", {}),
+            "keys": body.get("keys", {}),
+        }
+        replace_json(ctx.settings.dir / "snapshot.json", document)
+        ctx.cache["published"] = number
+    _poke_gateways(ctx)
+    return number
+
+
+def replace_json(path: Path, document: Any) -> None:
+    """Write by rename, mode 0600: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(document, file, separators=(",", ":"))
+    temporary.rename(path)
+
+
+def allowed_hosts(ctx: Context) -> list[str]:
+    """Host headers that the public port answers to."""
+    port = ctx.cache.get("port", ctx.settings.port)
+    bound = [ctx.settings.host, "localhost", "127.0.0.1", "[::1]", *ctx.settings.allowed_hosts]
+    return sorted(
+        {name if ":" in name.strip("[]") and not name.startswith("[") else f"{name}:{port}" for name in bound}
+    )
+
+
+def _poke_gateways(ctx: Context) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        for path in ctx.settings.run_dir.glob("gateway-*.sock"):
+            try:
+                sender.sendto(b'{"kind":"snapshot"}', str(path))
+            except OSError:
+                continue  # it polls the file all the same
+
+
+def acknowledged(ctx: Context, number: int) -> bool:
+    """Whether every live gateway has switched to this snapshot or a later one. With no gateway alive, no."""
+    live = 0
+    for path in ctx.settings.run_dir.glob("gateway-*.json"):
+        try:
+            state = json.loads(path.read_text())
+            os.kill(int(state["pid"]), 0)
+        except (OSError, ValueError, KeyError):
+            continue
+        live += 1
+        if int(state["number"]) < number:
+            return False
+    return live > 0
+
+
+def record_acknowledgements(ctx: Context, tx: Tx) -> None:
+    """Keep what each gateway acknowledged last, for people."""
+    rows = []
+    for path in ctx.settings.run_dir.glob("gateway-*.json"):
+        try:
+            state = json.loads(path.read_text())
+            rows.append({"name": path.stem, "number": int(state["number"]), "at": float(state["at"])})
+        except (OSError, ValueError, KeyError):
+            continue
+    tx.upsert(gateways, rows, ("name",), ("number", "at"))
+
+
+def live_at(ctx: Context, tx: Tx, at: float | None) -> list[dict[str, Any]]:
+    """Which version served which share of each endpoint at a time (None: now)."""
+    query = sa.select(snapshots).order_by(snapshots.c.number.desc()).limit(1)
+    if at is not None:
+        query = query.where(snapshots.c.at <= at)
+    row = tx.row(query)
+    if row is None:
+        return []
+    answer = []
+    for name, endpoint in sorted(row["body"]["endpoints"].items()):
+        total = sum(variant["weight"] for variant in endpoint["variants"]) or 1.0
+        for variant in endpoint["variants"]:
+            if variant["weight"] > 0:
+                answer.append(
+                    {
+                        "endpoint": name,
+                        "variant": variant["name"],
+                        "model": variant["model"],
+                        "version": variant["version"],
+                        "share": variant["weight"] / total,
+                        "snapshot": row["number"],
+                        "since_at": _since(tx, row, name, variant),
+                    }
+                )
+    return answer
+
+
+def _since(tx: Tx, row: Row, endpoint: str, variant: dict[str, Any]) -> float:
+    """The time from which the variant has had this weight without a break, among the last 200 snapshots."""
+    since = float(row["at"])
+    query = sa.select(snapshots).where(snapshots.c.number <= row["number"]).order_by(snapshots.c.number.desc())
+    for earlier in tx.rows(query.limit(200)):
+        entries = earlier["body"]["endpoints"].get(endpoint, {}).get("variants", ())
+        if not any(e["name"] == variant["name"] and e["weight"] == variant["weight"] for e in entries):
+            break
+        since = float(earlier["at"])
+    return since
