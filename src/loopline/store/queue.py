@@ -34,8 +34,11 @@ class Task:
 def ask(tx: Tx, kind: str, key: str, run_at: float | None = None) -> None:
     """Ask for a task, now or at ``run_at``. One that waits already runs at the earlier time; one that is being worked
     on runs once more when that is finished."""
-    due = tx.now if run_at is None else run_at
-    tx.execute(_ASK[tx.postgres], {"kind": kind, "key": key, "run_at": due, "token": 0, "tries": 0, "again": False})
+    values: dict[str, Any] = {"kind": kind, "key": key, "token": 0, "tries": 0, "again": False}
+    if run_at is None and tx.postgres:
+        tx.execute(_ASK_NOW, values)  # the server's time, which claim() goes by
+    else:
+        tx.execute(_ASK[tx.postgres], {**values, "run_at": tx.now if run_at is None else run_at})
 
 
 def claim(db: Db, kinds: list[str], owner: str, lease_seconds: float, limit: int = 1) -> list[Task]:
@@ -113,7 +116,6 @@ def _stale(task: Task) -> StaleToken:
 
 
 def _make_ask(insert: Any) -> Any:
-    insert = insert(table)
     earlier = sa.case((insert.excluded.run_at < table.c.run_at, insert.excluded.run_at), else_=table.c.run_at)
     busy = table.c.owner.is_not(None)
     # While it is worked on, run_at is when to run again; finish() leaves it so.
@@ -155,7 +157,13 @@ def _make_change(*columns: str, free: bool) -> sa.Update:
     return table.update().where(*_OURS).values(values)
 
 
-_ASK = {True: _make_ask(postgresql.insert), False: _make_ask(sqlite.insert)}
+_ASK = {True: _make_ask(postgresql.insert(table)), False: _make_ask(sqlite.insert(table))}
+_ASK_NOW = _make_ask(
+    postgresql.insert(table).values(
+        run_at=sa.extract("epoch", sa.func.clock_timestamp()),
+        **{name: sa.bindparam(name) for name in ("kind", "key", "token", "tries", "again")},
+    )
+)
 _CLAIM = {True: _make_claim(postgres=True), False: _make_claim(postgres=False)}
 _OURS = (table.c.id == sa.bindparam("task"), table.c.token == sa.bindparam("held"), table.c.owner.is_not(None))
 _HOLD = {
