@@ -1,0 +1,486 @@
+"""Compiled pipelines: what they may contain, what their parameters take, and what runs next.
+
+Everything here is a pure function of the spec, the statuses of the steps and what they gave. A spec is indexed once
+(``Index``); after that a decision about an execution is one pass over its steps.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from loopline.domain.names import check_name
+from loopline.domain.states import TERMINAL, ExecutionStatus, StepStatus, VersionStatus
+from loopline.errors import InvalidInput
+
+MAX_STEPS = 2_000
+ParameterType = Literal["string", "integer", "number", "boolean"]
+_LIMITS = frozenset({"memory_mb", "cpu_seconds", "open_files", "disk_mb"})
+_PYTHON_TYPES: dict[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
+_ENDED = TERMINAL["step"]
+
+
+class _Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A part of a compiled pipeline; a field not known here is refused."""
+
+
+# -- the compiled form ------------------------------------------------------------------------------------------------
+
+
+class Parameter(_Part, frozen=True):
+    """A pipeline's parameter; without a default it must be given. ``choices`` None = any value of the type."""
+
+    name: str
+    type: ParameterType
+    choices: tuple[Any, ...] | None = None
+    default: Any = UNSET
+
+
+class Ref(_Part, frozen=True):
+    """Either a parameter, or the part at ``path`` of an output of a step."""
+
+    parameter: str | None = None
+    step: str | None = None
+    output: str | None = None
+    path: tuple[str | int, ...] = ()
+
+    def __post_init__(self) -> None:
+        of_step = self.step is not None and self.output is not None and self.parameter is None
+        of_pipeline = self.parameter is not None and self.step is None and self.output is None and not self.path
+        if of_step == of_pipeline:
+            raise ValueError("a ref is {parameter} or {step, output, path}")
+
+    def __str__(self) -> str:
+        return (self.parameter or f"{self.step}.{self.output}") + "".join(f"[{part!r}]" for part in self.path)
+
+
+class AssetRef(_Part, frozen=True):
+    """A data asset; ``version`` None = the newest when the execution starts."""
+
+    name: str
+    version: int | None = None
+
+
+class Value(_Part, frozen=True, rename={"items": "list", "entries": "dict"}):
+    """Exactly one of: a literal, a reference, an asset, a list of values, a dict of values."""
+
+    value: Any = UNSET
+    ref: Ref | UnsetType = UNSET
+    asset: AssetRef | UnsetType = UNSET
+    items: "tuple[Value, ...] | UnsetType" = UNSET
+    entries: "dict[str, Value] | UnsetType" = UNSET
+
+    def __post_init__(self) -> None:
+        given = [part is not UNSET for part in (self.value, self.ref, self.asset, self.items, self.entries)]
+        if sum(given) != 1:
+            raise ValueError("a value is exactly one of value, ref, asset, list, dict")
+
+    def leaves(self) -> "list[Value]":
+        """This value, or those that a list or dict is made of, at any depth."""
+        inner: Sequence[Value] = ()
+        if isinstance(self.items, tuple):
+            inner = self.items
+        elif isinstance(self.entries, dict):
+            inner = tuple(self.entries.values())
+        else:
+            return [self]
+        return [leaf for value in inner for leaf in value.leaves()]
+
+
+Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "and", "or", "not"]
+
+
+class Condition(_Part, frozen=True):
+    """A comparison of ``left`` and ``right``, or ``and``, ``or``, ``not`` of the conditions in ``of``."""
+
+    op: Operator
+    left: Value | None = None
+    right: Value | None = None
+    of: "tuple[Condition, ...]" = ()
+
+    def __post_init__(self) -> None:
+        joins = self.op in ("and", "or", "not")
+        sides = self.left is not None and self.right is not None
+        if joins == sides or joins != bool(self.of) or (self.op == "not" and len(self.of) != 1):
+            raise ValueError(f"{self.op!r} takes {'conditions in `of`' if joins else '`left` and `right`'}")
+
+    def values(self) -> list[Value]:
+        """Every value that is compared somewhere in this condition."""
+        own = [side for side in (self.left, self.right) if side is not None]
+        return own + [value for condition in self.of for value in condition.values()]
+
+
+class Parent(_Part, frozen=True):
+    """The branch of a condition step under which a step stands."""
+
+    step: str
+    branch: bool
+
+
+class _Step(_Part, frozen=True, kw_only=True):
+    name: str
+    after: tuple[str, ...] = ()
+    parents: tuple[Parent, ...] = ()
+    line: int = 0
+
+    def values(self) -> list[Value]:
+        """What the step is given."""
+        return []
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """The names of the step's outputs."""
+        return ()
+
+
+class JobStep(_Step, frozen=True, tag_field="kind", tag="job", kw_only=True):
+    """A call of a user's function in a job. ``function``: a name in the pipeline's file, or ``module:name``.
+
+    ``retries``: attempts after the first; attempt n + 1 begins ``backoff_seconds`` * 2 ** (n - 1) after the end of n.
+    """
+
+    function: str
+    arguments: dict[str, Value] = {}
+    outputs: tuple[str, ...] = ("result",)
+    retries: int = 0
+    backoff_seconds: float = 0.0
+    timeout_seconds: float | None = None
+    cache: bool = True
+    code: tuple[str, ...] | None = None
+    limits: dict[str, float] = {}
+    baseline: bool = True
+
+    def values(self) -> list[Value]:
+        return list(self.arguments.values())
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        return self.outputs
+
+
+class RegisterStep(_Step, frozen=True, tag_field="kind", tag="register", kw_only=True):
+    """Makes a model version. ``model_name`` None = the project's model. Gives ``version`` = {name, version, status}."""
+
+    model: Value
+    model_name: Value | None = None
+    metrics: Value | None = None
+    status: Value | None = None
+    description: Value | None = None
+    tags: Value | None = None
+
+    def values(self) -> list[Value]:
+        given = (self.model, self.model_name, self.metrics, self.status, self.description, self.tags)
+        return [value for value in given if value is not None]
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        return ("version",)
+
+
+class ConditionStep(_Step, frozen=True, tag_field="kind", tag="condition", kw_only=True):
+    """Decides which branch is taken. Gives ``result``: true or false."""
+
+    condition: Condition
+
+    def values(self) -> list[Value]:
+        return self.condition.values()
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        return ("result",)
+
+
+class FailStep(_Step, frozen=True, tag_field="kind", tag="fail", kw_only=True):
+    """Ends as Failed, with ``message`` joined by spaces as the reason."""
+
+    message: tuple[Value, ...]
+
+    def values(self) -> list[Value]:
+        return list(self.message)
+
+
+Step = JobStep | RegisterStep | ConditionStep | FailStep
+
+
+class PipelineSpec(_Part, frozen=True):
+    """A compiled pipeline. ``file``: the path inside the project that jobs import."""
+
+    version: Literal[1]
+    name: str
+    file: str
+    parameters: tuple[Parameter, ...] = ()
+    steps: tuple[Step, ...] = ()
+    description: str = ""
+
+
+class OutputFile(_Part, frozen=True):
+    """A file of a folder; ``path`` is relative to the folder, with ``/``."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    mode_x: bool = False
+
+
+class Output(_Part, frozen=True):
+    """What a step gave under one name, as its job's manifest says.
+
+    ``path`` is relative to the attempt's folder. ``value`` is the JSON itself when it is small. A folder's ``sha256`` is
+    that of the manifest which the blob store makes of its ``files``. ``executable``: opening it may run code.
+    """
+
+    format: Literal["json", "npy", "parquet", "file", "folder", "joblib"]
+    path: str
+    size_bytes: int
+    sha256: str
+    executable: bool = False
+    value: Any = UNSET
+    files: tuple[OutputFile, ...] | None = None
+
+
+def parse_spec(data: bytes | Mapping[str, Any]) -> PipelineSpec:
+    """A compiled pipeline, checked. Raises ``InvalidInput``; the cycle of a cyclic one is listed."""
+    try:
+        if isinstance(data, bytes):
+            spec = msgspec.json.decode(data, type=PipelineSpec)
+        else:
+            spec = msgspec.convert(data, PipelineSpec)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the compiled pipeline is not valid: {error}") from None
+    Index(spec)
+    return spec
+
+
+def parse_outputs(data: bytes) -> dict[str, Output]:
+    """A job's ``outputs.json``. Raises ``InvalidInput``."""
+    try:
+        return msgspec.json.decode(data, type=dict[str, Output])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the manifest of outputs is not valid: {error}") from None
+
+
+def dump_spec(spec: PipelineSpec) -> bytes:
+    """The canonical JSON of a spec: equal specs give equal bytes."""
+    return msgspec.json.encode(spec, order="deterministic")
+
+
+# -- the index and its checks -----------------------------------------------------------------------------------------
+
+
+class Index:
+    """A spec with its order and dependencies worked out. Raises ``InvalidInput`` when the spec cannot run."""
+
+    def __init__(self, spec: PipelineSpec) -> None:
+        self.spec = spec
+        self.parameters = {parameter.name: parameter for parameter in spec.parameters}
+        self.steps: dict[str, Step] = {step.name: step for step in spec.steps}
+        _check_head(self)
+        self.needs = {step.name: self._needs(step) for step in spec.steps}
+        try:
+            self.order = tuple(TopologicalSorter(self.needs).static_order())
+        except CycleError as error:
+            circle = " -> ".join(reversed(error.args[1]))
+            raise InvalidInput(f"these steps wait for one another: {circle} (each needs the next)") from None
+        # What a decision reads, in the order of the steps: one tuple each, no attribute look-ups.
+        self._rows = tuple(
+            (name, self.needs[name], tuple((parent.step, parent.branch) for parent in self.steps[name].parents))
+            for name in self.order
+        )
+
+    def _needs(self, step: Step) -> tuple[str, ...]:
+        needed = dict.fromkeys(parent.step for parent in step.parents)
+        needed |= dict.fromkeys(step.after)
+        for leaf in (leaf for value in step.values() for leaf in value.leaves()):
+            if leaf.ref is not UNSET:
+                self._check_ref(step, leaf.ref)
+                if leaf.ref.step is not None:
+                    needed[leaf.ref.step] = None
+        for name in needed:
+            if name not in self.steps:
+                raise InvalidInput(f"the step {step.name!r} needs {name!r}, which is no step of this pipeline")
+        for parent in step.parents:
+            if not isinstance(self.steps[parent.step], ConditionStep):
+                raise InvalidInput(f"the step {step.name!r} stands under {parent.step!r}, which is no condition")
+        return tuple(needed)
+
+    def _check_ref(self, step: Step, ref: Ref) -> None:
+        if ref.parameter is not None:
+            if ref.parameter not in self.parameters:
+                raise InvalidInput(
+                    f"the step {step.name!r} uses the parameter {ref.parameter!r}, which is not declared"
+                )
+        elif (source := self.steps.get(ref.step or "")) and ref.output not in source.gives:
+            gives = ", ".join(source.gives) or "nothing"
+            raise InvalidInput(f"the step {step.name!r} uses {ref}; {ref.step!r} gives {gives}")
+
+
+def _check_head(index: Index) -> None:
+    spec = index.spec
+    check_name(spec.name, "a pipeline")
+    for what, names in (("steps", [s.name for s in spec.steps]), ("parameters", [p.name for p in spec.parameters])):
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice is not None:
+            raise InvalidInput(f"two {what} are named {twice!r}")
+    if not 0 < len(spec.steps) <= MAX_STEPS:
+        raise InvalidInput(f"a pipeline has 1 to {MAX_STEPS} steps; this one has {len(spec.steps)}")
+    if spec.file.startswith("/") or ".." in spec.file.split("/") or not spec.file.endswith(".py"):
+        raise InvalidInput(f"{spec.file!r} is not the path of a Python file inside the project")
+    for parameter in spec.parameters:
+        if parameter.default is not UNSET:
+            check_parameter(parameter, parameter.default)
+    for step in spec.steps:
+        check_name(step.name, "a step")
+        if isinstance(step, JobStep):
+            _check_job(step)
+        elif isinstance(step, RegisterStep):
+            _check_register(step)
+
+
+def _check_job(step: JobStep) -> None:
+    wrong = None
+    if step.retries < 0 or step.backoff_seconds < 0 or (step.timeout_seconds or 1) <= 0:
+        wrong = "retries and backoff_seconds are at least 0, timeout_seconds is above 0"
+    elif not set(step.limits) <= _LIMITS or any(limit <= 0 for limit in step.limits.values()):
+        wrong = f"limits are numbers above 0 for {', '.join(sorted(_LIMITS))}"
+    elif not step.outputs or len(set(step.outputs)) < len(step.outputs):
+        wrong = "each output is named once, and there is at least one"
+    elif not all(output.isidentifier() for output in step.outputs):
+        wrong = "an output's name is a Python identifier"
+    elif not all(part.isidentifier() for part in step.function.replace(":", ".", 1).split(".")):
+        wrong = f"{step.function!r} is not the name of a function"
+    if wrong:
+        raise InvalidInput(f"the step {step.name!r}: {wrong}")
+
+
+def _check_register(step: RegisterStep) -> None:
+    if step.model.ref is UNSET or step.model.ref.step is None:
+        raise InvalidInput(f"the step {step.name!r} registers what no step gave")
+    if step.status is not None and isinstance(step.status.value, str):
+        check_version_status(step.status.value)
+
+
+def check_version_status(status: Any) -> VersionStatus:
+    """``status`` as a version may begin with it. Raises ``InvalidInput``."""
+    try:
+        return VersionStatus(status)
+    except ValueError:
+        raise InvalidInput(f"{status!r} is no status of a version: use {', '.join(VersionStatus)}") from None
+
+
+# -- parameters -------------------------------------------------------------------------------------------------------
+
+
+def check_parameter(parameter: Parameter, given: Any, *, from_text: bool = False) -> Any:
+    """``given`` as the parameter's type. Raises ``InvalidInput`` naming the parameter, its type and what was given.
+
+    A whole number is taken for a ``number``; with ``from_text`` a text is read as the type.
+    """
+    value = _read_text(parameter.type, given) if from_text and isinstance(given, str) else given
+    if parameter.type == "number" and type(value) is int:
+        value = float(value)
+    if type(value) is not _PYTHON_TYPES[parameter.type] or (isinstance(value, float) and not math.isfinite(value)):
+        raise InvalidInput(
+            f"the parameter {parameter.name!r} is of type {parameter.type}; {given!r} is not", parameter=parameter.name
+        )
+    if parameter.choices is not None and value not in parameter.choices:
+        choices = ", ".join(map(repr, parameter.choices))
+        raise InvalidInput(
+            f"the parameter {parameter.name!r} is one of {choices}; {given!r} is not", parameter=parameter.name
+        )
+    return value
+
+
+def _read_text(kind: ParameterType, text: str) -> Any:
+    try:
+        if kind == "boolean":
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        return _PYTHON_TYPES[kind](text)
+    except (ValueError, KeyError):
+        return text
+
+
+def resolve_parameters(
+    spec: PipelineSpec, given: Mapping[str, Any], *, from_text: bool = False, defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Every parameter's value: given, else of ``defaults`` (the project's file), else of the code.
+
+    Raises ``InvalidInput`` for an unknown name, a wrong type, or one that nothing gives.
+    """
+    known = {parameter.name: parameter for parameter in spec.parameters}
+    wanted = {**(defaults or {}), **given}
+    for name in wanted:
+        if name not in known:
+            described = ", ".join(f"{p.name} ({p.type})" for p in spec.parameters) or "none"
+            raise InvalidInput(f"{spec.name} has no parameter {name!r}; it takes {described}", parameter=name)
+    values = {}
+    for name, parameter in known.items():
+        if name in wanted:
+            values[name] = check_parameter(parameter, wanted[name], from_text=from_text)
+        elif parameter.default is UNSET:
+            raise InvalidInput(f"{spec.name} needs the parameter {name!r} ({parameter.type})", parameter=name)
+        else:
+            values[name] = check_parameter(parameter, parameter.default)
+    return values
+
+
+# -- what runs next ---------------------------------------------------------------------------------------------------
+
+
+class Decision(Struct, frozen=True):
+    """``start``: steps that may start now, in order. ``skip``: (step, reason) that will never run.
+
+    ``status``: how the execution ended once the skipped ones are recorded; None while it goes on.
+    """
+
+    start: tuple[str, ...]
+    skip: tuple[tuple[str, str], ...]
+    status: ExecutionStatus | None
+
+
+def decide(index: Index, statuses: Mapping[str, str], results: Mapping[str, bool]) -> Decision:
+    """What follows from the steps' statuses and from the ``results`` of those condition steps that succeeded.
+
+    A step starts when all it needs (data, ``after``, conditions above it) has succeeded and its branches are taken.
+    It is skipped when a branch is not taken, or when something it needs failed, was stopped or was itself skipped; what
+    does not need it goes on. The execution ends when every step has: Failed if one failed, else Stopped if one was
+    stopped, else Succeeded.
+    """
+    start: list[str] = []
+    skip: list[tuple[str, str]] = []
+    now: dict[str, str] = dict(statuses)
+    going_on = False
+    for name, needs, parents in index._rows:
+        if now[name] != StepStatus.PENDING:
+            going_on = going_on or now[name] not in _ENDED
+            continue
+        if reason := _why_not(needs, parents, now, results):
+            skip.append((name, reason))
+            now[name] = StepStatus.SKIPPED
+        else:
+            going_on = True
+            if all(now[need] == StepStatus.SUCCEEDED for need in needs):
+                start.append(name)
+    return Decision(tuple(start), tuple(skip), None if going_on else _ending(now))
+
+
+def _why_not(
+    needs: tuple[str, ...], parents: tuple[tuple[str, bool], ...], now: Mapping[str, str], results: Mapping[str, bool]
+) -> str | None:
+    for condition, branch in parents:
+        if now[condition] == StepStatus.SUCCEEDED and results[condition] is not branch:
+            return f"{condition} was {'false' if branch else 'true'}"
+    for need in needs:
+        status = now[need]
+        if status != StepStatus.SUCCEEDED and status in _ENDED:
+            return f"{need} {'failed' if status == StepStatus.FAILED else f'was {status.lower()}'}"
+    return None
+
+
+def _ending(now: Mapping[str, str]) -> ExecutionStatus:
+    reached = set(now.values())
+    if StepStatus.FAILED in reached:
+        return ExecutionStatus.FAILED
+    return ExecutionStatus.STOPPED if StepStatus.STOPPED in reached else ExecutionStatus.SUCCEEDED
