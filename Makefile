@@ -1,5 +1,5 @@
 # Every command that people and CI run. `make help` lists them.
-# What is installed is decided by two lock files; a set-up that has been done for a lock is not done again.
+# What is installed is decided by two lock files; a set-up whose stamp bears the hash of its lock is not done again.
 
 PYTHON ?= python3
 SEED ?= 0
@@ -7,26 +7,35 @@ N ?= 100
 ARGS ?=
 UPGRADE ?=
 # What the demo's project needs: its wheels are put into uv's cache before the demo's clock starts.
-DEMO_REQUIREMENTS ?= $(wildcard examples/demo/requirements.txt)
+DEMO_REQUIREMENTS ?= examples/demo/requirements.txt
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 RUNTIME := $(VENV)/.done/runtime-$(shell cat requirements.lock .ci/setup.py | sha256sum | cut -c1-16)
 DEV := $(VENV)/.done/dev-$(shell cat requirements.lock requirements-dev.lock .ci/setup.py | sha256sum | cut -c1-16)
 
+WHEELS := $(VENV)/.done/wheels-$(shell cat $(wildcard $(DEMO_REQUIREMENTS)) requirements.lock | sha256sum | cut -c1-16)
+
+# Targets of scripts: each is there as soon as its script is.
+script = $(if $(wildcard $(2)),,$(1))
+ABSENT := $(strip none $(call script,demo,examples/demo/run.py) $(call script,faults,tests/faults/run.py) \
+	$(call script,rollouts,tests/faults/rollouts.py) $(call script,bench-pipelines,benchmarks/pipelines/run.py))
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
+
 .DEFAULT_GOAL := help
 .PHONY: help venv test check format lock clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' Makefile | grep -vE '^($(subst $(SPACE),|,$(ABSENT))):' | sed -E 's/:.*## /\t/' | expand -t 18
 
 venv: $(DEV) ## .venv with loopline, what it needs, and the developers' tools
 
-$(RUNTIME): requirements.lock
+$(RUNTIME):
 	@command -v $(PYTHON) >/dev/null || { echo "loopline needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 1; }
 	@$(PYTHON) .ci/setup.py runtime $@
 
-$(DEV): requirements-dev.lock | $(RUNTIME)
+$(DEV): | $(RUNTIME)
 	@$(PYTHON) .ci/setup.py dev $@
 
 test: $(DEV) ## every test; ARGS="tests/domain -x" narrows it
@@ -44,6 +53,33 @@ check: $(DEV) ## format, lint, layers, types, dependencies, dead code, house rul
 format: $(DEV) ## rewrite the code as `make check` wants it
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
+
+ifeq (,$(filter demo,$(ABSENT)))
+.PHONY: demo
+demo: $(RUNTIME) $(if $(wildcard $(DEMO_REQUIREMENTS)),$(WHEELS)) ## the whole loop on this machine, in a minute
+	@$(RUN) examples/demo/run.py $(ARGS)
+endif
+
+$(WHEELS): | $(RUNTIME)
+	@$(PYTHON) .ci/setup.py wheels $@ $(DEMO_REQUIREMENTS)
+
+ifeq (,$(filter faults,$(ABSENT)))
+.PHONY: faults
+faults: $(DEV) ## break things in the middle of the loop; SEED=7 repeats
+	@$(RUN) tests/faults/run.py --seed $(SEED) $(ARGS)
+endif
+
+ifeq (,$(filter rollouts,$(ABSENT)))
+.PHONY: rollouts
+rollouts: $(DEV) ## N rollouts under load, and what clients saw
+	@$(RUN) tests/faults/rollouts.py --n $(N) $(ARGS)
+endif
+
+ifeq (,$(filter bench-pipelines,$(ABSENT)))
+.PHONY: bench-pipelines
+bench-pipelines: $(DEV) ## pipelines side by side with peers
+	@$(RUN) benchmarks/pipelines/run.py $(ARGS)
+endif
 
 lock: $(RUNTIME) ## both lock files from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(PYTHON) .ci/setup.py lock $(if $(UPGRADE),--upgrade)

@@ -2,7 +2,7 @@
 
     python3 .ci/setup.py runtime STAMP     what loopline needs to run
     python3 .ci/setup.py dev STAMP         the developers' tools on top
-    python3 .ci/setup.py wheels FILE       put FILE's packages into uv's cache: later environments need no network
+    python3 .ci/setup.py wheels STAMP FILE put FILE's packages into uv's cache: later environments need no network
     python3 .ci/setup.py lock [--upgrade]  rewrite requirements.lock and requirements-dev.lock
 
 Every package is installed by hash. loopline itself is entered by a .pth file, so nothing is built.
@@ -146,19 +146,24 @@ def set_up(what, stamp):
     install(DEV_LOCK if what == "dev" else RUNTIME_LOCK, exact=what == "dev")
     enter_loopline()
     after = measure(VENV)
+    mark_done(what, stamp)
+    report("set up " + ("developers' tools" if what == "dev" else "runtime"), started, before, after)
+
+
+def mark_done(what, stamp):
     stamp.parent.mkdir(exist_ok=True)
     for old in stamp.parent.glob(f"{what}-*"):
         old.unlink()
     stamp.touch()
-    report("set up " + ("developers' tools" if what == "dev" else "runtime"), started, before, after)
 
 
-def fill_cache(requirements):
+def fill_cache(stamp, requirements):
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="loopline-wheels-") as folder:
         target = Path(folder, "lib", "python3.x", "site-packages")
         run(UV, "pip", "install", "--quiet", "--python", PYTHON, "--target", target, "-r", requirements)
         report(f"wheels of {requirements}", started, (0, 0), measure(Path(folder)))
+    mark_done("wheels", stamp)
 
 
 def lock(upgrade):
@@ -185,7 +190,7 @@ def main(argv):
             if not stamp.exists():
                 set_up(argv[0], stamp)
         elif argv[0] == "wheels":
-            fill_cache(argv[1])
+            fill_cache(ROOT / argv[1], argv[2])
         elif argv[0] == "lock":
             lock("--upgrade" in argv)
         else:

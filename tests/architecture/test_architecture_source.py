@@ -82,8 +82,8 @@ def modules_have_names(module: Module) -> list[str]:
 
 
 def errors_stand_in_errors_py(module: Module) -> list[str]:
-    # runtime/ knows nothing of loopline, its errors included: it derives from the built-in ones.
-    if module.is_in("errors.py", "runtime/"):
+    # What runs inside jobs knows nothing of loopline, its errors included: it derives from the built-in ones.
+    if module.is_in("errors.py", "runtime/", "sdk/pipeline.py"):
         return []
     ours = {n.name for n in ast.walk(ast.parse((PACKAGE / "errors.py").read_text())) if isinstance(n, ast.ClassDef)}
     found = []
@@ -145,7 +145,23 @@ def packages_state_their_law(module: Module) -> list[str]:
 
 def pickle_in_handlers_only(module: Module) -> list[str]:
     unsafe = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
-    return imports_only_in(module, unsafe, "runtime/handlers/") + imports_only_in(module, {"joblib"}, "runtime/")
+    # values.py: what one step of an execution hands to the next, inside sandboxed jobs, where joblib is missing.
+    places = ("runtime/handlers/", "runtime/values.py")
+    return imports_only_in(module, unsafe, *places) + imports_only_in(module, {"joblib"}, "runtime/")
+
+
+def domain_opens_and_prints_nothing(module: Module) -> list[str]:
+    if not module.is_in("domain/"):
+        return []
+    does_io = {"open", "io.open", "io.FileIO", "print", "input", "np.load", "np.save", "numpy.load", "numpy.save"}
+    clocks = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
+    found = []
+    for node in ast.walk(module.tree):
+        name = dotted(node) if isinstance(node, ast.Call) else ""
+        unseeded = name.endswith("random.default_rng") and isinstance(node, ast.Call) and not node.args
+        if name in does_io or unseeded or any(name == clock or name.endswith("." + clock) for clock in clocks):
+            found.append(f"{module.path}:{node.lineno} calls {name}; files, time and randomness come as arguments")
+    return found
 
 
 def clouds_stay_in_their_corner(module: Module) -> list[str]:
@@ -224,6 +240,21 @@ RULES: list[tuple[Rule, Module, Module]] = [
         pickle_in_handlers_only,
         Module("control/x.py", "def f():\n    import pickle"),
         Module("runtime/handlers/joblib.py", "import pickle"),
+    ),
+    (
+        domain_opens_and_prints_nothing,
+        Module("domain/x.py", "import datetime\nat = datetime.datetime.now()"),
+        Module("domain/x.py", "import datetime\nat = datetime.datetime.fromtimestamp(now)"),
+    ),
+    (
+        domain_opens_and_prints_nothing,
+        Module("domain/x.py", "draw = np.random.default_rng()"),
+        Module("domain/x.py", "draw = np.random.default_rng(seed)"),
+    ),
+    (
+        domain_opens_and_prints_nothing,
+        Module("domain/x.py", "text = open('x').read()"),
+        Module("control/x.py", "text = open('x').read()"),
     ),
     (
         clouds_stay_in_their_corner,

@@ -319,7 +319,10 @@ def test_one_supervisor_per_data_directory(tree: Tree) -> None:
     second.dir, second.run, second.journal = tree.dir, tree.run, tree.journal
     second.start(ready=False)
     assert second.process
-    _, said = second.process.communicate(timeout=10)
+    try:
+        _, said = second.process.communicate(timeout=10)
+    finally:
+        second.process.terminate()
     assert said == f"loopline already serves {tree.dir} (pid {first.pid})\n"
     assert second.process.returncode == 1
     assert tree.ask() == tree.running("gateway-0")
