@@ -28,7 +28,7 @@ def value(name, labels, predictions, *, positive=None, **options):
 
 def binary(rows=300):
     labels = RNG.integers(0, 2, rows)
-    scores = np.clip(0.4 * labels + RNG.uniform(0, 0.6, rows).round(2), 0.01, 0.99)
+    scores = (np.clip(0.4 * labels + RNG.uniform(0, 0.6, rows), 0.01, 0.99) * 64).round() / 64  # exact, with ties
     return labels, (scores > 0.5).astype(int), scores
 
 
