@@ -36,7 +36,7 @@ class Tx:
 
     def execute(self, statement: sa.Executable, values: Any = None) -> sa.CursorResult[Any]:
         """Run a statement; ``values`` may be one mapping or a list of them."""
-        return self.connection.execute(statement, values)  # type: ignore[return-value]
+        return self.connection.execute(statement, values)
 
     def rows(self, statement: sa.Select[Any]) -> list[Row]:
         """All rows as dictionaries."""

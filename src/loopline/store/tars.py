@@ -20,7 +20,7 @@ _BLOCK_BYTES = 512
 _CHUNK_BYTES = 1 << 20
 _MAX_EXTENSION_BYTES = 64 << 10  # a pax header or a GNU long name
 _RATIO_FLOOR_BYTES = 16 << 20  # below this the ratio says nothing: a small file of zeros is no attack
-_FILE, _DIRECTORY = frozenset(b"0\x007"), ord("5")
+_FILE, _DIRECTORY = frozenset(b"0\0"), ord("5")
 _PAX, _PAX_GLOBAL, _LONG_NAME = ord("x"), ord("g"), ord("L")
 
 
@@ -35,13 +35,13 @@ def put_tar(blobs: "BlobStore", stream: Source, budgets: folders.Budgets) -> "Bl
 
 
 def _entries(blobs: "BlobStore", reader: "_Reader", budgets: folders.Budgets) -> Iterator[folders.Entry]:
-    total = members = 0
+    total = files = headers = 0
     renamed: dict[str, str] = {}  # what an extension header says about the next member
     while (header := reader.take(_BLOCK_BYTES)) != bytes(_BLOCK_BYTES):
-        members += 1
-        if members > 3 * budgets.members:  # each file may have two extension headers
-            raise TooLarge(f"the tar has more than {budgets.members} files")
         size, kind = _parse_size(header), header[156]
+        headers, files = headers + 1, files + (kind in _FILE)
+        if files > budgets.members or headers > 4 * budgets.members:  # directories and extensions beside the files
+            raise TooLarge(f"the tar has more than {budgets.members} files, or too many directories")
         if kind in {_PAX, _PAX_GLOBAL, _LONG_NAME}:
             extension = reader.take_padded(size)
             if kind != _PAX_GLOBAL:  # a global one holds a commit id (git) or defaults, which we do not take
@@ -112,8 +112,8 @@ def _inflate(chunks: Iterator[bytes], budgets: folders.Budgets) -> Iterator[byte
     first = next(chunks, b"")
     while len(first) < 2 and (more := next(chunks, b"")):
         first += more
-    # Headers and padding come on top of the files: at most four blocks for each.
-    limit = budgets.total_bytes + budgets.members * 4 * _BLOCK_BYTES + _CHUNK_BYTES
+    # Headers and padding come on top of the files.
+    limit = budgets.total_bytes + budgets.members * 8 * _BLOCK_BYTES + _CHUNK_BYTES
     source = _gunzip(first, chunks, budgets.ratio) if first[:2] == b"\x1f\x8b" else _chain(first, chunks)
     total = 0
     for chunk in source:

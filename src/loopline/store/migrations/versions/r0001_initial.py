@@ -278,8 +278,12 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.Column("value", sa.JSON(), nullable=True),
         sa.Column("at", sa.Double(), nullable=False),
         sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("request", sa.String(length=40), nullable=True),
+        sa.Column("joined_at", sa.Double(), nullable=True),
         sa.PrimaryKeyConstraint("endpoint", "join_id", name=op.f("pk_labels")),
     )
+    op.create_index(op.f("ix_labels_endpoint_labels_joined_at"), "labels", ["endpoint", "joined_at"], unique=False)
+    op.create_index(op.f("ix_labels_request"), "labels", ["request"], unique=False)
     op.create_table(
         "models",
         sa.Column("id", sa.String(length=40), nullable=False),
