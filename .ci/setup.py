@@ -120,7 +120,7 @@ def enter_loopline():
 
 
 def measure(folder):
-    """(packages, bytes on disk) of everything installed below `folder`."""
+    """(packages, bytes of all files, hard links once) of everything installed below `folder`."""
     packages = sum(1 for _ in folder.glob("lib/python3.*/site-packages/*.dist-info"))
     size, seen = 0, set()
     for parent, _, names in os.walk(folder):
@@ -128,7 +128,7 @@ def measure(folder):
             stat = Path(parent, name).lstat()
             if (stat.st_dev, stat.st_ino) not in seen:
                 seen.add((stat.st_dev, stat.st_ino))
-                size += stat.st_blocks * 512
+                size += stat.st_size
     return packages, size
 
 
