@@ -210,13 +210,19 @@ def _one_auc(scores: Floats, positive: Array) -> Curve:
     ranked = scores[order]
     starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
     is_positive = positive[order].astype(np.float64)
+    sums = np.add.reduceat if len(starts) < len(ranked) else None
 
     def value(weights: Floats) -> Floats:
-        sorted_weights = weights[..., order]
-        up = np.add.reduceat(sorted_weights * is_positive, starts, axis=-1)
-        down = np.add.reduceat(sorted_weights * (1.0 - is_positive), starts, axis=-1)
-        below = np.cumsum(down, axis=-1) - down / 2.0
-        return _ratio((up * below).sum(axis=-1), up.sum(axis=-1) * down.sum(axis=-1), np.nan)
+        up = np.take(weights, order, axis=-1)
+        down = up * (1.0 - is_positive)
+        up *= is_positive
+        if sums is not None:
+            up, down = sums(up, starts, axis=-1), sums(down, starts, axis=-1)
+        below = np.cumsum(down, axis=-1)
+        total = below[..., -1].copy()
+        down *= 0.5
+        below -= down
+        return _ratio(np.einsum("...i,...i->...", up, below), up.sum(axis=-1) * total, np.nan)
 
     return value
 
