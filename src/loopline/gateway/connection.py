@@ -1,0 +1,352 @@
+"""A client's connection: bytes to requests, requests to exchanges, answers back in order; deadlines and limits."""
+
+import asyncio
+import math
+from collections import deque
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from loopline.gateway.answers import CLOSE, RETRY_AFTER, error_body, whole_answer
+from loopline.gateway.exchange import Exchange, Reply
+from loopline.gateway.head import MAX_HEAD_BYTES, MAX_HEADERS, Head, Refusal, malformed, too_big
+from loopline.gateway.invocation import Invocation
+from loopline.gateway.proxy import Proxied
+
+if TYPE_CHECKING:
+    from loopline.gateway.gateway import Gateway
+
+HEADER_SECONDS = 10.0
+BODY_SECONDS = 60.0
+IDLE_SECONDS = 75.0
+WRITE_SECONDS = 60.0
+LINGER_SECONDS = 2.0
+MAX_PIPELINED = 64
+HELD_BACK, DEEP, UPSTREAM = 1, 2, 4  # why reading is paused
+ENDPOINTS, INVOCATIONS, PING = b"/endpoints/", b"/invocations", b"/ping"
+
+
+class Connection(asyncio.Protocol):
+    """One client. The callbacks that begin with ``on_`` are httptools'."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self.gateway = gateway
+        self.deadline = gateway.now() + HEADER_SECONDS
+        self.transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Exchange] = deque()
+        self._current: Exchange | None = None
+        self._receiving = False
+        self._finished = False
+        self._paused = 0
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._unparsed = 0
+        self._refusal: Refusal | None = None
+
+    # the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.gateway.connections.add(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.transport = None
+        self._finished = True
+        self.gateway.connections.discard(self)
+        for exchange in self._queue:
+            exchange.abandon()
+        self._queue.clear()
+
+    def eof_received(self) -> bool:
+        """A client that has finished sending may still wait for answers."""
+        if not self._queue or self._receiving:
+            return False
+        self.closing_after_answers()
+        return True
+
+    def pause_writing(self) -> None:
+        self._pause(HELD_BACK)
+        self.deadline = self.gateway.now() + WRITE_SECONDS
+        if self._queue:
+            self._queue[0].pause()
+
+    def resume_writing(self) -> None:
+        self._resume(HELD_BACK)
+        if self._queue:
+            self.deadline = self.gateway.now() + BODY_SECONDS if self._receiving else math.inf
+            self._queue[0].resume()
+        elif not self._finished:
+            self._rest()
+
+    def _pause(self, reason: int) -> None:
+        if not self._paused and self.transport is not None:
+            self.transport.pause_reading()
+        self._paused |= reason
+
+    def _resume(self, reason: int) -> None:
+        if self._paused & reason:
+            self._paused &= ~reason
+            if not self._paused and self.transport is not None and not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def hold_body(self) -> None:
+        """Read no more of a request's body until ``release_body``; that wait is not the client's fault."""
+        self._pause(UPSTREAM)
+        self.deadline = math.inf
+
+    def release_body(self) -> None:
+        """Read on."""
+        if self._paused & UPSTREAM:
+            self._resume(UPSTREAM)
+            if self._receiving:
+                self.deadline = self.gateway.now() + BODY_SECONDS
+
+    def data_received(self, data: bytes) -> None:
+        if self._finished:
+            return
+        before = self._head_bytes
+        try:
+            self._feed(data)
+        except httptools.HttpParserCallbackError as error:
+            self._fail(self._refusal or _internal(error))
+            return
+        except httptools.HttpParserError as error:
+            self._fail(malformed(f"not HTTP: {error}"))
+            return
+        if self._receiving and self._current is None and self._head_bytes == before:
+            self._unparsed += len(data)
+            if self._unparsed > MAX_HEAD_BYTES:
+                self._fail(too_big())
+        else:
+            self._unparsed = 0
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:  # an upgrade is declined by answering in HTTP/1.1
+                data = data[upgrade.args[0] :]
+                self._parser = httptools.HttpRequestParser(self)
+            else:
+                return
+
+    # the parser
+
+    def on_message_begin(self) -> None:
+        if self._finished:
+            self._refuse(malformed("the connection is being closed"))
+        self._url = b""
+        self._headers = []
+        self._head_bytes = 1
+        self._receiving = True
+        self._current = None
+        self.deadline = self.gateway.now() + HEADER_SECONDS
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._head_bytes += len(url)
+        self._check_head_size()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name, value))
+        self._head_bytes += len(name) + len(value) + 4
+        self._check_head_size()
+
+    def _check_head_size(self) -> None:
+        if self._head_bytes > MAX_HEAD_BYTES or len(self._headers) > MAX_HEADERS:
+            self._refuse(too_big())
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._refusal = refusal
+        raise refusal
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        try:
+            head = Head(parser.get_method(), self._url, parser.get_http_version(), self._headers)
+            exchange = self._exchange(head)
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        self._headers = []  # what follows are trailers: counted, and dropped
+        self.deadline = self.gateway.now() + BODY_SECONDS
+        self._current = exchange
+        self._queue.append(exchange)
+        if len(self._queue) > MAX_PIPELINED:
+            self._pause(DEEP)
+        exchange.start()
+
+    def _exchange(self, head: Head) -> Exchange:
+        head.keep_alive = self._parser.should_keep_alive()
+        gateway = self.gateway
+        request_id = gateway.request_ids.new()
+        table = gateway.table
+        if table is None:
+            body = error_body("unavailable", "the server is starting", request_id)
+            return Reply(self, head, request_id, (503, body, RETRY_AFTER))
+        head.check_host(table.hosts)
+        path = head.path
+        if path.startswith(ENDPOINTS):
+            if head.method == b"POST" and path.endswith(INVOCATIONS):
+                return self._invocation(head, request_id, path[len(ENDPOINTS) : -len(INVOCATIONS)])
+            if head.method in (b"GET", b"HEAD") and path.endswith(PING):
+                return self._ping(head, request_id, path[len(ENDPOINTS) : -len(PING)])
+        return Proxied(self, head, request_id)
+
+    def _invocation(self, head: Head, request_id: str, name: bytes) -> Exchange:
+        table = self.gateway.table_in_force
+        endpoint = table.endpoints.get(name)
+        if endpoint is not None:
+            return Invocation(self, head, request_id, endpoint)
+        return Reply(self, head, request_id, self.gateway.unknown_endpoint(head, name, request_id))
+
+    def _ping(self, head: Head, request_id: str, name: bytes) -> Exchange:
+        endpoint = self.gateway.table_in_force.endpoints.get(name)
+        if endpoint is not None and endpoint.ready:
+            return Reply(self, head, request_id, (200, b'{"ready": true}', b""))
+        body = error_body("unavailable", "the endpoint is not ready, or there is none by that name", request_id)
+        return Reply(self, head, request_id, (503, body, RETRY_AFTER))
+
+    def on_body(self, data: bytes) -> None:
+        if self._current is not None:
+            self._current.body(data)
+
+    def on_message_complete(self) -> None:
+        self._receiving = False
+        self.deadline = math.inf
+        exchange, self._current = self._current, None
+        if exchange is not None:
+            exchange.received = True
+            exchange.complete()
+        if not self._queue:
+            self._rest()
+
+    # answers
+
+    @property
+    def closing_soon(self) -> bool:
+        """Whether the process is about to end, so that no further request is welcome."""
+        return self.gateway.stopping
+
+    def client_address(self) -> bytes:
+        """The client's ``address:port``."""
+        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
+        return f"{peer[0]}:{peer[1]}".encode() if peer else b"unknown"
+
+    def is_turn_of(self, exchange: Exchange) -> bool:
+        """Whether every earlier answer has been sent."""
+        return bool(self._queue) and self._queue[0] is exchange
+
+    def deliver(self, exchange: Exchange, data: bytes, last: bool) -> None:
+        """Send a part of an exchange's answer, or hold it until its turn; ``last`` ends the answer."""
+        queue = self._queue
+        if not queue or queue[0] is not exchange:
+            exchange.held.append(data)
+            exchange.done = exchange.done or last
+            if last:
+                exchange.held.append(b"")  # the mark that nothing follows
+            return
+        if data and self.transport is not None:
+            self.transport.write(data)
+        if last:
+            queue.popleft()
+            self._next(exchange)
+
+    def _next(self, sent: Exchange) -> None:
+        """Go on after an answer was sent whole."""
+        queue = self._queue
+        while not sent.close:
+            if not queue:
+                self._rest()
+                return
+            if len(queue) == MAX_PIPELINED:
+                self._resume(DEEP)
+            head = queue[0]
+            held, head.held = head.held, []
+            if held and self.transport is not None:
+                self.transport.write(b"".join(held))
+            if not held or held[-1] != b"":
+                head.turn()
+                return
+            sent = queue.popleft()
+        self._linger()
+
+    def _rest(self) -> None:
+        """Nothing is under way: wait for the next request."""
+        if not self._receiving:
+            self.deadline = self.gateway.now() + IDLE_SECONDS
+            if self.gateway.stopping:
+                self._linger()
+
+    def _linger(self) -> None:
+        """Close so that the client reads the answer: end our side first and wait a moment for it to end its own."""
+        self._finished = True
+        for exchange in self._queue:
+            exchange.abandon()
+        self._queue.clear()
+        self.deadline = self.gateway.now() + LINGER_SECONDS
+        if self.transport is not None:
+            if self._receiving and self.transport.can_write_eof():
+                self._resume(self._paused)
+                self.transport.write_eof()
+            else:
+                self.transport.close()
+
+    def _fail(self, refusal: Refusal) -> None:
+        """Answer after what is still to be answered, then close: where the next request begins is not known."""
+        if self.transport is None or self._finished:
+            return
+        self._finished = True
+        self._receiving = True
+        current, self._current = self._current, None
+        if current is not None and not current.done and current in self._queue:
+            self._queue.remove(current)
+            current.abandon(refusal.status)
+            if current.begun:
+                self.transport.abort()
+                return
+        request_id = self.gateway.request_ids.new()
+        reply = Exchange(self, _NO_HEAD, request_id)
+        reply.close = True
+        body = error_body(refusal.code, str(refusal), request_id)
+        self._queue.append(reply)
+        self.deliver(reply, whole_answer(refusal.status, body, request_id, CLOSE), last=True)
+
+    def close_now(self) -> None:
+        """Drop the connection; used where an answer that was begun cannot be ended."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def closing_after_answers(self) -> None:
+        """Read no more; close when every request that was read is answered."""
+        self._finished = True
+        if self._queue:
+            self._queue[-1].close = True
+        else:
+            self._linger()
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self._receiving and not self._finished:
+            self._fail(Refusal(408, "timeout", "the request took too long to arrive"))
+            self.deadline = self.gateway.now() + LINGER_SECONDS
+        elif self.transport is not None:
+            self.transport.abort()
+
+    def stop(self) -> None:
+        """The process ends: finish what was read, close what is idle."""
+        if not self._queue and not self._receiving:
+            self._linger()
+
+
+def _internal(error: BaseException) -> Refusal:
+    cause = error.__context__ or error
+    if isinstance(cause, Refusal):
+        return cause
+    raise cause
+
+
+_NO_HEAD = Head(b"GET", b"/", "1.1", [(b"host", b"")])
+_NO_HEAD.keep_alive = False

@@ -1,0 +1,229 @@
+"""The gateway: holds the routing table in force, swaps it, and looks after connections, links and the spool."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from loopline.config import Settings
+from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
+from loopline.gateway.answers import RequestIds, error_body
+from loopline.gateway.connection import Connection
+from loopline.gateway.head import Head
+from loopline.gateway.invocation import NO_VARIANT
+from loopline.gateway.links import Link
+from loopline.gateway.logs import log
+from loopline.gateway.routing import Slots, Table
+from loopline.gateway.snapshot import Snapshot, parse_snapshot
+from loopline.gateway.spool import Spool
+
+TICK_SECONDS = 0.05
+SNAPSHOT_POLL_SECONDS = 0.2
+SWEEP_SECONDS = 0.5
+OPEN_WAIT_SECONDS = 1.0
+STOP_SECONDS = 10.0
+
+
+class Gateway:
+    """One gateway process. ``rng`` makes traffic choices and request ids."""
+
+    def __init__(self, settings: Settings, index: int, rng: random.Random) -> None:
+        self.name = f"gateway-{index}"
+        self.control_socket = settings.run_dir / "control.sock"
+        self.connections: set[Connection] = set()
+        self.table: Table | None = None
+        self.stopping = False
+        self.chance = rng.random
+        self.request_ids = RequestIds(rng)
+        self.spool = Spool(settings.dir / "spool" / self.name)
+        self.now = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._run_dir = settings.run_dir
+        self._snapshot_file = settings.dir / "snapshot.json"
+        self._seen: tuple[int, int, int] | None = None
+        self._links: dict[str, Link] = {}
+        self._retired: list[Link] = []
+        self._slots: dict[str, Slots] = {}
+        self._server: asyncio.Server | None = None
+        self._datagrams: socket.socket | None = None
+        self._look = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reported_drops = 0
+
+    @property
+    def table_in_force(self) -> Table:
+        """The routing table; raises ``Unavailable`` before the first snapshot."""
+        if self.table is None:
+            raise Unavailable("the server is starting")
+        return self.table
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine beside everything else and keep it from being collected."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def start(self, listening: socket.socket) -> None:
+        """Load the snapshot when there is one, then accept connections."""
+        self._run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._open_datagrams()
+        await self._reload()
+        self.spawn(self._watch_snapshot())
+        self.spawn(self._tick())
+        self._server = await self._loop.create_server(lambda: Connection(self), sock=listening, backlog=1024)
+        log("listening", gateway=self.name, snapshot=self.table.number if self.table else None)
+
+    # the snapshot
+
+    def _open_datagrams(self) -> None:
+        path = self._run_dir / f"{self.name}.sock"
+        path.unlink(missing_ok=True)
+        self._datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._datagrams.bind(str(path))
+        self._loop.add_reader(self._datagrams.fileno(), self._on_datagram)
+
+    def _on_datagram(self) -> None:
+        assert self._datagrams is not None
+        with contextlib.suppress(OSError):
+            while True:
+                self._datagrams.recv(4096)  # the content does not matter: the file does
+                self._look.set()
+
+    async def _watch_snapshot(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), SNAPSHOT_POLL_SECONDS)
+            self._look.clear()
+            await self._reload()
+
+    async def _reload(self) -> None:
+        """Switch to the snapshot in the file when it is a new one. One that is not valid changes nothing."""
+        try:
+            with self._snapshot_file.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                identity = (facts.st_mtime_ns, facts.st_ino, facts.st_size)
+                if identity == self._seen:
+                    return
+                text = file.read()
+        except OSError:
+            return
+        self._seen = identity
+        try:
+            snapshot = parse_snapshot(text)
+        except InvalidInput as error:
+            log("snapshot ignored", reason=error.message)
+            return
+        await self._switch(snapshot)
+
+    async def _switch(self, snapshot: Snapshot) -> None:
+        """Open connections to new servers, then change the table at once, then let go of the old servers."""
+        wanted = snapshot.sockets()
+        links = {path: self._links.get(path) or Link(path) for path in wanted}
+        fresh = [asyncio.ensure_future(link.opened.wait()) for link in links.values() if not link.connected]
+        if fresh:
+            _, late = await asyncio.wait(fresh, timeout=OPEN_WAIT_SECONDS)
+            for waiting in late:
+                waiting.cancel()
+        self.table = Table(snapshot, links, self._slots)
+        for path, link in self._links.items():
+            if path not in wanted:
+                link.retire()
+                self._retired.append(link)
+        self._links = links
+        self._slots = {name: self._slots[name] for name in snapshot.endpoints}
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        number = self.table_in_force.number
+        self._write_state()
+        message = json.dumps({"kind": "ack", "gateway": self.name, "number": number}).encode()
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            out.setblocking(False)
+            out.sendto(message, str(self._run_dir / "wake.sock"))
+
+    def _write_state(self) -> None:
+        """Write run/gateway-<n>.json by rename."""
+        state = {
+            "number": self.table.number if self.table else None,
+            "pid": os.getpid(),
+            "at": time.time(),
+            "captures_dropped": self.spool.dropped,
+        }
+        temporary = self._run_dir / f".{self.name}.json.{os.getpid()}"
+        try:
+            temporary.write_text(json.dumps(state))
+            temporary.rename(self._run_dir / f"{self.name}.json")
+        except OSError as error:
+            log("state not written", reason=str(error))
+
+    # what is asked of the table
+
+    def unknown_endpoint(self, head: Head, name: bytes, request_id: str) -> tuple[int, bytes, bytes]:
+        """What to answer for a name that no endpoint has: only a key that could invoke it learns that there is none."""
+        error: LooplineError = NotFound("there is no endpoint by that name")
+        try:
+            self.table_in_force.authorise(head.credential, name.decode("latin-1"))
+        except LooplineError as refusal:
+            error = refusal
+        return error.status, error_body(error.code, error.message, request_id), NO_VARIANT
+
+    # housekeeping
+
+    async def _tick(self) -> None:
+        parent = os.getppid()
+        next_sweep = 0.0
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.spool.flush()
+            moment = time.perf_counter()
+            for link in self._links.values():
+                link.sweep(moment)
+            self._retired = [link for link in self._retired if not link.sweep(moment)]
+            now = self.now()
+            if now >= next_sweep:
+                next_sweep = now + SWEEP_SECONDS
+                self._sweep(now, parent)
+
+    def _sweep(self, now: float, parent: int) -> None:
+        for connection in list(self.connections):
+            if connection.deadline < now:
+                connection.expire()
+        if self.spool.dropped != self._reported_drops:
+            self._reported_drops = self.spool.dropped
+            self._write_state()
+        if os.getppid() != parent:
+            log("parent ended", gateway=self.name)
+            self.request_stop()
+
+    def request_stop(self) -> None:
+        """Make ``run_until_stopped`` go on."""
+        self._stop.set()
+
+    async def run_until_stopped(self) -> None:
+        """Wait for the stop, accept no more, finish what is in flight, write the spool."""
+        await self._stop.wait()
+        self.stopping = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.stop()
+        deadline = self.now() + STOP_SECONDS
+        while self.connections and self.now() < deadline:
+            await asyncio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.close_now()
+        for task in list(self._tasks):
+            task.cancel()
+        for link in [*self._links.values(), *self._retired]:
+            link.abandon()
+        if self._datagrams is not None:
+            self._loop.remove_reader(self._datagrams.fileno())
+            self._datagrams.close()
+        await self.spool.close()
+        log("stopped", gateway=self.name)

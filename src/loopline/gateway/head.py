@@ -1,0 +1,116 @@
+"""The head of a request, read strictly: whatever two readers could understand differently is refused.
+
+What llhttp refuses by itself (Transfer-Encoding beside Content-Length, repeated or signed lengths, folded headers, bare
+line feeds, control characters, malformed chunks) is not repeated here.
+"""
+
+MAX_HEADERS = 100
+MAX_HEAD_BYTES = 32 * 1024
+
+_FIELDS = {
+    b"host": 0,
+    b"content-length": 1,
+    b"transfer-encoding": 2,
+    b"expect": 3,
+    b"authorization": 4,
+    b"x-api-key": 5,
+    b"content-type": 6,
+    b"x-loopline-inference-id": 7,
+}
+_BEARER = b"bearer "
+
+
+class Refusal(Exception):
+    """The request is answered with ``status`` and the connection is closed."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+def malformed(message: str) -> Refusal:
+    """400: not HTTP as the gateway speaks it."""
+    return Refusal(400, "bad_request", message)
+
+
+def misdirected() -> Refusal:
+    """421: a request for another host, as DNS rebinding makes a browser send it."""
+    return Refusal(421, "misdirected", "this server does not answer for that host")
+
+
+def too_big() -> Refusal:
+    """431: more or larger headers than anybody needs."""
+    message = f"at most {MAX_HEADERS} headers with together {MAX_HEAD_BYTES} bytes are accepted"
+    return Refusal(431, "headers_too_large", message)
+
+
+class Head:
+    """Method, target and headers of one request, with the fields that the gateway looks at."""
+
+    __slots__ = (
+        "chunked",
+        "content_type",
+        "credential",
+        "expects",
+        "headers",
+        "join",
+        "keep_alive",
+        "length",
+        "method",
+        "old",
+        "path",
+        "target",
+    )
+
+    def __init__(self, method: bytes, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """Raises ``Refusal`` for a request that is ambiguous or not for an HTTP/1 origin server."""
+        if version not in {"1.1", "1.0"}:
+            raise Refusal(505, "bad_request", "only HTTP/1.1 and HTTP/1.0 are spoken here")
+        self.method = method
+        self.headers = headers
+        self.old = version == "1.0"
+        self.keep_alive = True
+        found: list[bytes | None] = [None] * len(_FIELDS)
+        for name, value in headers:
+            place = _FIELDS.get(name.lower())
+            if place is not None:
+                if found[place] is not None:
+                    raise malformed(f"the header {name.lower().decode('latin-1')} may be sent only once")
+                found[place] = value
+        host, length, coding, expect, authorization, api_key, self.content_type, self.join = found
+        if host is None:
+            raise malformed("a Host header is needed")
+        self.target = _origin_form(method, target, host)
+        self.path = self.target.partition(b"?")[0] if b"?" in self.target else self.target
+        self.length = int(length) if length else 0
+        self.chunked = coding is not None
+        if coding is not None and (coding.lower() != b"chunked" or self.old):
+            raise malformed("the only transfer encoding is chunked, in HTTP/1.1")
+        self.expects = expect is not None and not self.old
+        if self.expects and expect is not None and expect.lower() != b"100-continue":
+            raise Refusal(417, "bad_request", "the only expectation is 100-continue")
+        bearer = authorization is not None and authorization[:7].lower() == _BEARER
+        self.credential = authorization[7:].strip() if bearer and authorization else api_key
+
+    def check_host(self, hosts: frozenset[bytes]) -> None:
+        """Raises ``Refusal`` unless the Host header is exactly one of ``hosts``."""
+        host = next(value for name, value in self.headers if name.lower() == b"host")
+        if host.lower() not in hosts:
+            raise misdirected()
+
+
+def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
+    """The path and query of a request target that is for this server."""
+    if b"#" in target:
+        raise malformed("a request target has no fragment")
+    if target.startswith(b"/"):
+        return target
+    if method == b"OPTIONS" and target == b"*":
+        return target
+    if target[:7].lower() != b"http://":
+        raise malformed("the request target must be a path")
+    authority, _, path = target[7:].partition(b"/")
+    if authority.lower() != host.lower():
+        raise misdirected()
+    return b"/" + path

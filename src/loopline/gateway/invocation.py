@@ -1,0 +1,195 @@
+"""One invocation: from the head of the request to the answer and its capture record."""
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from loopline.errors import LooplineError, Overloaded, Timeout, TooLarge, Unavailable
+from loopline.gateway.answers import CONTINUE, RETRY_AFTER, error_body, status_line, with_request_id
+from loopline.gateway.exchange import CLIENT_GONE, Exchange
+from loopline.gateway.head import Head
+from loopline.gateway.routing import Endpoint, Key, Variant
+
+if TYPE_CHECKING:
+    from loopline.gateway.connection import Connection
+
+JSON_TYPE = b"application/json"
+NO_VARIANT = b"x-loopline-version: none\r\nx-loopline-variant: none\r\n"
+MAX_TYPE_BYTES = 256
+_types: dict[bytes, bytes] = {}
+
+
+def _json_text(value: bytes | None) -> bytes:
+    return b"null" if value is None else json.dumps(value[:MAX_TYPE_BYTES].decode("latin-1")).encode()
+
+
+def _type_text(value: bytes | None) -> bytes:
+    """The content type as JSON; the few that clients use are kept."""
+    if value is None:
+        return b"null"
+    text = _types.get(value)
+    if text is None:
+        if len(_types) > 256:
+            _types.clear()
+        text = _types[value] = _json_text(value)
+    return text
+
+
+class Invocation(Exchange):
+    """A request for predictions. It goes to one model server and never to a second one."""
+
+    __slots__ = (
+        "_at",
+        "_body",
+        "_deadline",
+        "_endpoint",
+        "_holds_slot",
+        "_key",
+        "_parts",
+        "_size",
+        "_started",
+        "_variant",
+        "expired",
+    )
+
+    def __init__(self, connection: "Connection", head: Head, request_id: str, endpoint: Endpoint) -> None:
+        super().__init__(connection, head, request_id)
+        self._endpoint = endpoint
+        self._key: Key | None = None
+        self._variant: Variant | None = None
+        self._parts: list[bytes] = []
+        self._body = b""
+        self._size = 0
+        self._at = time.time()
+        self._started = time.perf_counter()
+        self._deadline = 0.0
+        self._holds_slot = False
+        self.expired = False
+
+    def start(self) -> None:
+        """Check the key and the announced size before any of the body is read."""
+        head = self.head
+        if self._endpoint.spec.auth:
+            try:
+                self._key = self.connection.gateway.table_in_force.authorise(head.credential, self._endpoint.name)
+            except LooplineError as error:
+                self._refuse(error)
+                return
+        if head.length > self._endpoint.spec.max_body_bytes:
+            self._refuse_size()
+        elif head.expects and self.connection.is_turn_of(self):
+            self.connection.deliver(self, CONTINUE, last=False)
+
+    def turn(self) -> None:
+        if self.head.expects and not self.received and not self.done:
+            self.connection.deliver(self, CONTINUE, last=False)
+
+    def body(self, data: bytes) -> None:
+        if not self.done:
+            self._parts.append(data)
+            self._size += len(data)
+            if self._size > self._endpoint.spec.max_body_bytes:
+                self._refuse_size()
+
+    def _refuse_size(self) -> None:
+        limit = self._endpoint.spec.max_body_bytes
+        self._refuse(TooLarge(f"the body is larger than {limit} bytes"))
+
+    def _refuse(self, error: LooplineError, headers: bytes = b"") -> None:
+        """Answer an error without asking a model; closes where the rest of the request has not been read."""
+        self._parts.clear()
+        head = self.head
+        if not self.received and (head.expects or head.chunked or head.length):
+            self.close = True
+        self._finish(error.status, JSON_TYPE, error_body(error.code, error.message, self.request_id), headers)
+
+    def complete(self) -> None:
+        """Send the request to a model server."""
+        if self.done:
+            return
+        parts = self._parts
+        self._body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts = []
+        endpoint, gateway = self._endpoint, self.connection.gateway
+        now = self._started = time.perf_counter()
+        if endpoint.slots.used >= endpoint.spec.max_concurrent:
+            self._refuse(Overloaded(), RETRY_AFTER)
+            return
+        self._variant = variant = endpoint.choose(gateway.chance)
+        link = variant.next_link() if variant is not None else None
+        if link is None:
+            self._refuse(Unavailable("no model server of this endpoint is ready"), RETRY_AFTER)
+        elif link.congested:
+            self._refuse(Overloaded("the model server does not take more input at the moment"), RETRY_AFTER)
+        else:
+            self._holds_slot = True
+            endpoint.slots.used += 1
+            self._deadline = now + endpoint.timeout_seconds
+            link.submit(self, self.head.content_type or JSON_TYPE, self._body)
+
+    def answered(self, status: int, content_type: bytes, body: bytes) -> None:
+        """The model server's answer."""
+        self._release()
+        if not self.done:
+            if status >= 400:
+                body = with_request_id(body, self.request_id)
+            self._finish(status, content_type, body)
+
+    def lost(self) -> None:
+        """The model server died."""
+        self._release()
+        if not self.done:
+            self._refuse(Unavailable("the model server ended while it had this request"), RETRY_AFTER)
+
+    def expire_if_late(self, now: float) -> None:
+        """Answer 504; the slot stays taken until the server answers, because the server is still at work."""
+        if not self.done and now >= self._deadline:
+            self.expired = True
+            self._refuse(Timeout("the model server did not answer in time"))
+
+    def abandon(self, status: int = CLIENT_GONE) -> None:
+        """A request that no server has yet is recorded now; one that is in flight when its answer comes."""
+        if not self.done and not self._holds_slot:
+            self.done = True
+            self._record(status, b"")
+
+    def _release(self) -> None:
+        if self._holds_slot:
+            self._holds_slot = False
+            self._endpoint.slots.used -= 1
+
+    def _finish(self, status: int, content_type: bytes, body: bytes, headers: bytes = b"") -> None:
+        self.done = True
+        self._record(status, body)
+        variant = self._variant
+        answer = b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b%b\r\n%b" % (
+            status_line(status),
+            content_type,
+            len(body),
+            self.request_id.encode(),
+            NO_VARIANT if variant is None else variant.headers,
+            headers,
+            self.connection_header(),
+            body,
+        )
+        self.connection.deliver(self, answer, last=True)
+
+    def _record(self, status: int, answer: bytes) -> None:
+        endpoint, variant, head = self._endpoint, self._variant, self.head
+        meta = b'{"id":"%b","at":%.6f,%b,"key":%b,"status":%d,"latency_us":%d,"content_type":%b,"join":%b}' % (
+            self.request_id.encode(),
+            self._at,
+            endpoint.meta if variant is None else variant.meta,
+            b"null" if self._key is None else self._key.meta,
+            status,
+            (time.perf_counter() - self._started) * 1e6,
+            _type_text(head.content_type),
+            _json_text(head.join),
+        )
+        gateway = self.connection.gateway
+        sampled = variant is not None and (endpoint.capture >= 1.0 or gateway.chance() < endpoint.capture)
+        if sampled:
+            gateway.spool.record(meta, self._body, answer)
+        else:
+            gateway.spool.record(meta, b"", b"")
+        self._body = b""

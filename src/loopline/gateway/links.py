@@ -1,0 +1,139 @@
+"""A link: one persistent framed connection to one model server, shared by all requests to it."""
+
+import asyncio
+from typing import Protocol, cast
+
+from loopline.domain.frames import HEAD, PREDICT, TEXT, FrameError, FrameReader, decode_answer
+from loopline.gateway.logs import log
+
+FIRST_RETRY_SECONDS = 0.01
+LAST_RETRY_SECONDS = 0.25
+WRITE_BUFFER_BYTES = 64 * 1024 * 1024
+_REST = HEAD.size - 4 + TEXT.size
+
+
+class Waiting(Protocol):
+    """A request that waits for a model server's answer."""
+
+    expired: bool
+
+    def answered(self, status: int, content_type: bytes, body: bytes) -> None:
+        """The server's answer has come."""
+
+    def lost(self) -> None:
+        """The server died with this request in flight. It is not tried elsewhere: it may be what killed the server."""
+
+    def expire_if_late(self, now: float) -> None:
+        """Answer 504 when its deadline has passed."""
+
+
+class Link(asyncio.Protocol):
+    """Connects, and connects again, until it is retired; then closes when the last request is answered."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.connected = False
+        self.congested = False
+        self.pending: dict[int, Waiting] = {}
+        self.opened = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._reader = FrameReader()
+        self._next_id = 0
+        self._out: list[bytes] = []
+        self._retired = False
+        self._closed = asyncio.Event()
+        self._task = self._loop.create_task(self._keep_connected())
+
+    async def _keep_connected(self) -> None:
+        wait = FIRST_RETRY_SECONDS
+        while not self._retired:
+            self._closed.clear()
+            try:
+                await self._loop.create_unix_connection(lambda: self, self.path)
+            except OSError:
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, LAST_RETRY_SECONDS)
+                continue
+            await self._closed.wait()
+            wait = FIRST_RETRY_SECONDS
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._reader = FrameReader()
+        self.congested = False
+        self.connected = True
+        self.opened.set()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.connected = False
+        self._transport = None
+        self._out.clear()
+        self.opened.clear()
+        self._closed.set()
+        pending, self.pending = self.pending, {}
+        if pending and not self._retired:
+            log("model server lost", path=self.path, in_flight=len(pending))
+        for waiting in pending.values():
+            waiting.lost()
+
+    def pause_writing(self) -> None:
+        self.congested = True
+
+    def resume_writing(self) -> None:
+        self.congested = False
+
+    def submit(self, waiting: Waiting, content_type: bytes, body: bytes) -> None:
+        """Send a request; what is submitted within one turn of the event loop leaves in one write."""
+        number = self._next_id = self._next_id + 1
+        self.pending[number] = waiting
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        size = len(content_type)
+        self._out.append(HEAD.pack(_REST + size + len(body), number, PREDICT) + TEXT.pack(size) + content_type)
+        self._out.append(body)
+
+    def _flush(self) -> None:
+        if self._transport is not None and self._out:
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for number, kind, payload in self._reader.feed(data):
+                if kind == PREDICT:
+                    waiting = self.pending.pop(number, None)
+                    if waiting is not None:
+                        waiting.answered(*decode_answer(payload))
+        except FrameError as error:
+            log("model server broke the framing", path=self.path, error=str(error))
+            if self._transport is not None:
+                self._transport.abort()
+        if self._retired and not self.pending:
+            self._close()
+
+    def sweep(self, now: float) -> bool:
+        """Expire what is late; true once a retired link has nothing left that anybody waits for."""
+        for waiting in list(self.pending.values()):
+            waiting.expire_if_late(now)
+        if self._retired and all(waiting.expired for waiting in self.pending.values()):
+            self._close()
+            return True
+        return False
+
+    def retire(self) -> None:
+        """Take no more requests; close after the last answer."""
+        self._retired = True
+        if not self.pending:
+            self._close()
+
+    def abandon(self) -> None:
+        """Close at once; the process ends."""
+        self._retired = True
+        self._close()
+
+    def _close(self) -> None:
+        self._task.cancel()
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,141 @@
+"""From a snapshot and its links to decisions: which endpoint, whether the key may, which variant, which server."""
+
+import json
+import random
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+
+from loopline.domain.access import ROLES, Permission, parse_key, secret_matches
+from loopline.errors import Forbidden, Unauthenticated
+from loopline.gateway.links import Link
+from loopline.gateway.snapshot import EndpointSpec, KeySpec, Snapshot, VariantSpec
+
+
+class Slots:
+    """How many requests of an endpoint are in flight; outlives snapshots, so that a swap forgets none."""
+
+    __slots__ = ("used",)
+
+    def __init__(self) -> None:
+        self.used = 0
+
+
+class Variant:
+    """A variant with its live servers, and the bytes that every answer and record of it repeats."""
+
+    __slots__ = ("_links", "_turn", "headers", "meta", "name", "weight")
+
+    def __init__(self, endpoint: str, spec: VariantSpec, links: Mapping[str, Link]) -> None:
+        self.name = spec.name
+        self.weight = spec.weight
+        self._links = [links[path] for path in spec.servers]
+        self._turn = 0
+        version = "none" if spec.version is None else str(spec.version)
+        self.headers = f"x-loopline-version: {version}\r\nx-loopline-variant: {spec.name}\r\n".encode(
+            "ascii", "replace"
+        )
+        self.meta = _meta(endpoint, spec.name, spec.version, spec.model)
+
+    @property
+    def ready(self) -> bool:
+        """Whether any of its servers is connected."""
+        return any(link.connected for link in self._links)
+
+    def next_link(self) -> Link | None:
+        """The servers in turn, passing over those that are not connected; None when none is."""
+        links = self._links
+        for _ in links:
+            self._turn = (self._turn + 1) % len(links)
+            link = links[self._turn]
+            if link.connected:
+                return link
+        return None
+
+
+def _meta(endpoint: str, variant: str | None, version: int | None, model: str | None) -> bytes:
+    fields = {"endpoint": endpoint, "variant": variant, "version": version, "model": model}
+    return json.dumps(fields, separators=(",", ":"))[1:-1].encode()
+
+
+class Endpoint:
+    """An endpoint as the data plane sees it."""
+
+    __slots__ = ("_bounds", "_total", "capture", "meta", "name", "slots", "spec", "timeout_seconds", "variants")
+
+    def __init__(self, name: str, spec: EndpointSpec, links: Mapping[str, Link], slots: Slots) -> None:
+        self.name = name
+        self.spec = spec
+        self.slots = slots
+        self.capture = spec.capture
+        self.timeout_seconds = spec.timeout_ms / 1000
+        self.meta = _meta(name, None, None, None)
+        self.variants = [Variant(name, variant, links) for variant in spec.variants if variant.weight > 0]
+        self._bounds = list(accumulate(variant.weight for variant in self.variants))
+        self._total = self._bounds[-1] if self._bounds else 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether every variant that gets traffic has a connected server."""
+        return bool(self.variants) and all(variant.ready for variant in self.variants)
+
+    def choose(self, chance: Callable[[], float]) -> Variant | None:
+        """A variant with a probability in proportion to its weight; ``chance`` gives numbers from [0, 1)."""
+        if len(self.variants) < 2:
+            return self.variants[0] if self.variants else None
+        place = bisect_right(self._bounds, chance() * self._total)
+        return self.variants[min(place, len(self.variants) - 1)]  # rounding may reach the last bound
+
+
+class Key:
+    """An API key and where it may go."""
+
+    __slots__ = ("_endpoints", "_everywhere", "_expires_at", "_may_invoke", "_sha256", "meta")
+
+    def __init__(self, key_id: str, spec: KeySpec) -> None:
+        self.meta = json.dumps(key_id).encode()
+        self._sha256 = spec.sha256
+        self._expires_at = spec.expires_at
+        self._may_invoke = Permission.INVOKE in ROLES.get(spec.role, frozenset())
+        self._everywhere = "*" in spec.endpoints
+        self._endpoints = frozenset(spec.endpoints)
+
+    def opens(self, secret: str, now: float) -> bool:
+        """Whether the secret is right and the key has not expired."""
+        return secret_matches(secret, self._sha256) and (self._expires_at is None or now < self._expires_at)
+
+    def may_invoke(self, endpoint: str) -> bool:
+        """Whether its role may invoke at all and its scope holds the endpoint."""
+        return self._may_invoke and (self._everywhere or endpoint in self._endpoints)
+
+
+class Table:
+    """An immutable routing table, made from one snapshot."""
+
+    def __init__(self, snapshot: Snapshot, links: Mapping[str, Link], slots: dict[str, Slots]) -> None:
+        self.number = snapshot.number
+        self.hosts = frozenset(host.lower().encode() for host in snapshot.allowed_hosts)
+        self.endpoints = {
+            name.encode(): Endpoint(name, spec, links, slots.setdefault(name, Slots()))
+            for name, spec in snapshot.endpoints.items()
+        }
+        self._keys = {key_id: Key(key_id, spec) for key_id, spec in snapshot.keys.items()}
+
+    def authorise(self, credential: bytes | None, endpoint: str) -> Key:
+        """The key that was shown, if it may invoke the endpoint.
+
+        Raises ``Unauthenticated`` for no, a malformed, unknown, wrong or expired key, ``Forbidden`` for any other key.
+        """
+        parsed = parse_key(credential.decode("latin-1")) if credential else None
+        key = self._keys.get(parsed[0]) if parsed else None
+        if parsed is None or key is None or not key.opens(parsed[1], time.time()):
+            raise Unauthenticated
+        if not key.may_invoke(endpoint):
+            raise Forbidden("this key may not invoke this endpoint")
+        return key
+
+
+def make_rng(seed: str, index: int) -> random.Random:
+    """The generator of a gateway's traffic choices; repeatable when a seed is set."""
+    return random.Random(f"{seed}:{index}") if seed else random.Random()  # noqa: S311 - chooses variants, no secrets

@@ -1,0 +1,68 @@
+"""The snapshot that control writes: what the gateway may route, to whom, and for which keys; checked on reading."""
+
+from typing import Annotated
+
+import msgspec
+
+from loopline.errors import InvalidInput
+
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class VariantSpec(msgspec.Struct, frozen=True):
+    """One variant of an endpoint; ``servers`` are paths of Unix sockets."""
+
+    name: str
+    weight: Weight
+    servers: tuple[str, ...]
+    version: int | None = None
+    model: str | None = None
+
+
+class EndpointSpec(msgspec.Struct, frozen=True):
+    """One endpoint. ``auth`` is on unless it is switched off in so many words."""
+
+    variants: tuple[VariantSpec, ...]
+    auth: bool = True
+    capture: Fraction = 1.0
+    max_body_bytes: Count = 6 * 1024 * 1024
+    timeout_ms: Count = 30_000
+    max_concurrent: Count = 256
+
+
+class KeySpec(msgspec.Struct, frozen=True):
+    """One API key: the hash of its secret, its role, the endpoints that it may ask (``*``: all), and when it ends."""
+
+    sha256: str
+    role: str
+    endpoints: tuple[str, ...] = ()
+    expires_at: float | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything that a gateway knows, as one immutable value with a number."""
+
+    number: int
+    at: float
+    allowed_hosts: tuple[str, ...]
+    endpoints: dict[str, EndpointSpec]
+    keys: dict[str, KeySpec]
+
+    def sockets(self) -> set[str]:
+        """The paths of all model servers."""
+        return {
+            path for endpoint in self.endpoints.values() for variant in endpoint.variants for path in variant.servers
+        }
+
+
+_decoder = msgspec.json.Decoder(Snapshot)
+
+
+def parse_snapshot(text: bytes) -> Snapshot:
+    """Raises ``InvalidInput`` for anything but a whole and valid snapshot; unknown fields are left alone."""
+    try:
+        return _decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the snapshot is not valid: {error}") from None

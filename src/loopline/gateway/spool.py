@@ -1,0 +1,125 @@
+"""The capture spool: segments that grow by appending and are rotated; written beside the event loop, never in it."""
+
+import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from loopline.domain.capture import encode_record
+from loopline.gateway.logs import log
+
+FLUSH_BYTES = 256 * 1024
+SEGMENT_BYTES = 8 * 1024 * 1024
+SEGMENT_SECONDS = 60.0
+WAITING_BYTES = 16 * 1024 * 1024  # what a disk that does not answer may make the gateway hold
+
+
+class Segment:
+    """The file that is being written. Used by the writing thread alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor = -1
+        self._size = 0
+        self._opened_at = 0.0
+        self._last_name = 0
+
+    def append(self, data: bytes) -> None:
+        """Write all of ``data`` or nothing of it. Raises ``OSError``."""
+        if self._descriptor < 0 or self._size >= SEGMENT_BYTES or time.time() - self._opened_at >= SEGMENT_SECONDS:
+            self._rotate()
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._descriptor, memoryview(data)[written:])
+        except OSError:
+            self._take_back()
+            raise
+        self._size += written
+
+    def _rotate(self) -> None:
+        self.close()
+        self._opened_at = time.time()
+        name = max(int(self._opened_at * 1000), self._last_name + 1)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        while self._descriptor < 0:
+            try:
+                self._descriptor = os.open(self._folder / f"{name:015d}.seg", flags, 0o600)
+            except FileExistsError:
+                name += 1
+        self._last_name = name
+        self._size = 0
+
+    def _take_back(self) -> None:
+        """Cut a half-written record off; where that fails too, leave the segment with its torn tail for a new one."""
+        try:
+            os.ftruncate(self._descriptor, self._size)
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Finish the segment."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class Spool:
+    """Buffers records and hands them to one writing thread; at most one write is under way."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.dropped = 0
+        self._segment = Segment(folder)
+        self._buffer: list[bytes] = []
+        self._size = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
+        self._writing: asyncio.Future[None] | None = None
+        self._failing = False
+
+    def record(self, meta: bytes, body: bytes, answer: bytes) -> None:
+        """Keep one record. Never blocks and never raises: what cannot be kept is counted in ``dropped``."""
+        if self._size >= WAITING_BYTES:
+            self._drop(1, "the disk does not keep up")
+            return
+        record = encode_record(meta, body, answer)
+        self._buffer.append(record)
+        self._size += len(record)
+        if self._size >= FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Start to write what is buffered, unless a write is under way."""
+        if self._buffer and self._writing is None:
+            records, self._buffer, self._size = self._buffer, [], 0
+            loop = asyncio.get_running_loop()
+            self._writing = loop.run_in_executor(self._thread, self._segment.append, b"".join(records))
+            self._writing.add_done_callback(lambda done: self._written(done, len(records)))
+
+    def _written(self, done: "asyncio.Future[None]", count: int) -> None:
+        self._writing = None
+        error = done.exception()
+        if error is not None:
+            self._drop(count, str(error))
+        elif self._failing:
+            self._failing = False
+            log("captures are written again", dropped=self.dropped)
+        if self._size >= FLUSH_BYTES:
+            self.flush()
+
+    def _drop(self, count: int, reason: str) -> None:
+        self.dropped += count
+        if not self._failing:
+            self._failing = True
+            log("captures are dropped", reason=reason)
+
+    async def close(self) -> None:
+        """Write everything and end the segment."""
+        while self._writing is not None or self._buffer:
+            self.flush()
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
+                await asyncio.sleep(0)
+        self._thread.shutdown(wait=True)
+        self._segment.close()

@@ -1,0 +1,252 @@
+"""What the gateway refuses on a raw socket, and how long it waits."""
+
+import asyncio
+import random
+import re
+import socket
+import time
+
+import pytest
+
+from loopline.domain import names
+from loopline.gateway import connection as connection_module
+from loopline.gateway.answers import RequestIds
+
+PATH = "/endpoints/e/invocations"
+SPLIT = b"POST / HTTP/1.1\r\nHost: evil\r\n\r\n"
+
+
+def until_closed(sock):
+    data = b""
+    while part := sock.recv(65536):
+        data += part
+    return data
+
+
+def case(rig, text):
+    """The bytes of a case: HOST, KEY and PATH stand for themselves, a line feed for CRLF."""
+    filled = text.replace("HOST", rig.address).replace("KEY", rig.key).replace("PATH", PATH)
+    return re.sub(r"(?<!\r)\n", "\r\n", filled).encode("latin-1")
+
+
+REFUSED = {
+    "TE beside CL": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked\nContent-Length: 5\n\n0\n\n"),
+    "CL beside TE": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 5\nTransfer-Encoding: chunked\n\n0\n\n"),
+    "two lengths": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 5\nContent-Length: 6\n\nhello"),
+    "two equal lengths": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 5\nContent-Length: 5\n\nhello"),
+    "list of lengths": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 5, 5\n\nhello"),
+    "signed length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: +5\n\nhello"),
+    "negative length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: -5\n\nhello"),
+    "huge length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 99999999999999999999999\n\n"),
+    "folded header": (400, "GET / HTTP/1.1\nHost: HOST\nX-A: b\n c\n\n"),
+    "folded with a tab": (400, "GET / HTTP/1.1\nHost: HOST\nX-A: b\n\tc\n\n"),
+    "space before colon": (400, "GET / HTTP/1.1\nHost : HOST\n\n"),
+    "nul in a value": (400, "GET / HTTP/1.1\nHost: HOST\nX-A: a\0b\n\n"),
+    "bare CR": (400, "GET / HTTP/1.1\nHost: HOST\nX-A: a\rb\n\n"),
+    "empty header name": (400, "GET / HTTP/1.1\nHost: HOST\n: a\n\n"),
+    "bad chunk size": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\nzz\nab\n0\n\n",
+    ),
+    "chunk longer than said": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n2\nabc\n0\n\n",
+    ),
+    "other coding": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: gzip, chunked\n\n0\n\n"),
+    "unknown coding": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: xchunked\n\n0\n\n"),
+    "TE in HTTP/1.0": (400, "POST PATH HTTP/1.0\nHost: HOST\nTransfer-Encoding: chunked\n\n0\n\n"),
+    "no Host": (400, "GET / HTTP/1.1\n\n"),
+    "no Host in HTTP/1.0": (400, "GET / HTTP/1.0\n\n"),
+    "two Hosts": (400, "GET / HTTP/1.1\nHost: HOST\nHost: HOST\n\n"),
+    "other Host": (421, "GET / HTTP/1.1\nHost: evil.example\n\n"),
+    "Host with another port": (421, "GET / HTTP/1.1\nHost: 127.0.0.1:1\n\n"),
+    "Host with a suffix": (421, "GET / HTTP/1.1\nHost: HOST.evil.example\n\n"),
+    "empty Host": (421, "GET / HTTP/1.1\nHost: \n\n"),
+    "other host on an endpoint": (421, "POST PATH HTTP/1.1\nHost: evil\nContent-Length: 0\n\n"),
+    "absolute form to another host": (421, "GET http://evil.example/ HTTP/1.1\nHost: HOST\n\n"),
+    "absolute form, both others": (421, "GET http://evil.example/ HTTP/1.1\nHost: evil.example\n\n"),
+    "other scheme": (400, "GET ftp://HOST/ HTTP/1.1\nHost: HOST\n\n"),
+    "fragment": (400, "GET /a#b HTTP/1.1\nHost: HOST\n\n"),
+    "CONNECT": (400, "CONNECT HOST HTTP/1.1\nHost: HOST\n\n"),
+    "HTTP/2": (505, "GET / HTTP/2.0\nHost: HOST\n\n"),
+    "HTTP/0.9": (505, "GET /\n\n"),
+    "unknown method": (400, "BREW / HTTP/1.1\nHost: HOST\n\n"),
+    "TLS": (400, "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+    "other expectation": (417, "POST PATH HTTP/1.1\nHost: HOST\nExpect: tea\nContent-Length: 1\n\n"),
+    "100 headers and one": (431, "GET / HTTP/1.1\nHost: HOST\n" + "X-A: b\n" * 100 + "\n"),
+    "one large header": (431, "GET / HTTP/1.1\nHost: HOST\nX-A: " + "b" * 33000 + "\n\n"),
+    "a header without an end": (431, "GET / HTTP/1.1\nHost: HOST\nX-A: " + "b" * 3_000_000),
+    "many middling headers": (431, "GET / HTTP/1.1\nHost: HOST\n" + f"X-A: {'b' * 1000}\n" * 40 + "\n"),
+    "large target": (431, "GET /" + "a" * 33000 + " HTTP/1.1\nHost: HOST\n\n"),
+    "many trailers": (
+        431,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n0\n" + "X-A: b\n" * 200 + "\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_ambiguous_request_is_refused_and_nothing_after_it_is_read(shared_rig, name):
+    status, text = REFUSED[name]
+    with shared_rig.raw() as sock:
+        try:
+            sock.sendall(case(shared_rig, text) + shared_rig.request_bytes())
+        except ConnectionError:
+            assert len(text) > 100_000
+        try:
+            answer = until_closed(sock)
+        except ConnectionResetError:
+            assert len(text) > 100_000  # the answer may be lost where the client sends far more than is read
+            answer = b"HTTP/1.1 %d \r\nconnection: close\r\n" % status
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:300]
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close\r\n" in answer
+    assert shared_rig.ask({"x": 1})[0] == 200
+
+
+ACCEPTED = {
+    "Host in capitals": 'POST PATH HTTP/1.1\nHOST: LOCALHOST\nX-Api-Key: KEY\nContent-Length: 8\n\n{"x": 1}',
+    "absolute form": 'POST http://localhostPATH HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\nContent-Length: 8\n\n{"x": 1}',
+    "query": 'POST PATH?a=b HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\nContent-Length: 8\n\n{"x": 1}',
+    "HTTP/1.0": 'POST PATH HTTP/1.0\nHost: localhost\nX-Api-Key: KEY\nContent-Length: 8\n\n{"x": 1}',
+    "upgrade declined": "POST PATH HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\nConnection: Upgrade\nUpgrade: h2c\n"
+    'Content-Length: 8\n\n{"x": 1}',
+    "close": 'POST PATH HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\nConnection: close\nContent-Length: 8\n\n{"x": 1}',
+    "100 headers": "POST PATH HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\n"
+    + "X-A: b\n" * 97
+    + 'Content-Length: 8\n\n{"x": 1}',
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_an_unusual_but_clear_request_is_answered(shared_rig, name):
+    with shared_rig.raw() as sock:
+        text = ACCEPTED[name].replace("HOST:", "Host:").replace("LOCALHOST", "LocalHost")
+        sock.sendall(case(shared_rig, text))
+        sock.shutdown(socket.SHUT_WR)
+        answer = until_closed(sock)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b'{"predictions":[1.0]}')
+
+
+def test_a_request_may_come_byte_by_byte(shared_rig):
+    with shared_rig.raw() as sock:
+        for byte in shared_rig.request_bytes({"x": 9}):
+            sock.sendall(bytes([byte]))
+        assert sock.recv(1000).endswith(b'{"predictions":[9.0]}')
+
+
+def test_earlier_answers_leave_before_the_refusal(shared_rig):
+    with shared_rig.raw() as sock:
+        sock.sendall(shared_rig.request_bytes({"x": 1}) * 3 + b"GET / HTTP/1.1\r\nBad Header\r\n\r\n")
+        statuses = re.findall(rb"HTTP/1.1 (\d+)", until_closed(sock))
+    assert statuses == [b"200", b"200", b"200", b"400"]
+
+
+class Clock:
+    """What a connection sees of its gateway while only time passes."""
+
+    def __init__(self):
+        self.time = 0.0
+        self.connections = set()
+        self.request_ids = RequestIds(random.Random(1))
+        self.stopping = False
+        self.table = None
+
+    def now(self):
+        return self.time
+
+
+class Pipe:
+    """A transport that keeps what is written."""
+
+    def __init__(self):
+        self.written = b""
+        self.closed = False
+
+    def write(self, data):
+        self.written += data
+
+    def can_write_eof(self):
+        return True
+
+    def write_eof(self):
+        self.written += b"<eof>"
+
+    def close(self):
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self):
+        return self.closed
+
+
+@pytest.fixture
+def waiting():
+    clock, pipe = Clock(), Pipe()
+    connection = connection_module.Connection(clock)
+    connection.connection_made(pipe)
+
+    def pass_time(seconds):
+        clock.time += seconds
+        if connection.deadline < clock.time:
+            connection.expire()
+
+    return connection, pipe, pass_time
+
+
+def test_a_silent_connection_is_closed_after_the_header_deadline(waiting):
+    _, pipe, pass_time = waiting
+    pass_time(9.9)
+    assert not pipe.closed
+    pass_time(0.2)
+    assert pipe.closed
+    assert pipe.written == b""
+
+
+def test_a_head_that_trickles_in_gets_408_after_ten_seconds(waiting):
+    connection, pipe, pass_time = waiting
+    connection.data_received(b"GET / HTTP/1.1\r\n")
+    for _ in range(9):
+        pass_time(1.05)
+        connection.data_received(b"X-A: b\r\n")
+    assert pipe.written == b""
+    pass_time(1.05)
+    assert pipe.written.startswith(b"HTTP/1.1 408 ")
+    pass_time(3)
+    assert pipe.closed
+
+
+def test_a_body_that_trickles_in_gets_408_after_sixty_seconds(waiting):
+    connection, pipe, pass_time = waiting
+    connection.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+    for _ in range(59):
+        pass_time(1.01)
+        connection.data_received(b"x")
+    assert pipe.written == b""
+    pass_time(1)
+    assert pipe.written.startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_idle_connection_is_closed_after_seventy_five_seconds(waiting):
+    connection, pipe, pass_time = waiting
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert pipe.written.startswith(b"HTTP/1.1 503 ")  # no snapshot yet
+    pass_time(74.9)
+    assert not pipe.closed
+    pass_time(0.2)
+    assert pipe.closed
+
+
+def test_request_ids_have_the_form_of_every_id_and_sort_by_time():
+    ids = RequestIds(random.Random(3))
+    before = time.time()
+    made = []
+    for _ in range(5):
+        made.append(ids.new())
+        time.sleep(0.002)
+    assert made == sorted(made)
+    assert len(set(made)) == 5
+    assert all(before - 0.001 <= names.time_of_id(identifier) <= time.time() for identifier in made)
+    assert asyncio.iscoroutinefunction(connection_module.Connection.data_received) is False
