@@ -30,6 +30,7 @@ COMPILE = [
     *("--universal", "--python-version", "3.11", "--generate-hashes"),
     *("--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links", "--quiet"),
 ]
+QUIET_PIP = ("install", "--quiet", "--no-deps", "--require-hashes", "--disable-pip-version-check")
 NOT_IN_A_LOCK = re.compile(r"://|^\s*(-i|-f|--index-url|--extra-index-url|--find-links|--trusted-host)\b| @ ", re.M)
 
 LAUNCHER = """#!/bin/sh
@@ -97,17 +98,28 @@ def ensure_uv():
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as only_uv:
         only_uv.write(pin)
         only_uv.flush()
-        run(PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", only_uv.name)
+        run(PYTHON, "-m", "pip", *QUIET_PIP, "-r", only_uv.name)
 
 
 def install(lock, exact):
     """Install a lock by hash. `exact` also removes what the lock does not name."""
     verb = ["sync"] if exact else ["install", "--no-deps", "-r"]
     argv = [str(UV), "pip", *verb, str(lock), "--require-hashes", "--quiet", "--python", str(PYTHON)]
-    if subprocess.run(argv, check=False, stdin=subprocess.DEVNULL).returncode:
-        # A machine may have told only pip where its packages come from.
-        print("uv could not install; trying pip", file=sys.stderr)
-        run(PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", lock)
+    if not uv_installs(argv):
+        print("trying pip", file=sys.stderr)
+        run(PYTHON, "-m", "pip", *QUIET_PIP, "-r", lock)
+
+
+def uv_installs(argv):
+    """Whether uv could. Some machines trust their proxy in the system's store only, others have told only pip."""
+    said = []
+    for more in ([], ["--system-certs"]):
+        done = subprocess.run([*argv, *more], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode == 0:
+            return True
+        said.append(done.stderr.strip())
+    print(f"{said[0]}\nuv could not install", file=sys.stderr)
+    return False
 
 
 def enter_loopline():
@@ -161,7 +173,9 @@ def fill_cache(stamp, requirements):
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="loopline-wheels-") as folder:
         target = Path(folder, "lib", "python3.x", "site-packages")
-        run(UV, "pip", "install", "--quiet", "--python", PYTHON, "--target", target, "-r", requirements)
+        argv = [UV, "pip", "install", "--quiet", "--python", PYTHON, "--target", target, "-r", requirements]
+        if not uv_installs([str(word) for word in argv]):
+            sys.exit(f"the packages of {requirements} could not be fetched")
         report(f"wheels of {requirements}", started, (0, 0), measure(Path(folder)))
     mark_done("wheels", stamp)
 
