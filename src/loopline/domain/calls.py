@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import msgspec
 from msgspec import UNSET, Struct
 
-from loopline.domain.pipelines import Condition, JobStep, Output, PipelineSpec, Ref, Value
+from loopline.domain.pipelines import AssetRef, Condition, JobStep, Output, PipelineSpec, Ref, Value
 from loopline.errors import InvalidInput
 
 Outputs = Mapping[str, Mapping[str, Output]]  # step -> name -> output
@@ -36,7 +36,7 @@ def resolve_value(value: Value, parameters: Mapping[str, Any], outputs: Outputs)
         return [resolve_value(item, parameters, outputs) for item in value.items]
     if isinstance(value.entries, dict):
         return {key: resolve_value(item, parameters, outputs) for key, item in value.entries.items()}
-    if value.ref is UNSET:
+    if not isinstance(value.ref, Ref):
         raise InvalidInput("the content of a data asset is known to steps only")
     if value.ref.parameter is not None:
         return parameters[value.ref.parameter]
@@ -142,17 +142,17 @@ def _argument(
         return [_argument(item, parameters, outputs, assets) for item in value.items]
     if isinstance(value.entries, dict):
         return {key: _argument(item, parameters, outputs, assets) for key, item in value.entries.items()}
-    if value.asset is not UNSET:
+    if isinstance(value.asset, AssetRef):
         found = assets[value.asset.name, value.asset.version]
         return Input(f"{found.name}:{found.version}", found.kind, found.sha256, found.path, is_asset=True)
-    if value.ref is not UNSET and value.ref.step is not None:
+    if isinstance(value.ref, Ref) and value.ref.step is not None:
         output = _output(value.ref, outputs)
         if output.value is UNSET:
             if value.ref.path and output.format != "json":
                 raise InvalidInput(f"{value.ref}: the output is {output.format}, which has no parts")
             source = f"{value.ref.step}.{value.ref.output}"
             return Input(source, output.format, output.sha256, output.path, value.ref.path)
-    given = value.ref is UNSET or value.ref.parameter is not None
+    given = not isinstance(value.ref, Ref) or value.ref.parameter is not None
     return Plain(resolve_value(value, parameters, outputs), given)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -46,6 +47,16 @@ def main(folder: str) -> int:
     return 0
 
 
+def prepare() -> None:
+    """Import what every step needs, so that a process which forks jobs pays for it once. No code of the user's."""
+    from importlib import import_module
+
+    from . import steps  # noqa: F401
+
+    _enter_package()
+    import_module("loopline.sdk.pipeline")
+
+
 def write_manifest(manifest: dict[str, Any], folder: str) -> None:
     """Write ``outputs.json`` in place: the sandbox lets a job write this file, and no other beside it."""
     with open(f"{folder}/outputs.json", "w", encoding="utf-8") as file:
@@ -58,8 +69,6 @@ def _enter_package() -> None:
     sys.path[:] = [entry for entry in sys.path if entry != RUNTIME]
     if "loopline" in sys.modules:
         return
-    from importlib.util import module_from_spec, spec_from_file_location
-
     spec = spec_from_file_location("loopline", f"{PACKAGE}/__init__.py", submodule_search_locations=[PACKAGE])
     if spec is None or spec.loader is None:
         raise ImportError(f"{PACKAGE} cannot be imported")
@@ -89,8 +98,6 @@ def load_file(tree: str, file: str) -> ModuleType:
 
     The plain name is what pickles of its classes refer to, in later steps and in the model server.
     """
-    from importlib.util import module_from_spec, spec_from_file_location
-
     path = os.path.join(tree, file)
     if not os.path.isfile(path):
         raise ProjectError(f"the project has no file {file}")

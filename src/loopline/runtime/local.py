@@ -82,10 +82,10 @@ def run(
     compiled = pipeline.compile(os.path.basename(pipeline.file), trace)
     project = os.path.dirname(os.path.abspath(pipeline.file))
     home = os.path.abspath(os.fspath(folder)) if folder else os.path.join(project, ".loopline-local")
-    found = _find_assets(sdk, compiled, project, assets)
+    found = _find_assets(sdk, trace, project, assets)
     runner = _Runner(
         compiled=compiled,
-        functions=trace.functions,
+        trace=trace,
         parameters=parameters,
         assets=found,
         folder=_new_folder(home),
@@ -123,8 +123,8 @@ def _parameters(sdk: Any, pipeline: Any, given: Mapping[str, Any], text: bool) -
     }
 
 
-def _find_assets(sdk: Any, compiled: Any, project: str, given: Mapping[str, Any]) -> dict[str, str]:
-    wanted = {item["name"] for item in _assets_in(compiled["steps"])}
+def _find_assets(sdk: Any, trace: Any, project: str, given: Mapping[str, Any]) -> dict[str, str]:
+    wanted = {leaf["asset"]["name"] for node in trace.nodes.values() for leaf in node.leaves() if "asset" in leaf}
     found = {}
     for name in sorted(wanted):
         if name in given:
@@ -153,18 +153,6 @@ def _model_name(project: str) -> str | None:
     return name
 
 
-def _assets_in(item: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(item, dict):
-        if "asset" in item and isinstance(item["asset"], dict):
-            yield item["asset"]
-        for key, part in item.items():
-            if key != "value":
-                yield from _assets_in(part)
-    elif isinstance(item, list):
-        for part in item:
-            yield from _assets_in(part)
-
-
 def _new_folder(home: str) -> str:
     os.makedirs(f"{home}/runs", exist_ok=True)
     with open(f"{home}/.gitignore", "w", encoding="utf-8") as file:
@@ -183,14 +171,14 @@ class _Runner:
         self,
         *,
         compiled: dict[str, Any],
-        functions: Mapping[str, Callable[..., Any]],
+        trace: Any,
         parameters: dict[str, Any],
         assets: dict[str, str],
         folder: str,
         home: str,
         model_name: str,
     ) -> None:
-        self.compiled, self.functions, self.parameters, self.assets = compiled, functions, parameters, assets
+        self.compiled, self.trace, self.parameters, self.assets = compiled, trace, parameters, assets
         self.home, self.model_name, self.result = home, model_name, LocalRun(folder)
         self.results: dict[str, bool] = {}
         self.cause: BaseException | None = None
@@ -198,7 +186,7 @@ class _Runner:
     def run(self) -> LocalRun:
         """Step by step: a trace lists each step after those whose values it takes, ``after`` may point further on."""
         waiting = {step["name"]: step for step in self.compiled["steps"]}
-        needs = {name: needs_of(step) for name, step in waiting.items()}
+        needs = {name: node.needs() for name, node in self.trace.nodes.items()}
         while waiting:
             name = next(name for name in waiting if not needs[name] & waiting.keys())
             step = waiting.pop(name)
@@ -286,7 +274,7 @@ class _Runner:
             "outputs": step["outputs"],
             "baseline": step["baseline"],
         }
-        function = self.functions[step["function"]]
+        function = self.trace.functions[step["function"]]
         for attempt in range(1, step["retries"] + 2):
             folder = f"{self.result.folder}/{step['name']}/{attempt}"
             os.makedirs(f"{folder}/outputs")
@@ -325,22 +313,6 @@ class _Runner:
 
     def _fail(self, step: dict[str, Any]) -> tuple[dict[str, Any], str]:
         raise StepFailed(" ".join(str(self._value(part)) for part in step["message"]))
-
-
-def needs_of(step: dict[str, Any]) -> set[str]:
-    """The steps that a compiled step needs."""
-    needed = {*step["after"], *(parent["step"] for parent in step["parents"])}
-    waiting: list[Any] = [step]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            ref = item.get("ref")
-            if isinstance(ref, dict) and "step" in ref:
-                needed.add(ref["step"])
-            waiting += (part for key, part in item.items() if key != "value")
-        elif isinstance(item, list):
-            waiting += item
-    return needed
 
 
 def holds(condition: dict[str, Any], value: Callable[[dict[str, Any]], Any]) -> bool:

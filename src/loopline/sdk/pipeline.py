@@ -39,6 +39,7 @@ __all__ = [
 FORMAT_VERSION = 1
 RESERVED_OUTPUTS = ("artifacts", "baseline", "signature")
 LIMITS = ("memory_mb", "cpu_seconds", "open_files", "disk_mb")
+REGISTER_FIELDS = ("model", "model_name", "metrics", "status", "description", "tags")
 STATUSES = ("PendingManualApproval", "Approved", "Rejected")
 _TYPES: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _RESERVED_PARAMETERS = ("assets", "folder")
@@ -315,16 +316,26 @@ class Node:
 
     def needs(self) -> set[str]:
         needed = {*self.body["after"], *(parent["step"] for parent in self.body["parents"])}
-        waiting: list[Any] = [self.body]
+        return needed | {leaf["ref"]["step"] for leaf in self.leaves() if "step" in leaf.get("ref", ())}
+
+    def leaves(self) -> Iterator[dict[str, Any]]:
+        """The literals, references and assets that the step is given, wherever they stand."""
+        body = self.body
+        waiting = [*body.get("arguments", {}).values(), *body.get("message", ())]
+        waiting += (body[name] for name in REGISTER_FIELDS if name in body)
+        conditions = [body["condition"]] if "condition" in body else []
+        while conditions:
+            condition = conditions.pop()
+            conditions += condition.get("of", ())
+            waiting += (condition[side] for side in ("left", "right") if side in condition)
         while waiting:
-            item = waiting.pop()
-            if isinstance(item, dict):
-                if isinstance(ref := item.get("ref"), dict) and "step" in ref:
-                    needed.add(ref["step"])
-                waiting += (part for key, part in item.items() if key != "value")
-            elif isinstance(item, list):
-                waiting += item
-        return needed
+            value = waiting.pop()
+            if "list" in value:
+                waiting += value["list"]
+            elif "dict" in value:
+                waiting += value["dict"].values()
+            else:
+                yield value
 
 
 class Trace:
