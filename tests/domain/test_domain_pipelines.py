@@ -172,6 +172,7 @@ def test_a_cycle_is_listed() -> None:
         (document(condition("w", {"op": "and", "left": {"value": 1}, "right": {"value": 1}})), "conditions in `of`"),
         (document(condition("w", {"op": "eq", "left": {"value": 1}})), "`left` and `right`"),
         (document(job("a", retries=-1)), "retries"),
+        (document(job("a", timeout_seconds=0)), "timeout_seconds is above 0"),
         (document(job("a", limits={"gpus": 1})), "limits"),
         (document(job("a", outputs=[])), "at least one"),
         (document(job("a", function="os.system('x')")), "not the name of a function"),

@@ -41,6 +41,10 @@ def evaluate(model, test): ...
 def merge(parts): ...
 
 
+@step
+def awkward(value, ref, asset, step, path): ...
+
+
 def steps_of(function: Any) -> dict[str, Any]:
     compiled = Pipeline(function).compile("pipeline.py")
     Index(parse_spec(json.dumps(compiled).encode()))  # what the sdk writes, the platform takes
@@ -138,9 +142,6 @@ def test_after_orders_without_data() -> None:
 
 
 def test_arguments_may_be_named_like_words_of_the_compiled_form() -> None:
-    @step
-    def awkward(value, ref, asset, step, path): ...
-
     def named():
         one = merge(1)
         two = merge(awkward(value=one, ref=[merge(2)], asset=asset("a"), step={"ref": 1}, path={"step": "x"}))

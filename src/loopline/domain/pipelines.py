@@ -341,7 +341,7 @@ def _check_head(index: Index) -> None:
 
 def _check_job(step: JobStep) -> None:
     wrong = None
-    if step.retries < 0 or step.backoff_seconds < 0 or (step.timeout_seconds or 1) <= 0:
+    if step.retries < 0 or step.backoff_seconds < 0 or (step.timeout_seconds is not None and step.timeout_seconds <= 0):
         wrong = "retries and backoff_seconds are at least 0, timeout_seconds is above 0"
     elif not set(step.limits) <= _LIMITS or any(limit <= 0 for limit in step.limits.values()):
         wrong = f"limits are numbers above 0 for {', '.join(sorted(_LIMITS))}"
