@@ -6,13 +6,14 @@ the attempt's files before it acts. A result commits only while the attempt is s
 """
 
 import json
-import sys
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.compute import JobSpec
+from loopline.compute import JobSpec, Limits, Sandbox
 from loopline.control import outputs, tracking
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import states
@@ -26,6 +27,7 @@ from loopline.store.schema import attempts, jobs
 MAX_LOST = 5  # attempts of one job that may vanish with their host before the job fails
 MAX_BACKOFF_SECONDS = 3600.0
 STOP_GRACE_SECONDS = 10.0
+UNSENT_SECONDS = 15.0  # an attempt that is recorded and was not handed over by then never will be
 
 
 def submit(
@@ -59,7 +61,7 @@ def submit(
 
 
 def start_ready(ctx: Context, _key: str = "all") -> float | None:
-    """Start pending jobs while slots are free; returns seconds until the next one may start, if one waits for a time."""
+    """Start pending jobs while slots are free; returns seconds until one that waits for a time may start."""
     for attempt, job in _take(ctx):
         _launch(ctx, attempt, job)
     with ctx.db.read() as tx:
@@ -125,8 +127,8 @@ def _launch(ctx: Context, attempt: Row, job: Row) -> None:
 def _job_spec(ctx: Context, attempt: Row, job: Row) -> JobSpec:
     """What the backend is given.
 
-    A job's ``spec`` holds: python, argv or call, tree (digest), inputs {place: {sha256, kind, name}}, places {key of the
-    call: place}, environ, limits, network, environment_path, forkserver (id of the environment's forkserver).
+    A job's ``spec`` holds: python, argv or call, tree (digest), inputs {place: {sha256, kind, name}}, places {key of
+    the call: place}, environ, limits, network, environment_path, forkserver (id of the environment's forkserver).
     """
     spec = job["spec"]
     folder = ctx.settings.dir / "attempts" / attempt["id"]
@@ -146,7 +148,7 @@ def _job_spec(ctx: Context, attempt: Row, job: Row) -> JobSpec:
     if "arguments" in call:
         call["arguments"] = outputs.place_inputs(laid, call["arguments"])
     for name, place in (spec.get("places") or {}).items():
-        call[name] = laid[place]
+        _place(call, name.split("."), laid, place)
     limits = {
         "memory_mb": ctx.settings.job_memory_mb,
         "disk_mb": ctx.settings.job_disk_mb,
@@ -159,16 +161,23 @@ def _job_spec(ctx: Context, attempt: Row, job: Row) -> JobSpec:
         attempt=attempt["id"],
         token=attempt["token"],
         kind=job["kind"],
-        python=spec.get("python") or sys.executable,
+        python=spec.get("python") or "",
         argv=tuple(spec.get("argv") or ()),
         call=call,
+        workdir=str(folder / "work") if "argv" in spec else "",
         environ={**(spec.get("environ") or {})},
-        limits=limits,
-        read=tuple(read),
-        write=(),
-        network=bool(spec.get("network", True)),
-        forkserver=spec.get("forkserver"),
+        limits=Limits(**limits),
+        sandbox=Sandbox(read=tuple(read), network=bool(spec.get("network", True))),
+        warm=spec.get("forkserver"),
     )
+
+
+def _place(call: dict[str, Any], keys: list[str], laid: dict[str, str], place: str) -> None:
+    """Put an input's path into the call; a place that ends in ``/`` means the folder that holds it."""
+    for key in keys[:-1]:
+        call[key] = dict(call.get(key) or {})
+        call = call[key]
+    call[keys[-1]] = str(Path(laid[place[:-1]]).parent) if place.endswith("/") else laid[place]
 
 
 # -- collecting -------------------------------------------------------------------------------------------------------
@@ -180,20 +189,24 @@ def collect(ctx: Context, attempt_id: str) -> bool:
         row = records.find(tx, "attempt", id=attempt_id)
     if row is None or states.is_terminal("attempt", row["status"]):
         return True
-    state = ctx.compute.poll(attempt_id)
-    if state.status == "running":
+    try:
+        state = ctx.compute.poll(attempt_id)
+    except NotFound:  # committed, but never handed over: the process that was about to is gone
+        if ctx.clock.now() - row["created_at"] > UNSENT_SECONDS:
+            _lose(ctx, attempt_id)
+        return False
+    if state.state == "running":
         _note_running(ctx, row)
         return False
-    if state.status == "unclaimed":
+    if state.state == "unclaimed":
         return False
-    if state.status == "lost" or state.exit is None:
-        ctx.compute.reap(attempt_id)
+    if state.exit is None:
         _lose(ctx, attempt_id)
         return True
     folder = ctx.settings.dir / "attempts" / attempt_id
     results: dict[str, Any] = {}
     artifacts: list[dict[str, Any]] = []
-    exit_ = dict(state.exit)
+    exit_ = asdict(state.exit)
     if exit_.get("reason") == "ok":
         try:
             results = outputs.take(ctx, folder)
@@ -234,8 +247,7 @@ def _finish(
             ctx.job_owners[job["owner"]](ctx, tx, job)
         if _pending_jobs(tx):
             queue.ask(tx, "jobs.start", "all")
-        if attempt["status"] != AttemptStatus.LOST:
-            tx.after_commit.append(lambda: ctx.compute.forget(attempt_id))
+        ctx.cache.setdefault("ended_attempts", []).append(attempt_id)
 
 
 def _pending_jobs(tx: Tx) -> bool:
@@ -328,6 +340,15 @@ def exit_reason(exit_: dict[str, Any]) -> str:
     return f"exit code {exit_.get('code')}"
 
 
+def tidy(ctx: Context) -> None:
+    """Tick: remove what ended attempts no longer need; their logs stay."""
+    ended: list[str] = ctx.cache.setdefault("ended_attempts", [])
+    while ended:
+        folder = ctx.settings.dir / "attempts" / ended.pop()
+        for name in ("inputs", "outputs", "work"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def watch(ctx: Context) -> None:
     """Tick: look at every attempt of this host that is not over, whatever wake-ups were missed."""
     with ctx.db.read() as tx:
@@ -387,6 +408,20 @@ def log(ctx: Context, actor: Actor, *, job: str, offset: int = 0, limit: int = 6
         "next_offset": chunk.next_offset,
         "end": over and not chunk.data,
     }
+
+
+def tail(ctx: Context, tx: Tx, job_id: str, limit: int) -> str:
+    """The end of the newest attempt's log, from a line's beginning."""
+    query = sa.select(attempts.c.id).where(attempts.c.job == job_id).order_by(attempts.c.number.desc()).limit(1)
+    attempt = tx.row(query)
+    path = None if attempt is None else ctx.settings.dir / "attempts" / attempt["id"] / "log"
+    if path is None or not path.exists():
+        return ""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        file.seek(max(0, size - limit))
+        text = file.read(limit).decode("utf-8", "replace")
+    return (text.partition("\n")[2] if size > limit else text).strip()
 
 
 def show(ctx: Context, actor: Actor, *, job: str) -> dict[str, Any]:

@@ -126,3 +126,10 @@ def copy_tree(tree: Path, work: Path) -> None:
         shutil.copytree(tree, work, copy_function=shutil.copyfile)
         for path in [work, *work.rglob("*")]:
             path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+def read_json(ctx: Context, output: dict[str, Any]) -> Any:
+    """The value of a JSON output, from its record or its blob."""
+    if "value" in output:
+        return output["value"]
+    return json.loads(ctx.blobs.read(output["sha256"]))

@@ -121,7 +121,7 @@ class MonitorTable(_Table):
     window_seconds: float = 3600
     rule: str = "default"  # or e.g. "psi > 0.1", taken literally
     psi: float = 0.1  # materiality of the default rule, bias-corrected
-    alpha: float = 0.01
+    alpha: float = 0.001
     min_rows: int = 100
     features: tuple[str, ...] = ()  # empty: all
     score: bool = True

@@ -1,0 +1,177 @@
+"""Endpoints: a name that callers know, the model behind it, and which version serves which share."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from loopline.control import processes, snapshots
+from loopline.control.context import Context
+from loopline.domain import names, states
+from loopline.domain.access import Actor
+from loopline.domain.states import EndpointStatus, RolloutStatus, VariantStatus
+from loopline.errors import Conflict, InvalidInput, NotFound
+from loopline.store import records
+from loopline.store.db import Row, Tx
+from loopline.store.schema import endpoints, rollouts, variants
+
+
+def ensure(
+    ctx: Context,
+    tx: Tx,
+    *,
+    name: str,
+    actor: str,
+    project: str | None,
+    model: str | None,
+    settings: dict[str, Any],
+) -> Row:
+    """Create an endpoint, or bring it to these settings."""
+    names.check_name(name, "an endpoint")
+    row = records.find(tx, "endpoint", name=name)
+    if row is not None and row["status"] != EndpointStatus.DELETED:
+        if row["project"] not in (None, project):
+            raise Conflict(f"the endpoint {name!r} belongs to the project {row['project']!r}; choose another name")
+        wanted = {"project": project, "model": model, "settings": settings}
+        changed = {key: value for key, value in wanted.items() if row[key] != value}
+        if changed:
+            records.set(tx, "endpoint", row["id"], actor=actor, **changed)
+            snapshots.write(ctx, tx, actor=actor, reason=f"endpoint {name} changed")
+        return {**row, **changed}
+    if row is not None:  # the name is free again; its history keeps the old record's events
+        records.delete(tx, "endpoint", row["id"], actor=actor)
+    row = records.create(
+        tx, "endpoint", actor=actor, name=name, project=project, model=model, settings=settings, created_by=actor
+    )
+    snapshots.write(ctx, tx, actor=actor, reason=f"endpoint {name} created")
+    return row
+
+
+def create(
+    ctx: Context, actor: Actor, *, name: str, model: str | None = None, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Create an endpoint by hand; projects create theirs when they are applied."""
+    with ctx.db.transaction() as tx:
+        found = records.find(tx, "endpoint", name=name)
+        if found is not None and found["status"] != EndpointStatus.DELETED:
+            raise Conflict(f"there is an endpoint {name!r} already")
+        return ensure(ctx, tx, name=name, actor=actor.name, project=None, model=model, settings=settings or {})
+
+
+def endpoint_row(tx: Tx, name: str) -> Row:
+    """The endpoint of this name; raises ``NotFound``."""
+    row = records.find(tx, "endpoint", name=name)
+    if row is None or row["status"] == EndpointStatus.DELETED:
+        raise NotFound(f"there is no endpoint {name!r}")
+    return row
+
+
+def list_(ctx: Context, actor: Actor, *, project: str | None = None) -> dict[str, Any]:
+    """Endpoints with their variants."""
+    query = sa.select(endpoints).where(endpoints.c.status != EndpointStatus.DELETED).order_by(endpoints.c.name)
+    if project is not None:
+        query = query.where(endpoints.c.project == project)
+    with ctx.db.read() as tx:
+        rows = tx.rows(query)
+        for row in rows:
+            row["variants"] = _variants(tx, row["name"])
+    return {"items": rows, "next": None}
+
+
+def show(ctx: Context, actor: Actor, *, endpoint: str) -> dict[str, Any]:
+    """An endpoint with its variants and the rollout that is going on, if any."""
+    with ctx.db.read() as tx:
+        row = endpoint_row(tx, endpoint)
+        row["variants"] = _variants(tx, endpoint)
+        row["rollout"] = active_rollout(tx, endpoint)
+    return row
+
+
+def _variants(tx: Tx, endpoint: str) -> list[dict[str, Any]]:
+    query = sa.select(variants).where(variants.c.endpoint == endpoint, variants.c.status != VariantStatus.STOPPED)
+    answer = []
+    for row in tx.rows(query.order_by(variants.c.weight.desc(), variants.c.number.desc())):
+        row["servers"] = [
+            {"id": entry["id"], "state": processes.server_state(entry).get("state")}
+            for entry in row.pop("server") or ()
+        ]
+        answer.append(row)
+    return answer
+
+
+def active_rollout(tx: Tx, endpoint: str) -> Row | None:
+    """The rollout of an endpoint that is not over."""
+    query = sa.select(rollouts).where(
+        rollouts.c.endpoint == endpoint, rollouts.c.status.not_in(list(states.TERMINAL["rollout"]))
+    )
+    return tx.row(query.order_by(rollouts.c.created_at.desc()).limit(1))
+
+
+def serving(tx: Tx, endpoint: str) -> Row | None:
+    """The variant that has most of an endpoint's traffic; None when nothing serves."""
+    query = sa.select(variants).where(variants.c.endpoint == endpoint, variants.c.weight > 0)
+    return tx.row(query.order_by(variants.c.weight.desc(), variants.c.created_at).limit(1))
+
+
+def live(ctx: Context, actor: Actor, *, at: float | None = None, endpoint: str | None = None) -> dict[str, Any]:
+    """Which version serves, or at a time (seconds since the epoch) served, which share of each endpoint."""
+    if at is not None and at > ctx.clock.now() + 1:
+        raise InvalidInput("nobody knows what will be live in the future; leave --at out for now")
+    with ctx.db.read() as tx:
+        items = snapshots.live_at(ctx, tx, at)
+    if endpoint is not None:
+        items = [item for item in items if item["endpoint"] == endpoint]
+    return {"items": items, "next": None, "at": at}
+
+
+def delete(ctx: Context, actor: Actor, *, endpoint: str) -> dict[str, Any]:
+    """Take an endpoint away: callers get 404 from the next snapshot on, then its servers stop."""
+    with ctx.db.transaction(durable=True) as tx:
+        row = endpoint_row(tx, endpoint)
+        rollout = active_rollout(tx, endpoint)
+        if rollout is not None:
+            raise Conflict(f"the rollout {rollout['id']} is going on; wait for it or roll back first")
+        row = records.move(tx, "endpoint", row["id"], EndpointStatus.DELETED, actor=actor.name)
+        for variant in tx.rows(sa.select(variants).where(variants.c.endpoint == endpoint)):
+            if variant["status"] != VariantStatus.STOPPED:
+                records.move(tx, "variant", variant["id"], VariantStatus.STOPPED, actor=actor.name, weight=0.0)
+        snapshots.write(ctx, tx, actor=actor.name, reason=f"endpoint {endpoint} deleted")
+        tx.after_commit.append(lambda: processes.write(ctx))
+    return row
+
+
+def retire(ctx: Context) -> None:
+    """Tick: stop variants whose time as a quick way back is over."""
+    with ctx.db.read() as tx:
+        query = sa.select(variants).where(
+            variants.c.status == VariantStatus.WARM, variants.c.warm_until < ctx.clock.now()
+        )
+        over = [row for row in tx.rows(query) if not _in_rollout(tx, row)]
+    for row in over:
+        with ctx.db.transaction() as tx:
+            current = records.get(tx, "variant", row["id"])
+            if current["status"] == VariantStatus.WARM and not _in_rollout(tx, current):
+                records.move(
+                    tx, "variant", row["id"], VariantStatus.STOPPED, actor="loopline", reason="kept warm long enough"
+                )
+                snapshots.write(ctx, tx, actor="loopline", reason=f"{row['endpoint']}/{row['name']} retired")
+                tx.after_commit.append(lambda: processes.write(ctx))
+
+
+def _in_rollout(tx: Tx, variant: Row) -> bool:
+    rollout = active_rollout(tx, variant["endpoint"])
+    return rollout is not None and variant["id"] in (rollout["variant"], rollout["predecessor"])
+
+
+def status_after(tx: Tx, endpoint: Row, actor: str) -> None:
+    """Bring an endpoint's status to what its variants and rollouts say."""
+    rollout = active_rollout(tx, endpoint["name"])
+    wanted = EndpointStatus.IN_SERVICE
+    if serving(tx, endpoint["name"]) is None:
+        wanted = EndpointStatus.CREATING if rollout else EndpointStatus.FAILED
+    elif rollout is not None and rollout["status"] != RolloutStatus.PENDING:
+        wanted = EndpointStatus.UPDATING
+    if endpoint["status"] == wanted:
+        return
+    if wanted == EndpointStatus.UPDATING and endpoint["status"] != EndpointStatus.IN_SERVICE:
+        return
+    records.move(tx, "endpoint", endpoint["id"], wanted, actor=actor)

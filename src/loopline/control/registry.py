@@ -1,0 +1,427 @@
+"""The registry: models, their versions, approval, aliases and lineage.
+
+A version's approval is a decision with a name, a time, a comment and the evidence as it stood; the gate's mode is a
+property of the model. Nothing here deploys: the approval is an event, and the rollout reacts to it.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from loopline.control import events
+from loopline.control.context import SYSTEM, Context
+from loopline.domain import access, names
+from loopline.domain.access import Actor, Permission
+from loopline.domain.states import EvaluationStatus, VersionStatus
+from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
+from loopline.store import records
+from loopline.store.db import Row, Tx
+from loopline.store.schema import aliases, evaluations, executions, models, pushes, runs, users, versions
+
+GATE_MODES = ("enforce", "advisory", "off")
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def ensure_model(
+    tx: Tx,
+    *,
+    name: str,
+    actor: str,
+    project: str | None = None,
+    gate_mode: str = "enforce",
+    gate: dict[str, Any] | None = None,
+    approval: dict[str, Any] | None = None,
+    description: str = "",
+) -> Row:
+    """Create a registered model, or bring it to these settings; one that belongs to another project is refused."""
+    names.check_name(name, "a model")
+    if gate_mode not in GATE_MODES:
+        raise InvalidInput(f"{gate_mode!r} is not a gate mode; modes: {', '.join(GATE_MODES)}")
+    settings = {"gate_mode": gate_mode, "gate": gate, "approval": approval, "description": description}
+    row = records.find(tx, "model", name=name)
+    if row is None:
+        return records.create(
+            tx, "model", actor=actor, name=name, project=project, last_version=0, created_by=actor, **settings
+        )
+    if project is not None and row["project"] not in (None, project):
+        raise Conflict(f"the model {name!r} belongs to the project {row['project']!r}; choose another name")
+    changed = {key: value for key, value in settings.items() if row[key] != value}
+    if project is not None and row["project"] is None:
+        changed["project"] = project
+    if changed:
+        records.set(tx, "model", row["id"], actor=actor, **changed)
+    return {**row, **changed}
+
+
+def create_model(
+    ctx: Context, actor: Actor, *, name: str, gate_mode: str = "enforce", description: str = ""
+) -> dict[str, Any]:
+    """Create a registered model by hand; projects create theirs when they are applied."""
+    with ctx.db.transaction() as tx:
+        if records.find(tx, "model", name=name) is not None:
+            raise Conflict(f"there is a model {name!r} already")
+        return ensure_model(tx, name=name, actor=actor.name, gate_mode=gate_mode, description=description)
+
+
+def list_models(ctx: Context, actor: Actor, *, project: str | None = None) -> dict[str, Any]:
+    """Registered models with their newest version's number and their aliases."""
+    query = sa.select(models).order_by(models.c.name)
+    if project is not None:
+        query = query.where(models.c.project == project)
+    with ctx.db.read() as tx:
+        rows = tx.rows(query)
+        for row in rows:
+            row["aliases"] = _aliases(tx, row["name"])
+    return {"items": rows, "next": None}
+
+
+def show_model(ctx: Context, actor: Actor, *, model: str) -> dict[str, Any]:
+    """A registered model with its aliases."""
+    with ctx.db.read() as tx:
+        row = model_row(tx, model)
+        row["aliases"] = _aliases(tx, model)
+    return row
+
+
+def set_gate_mode(ctx: Context, actor: Actor, *, model: str, mode: str, reason: str) -> dict[str, Any]:
+    """Change whether the gate of a model is enforced, advisory or off; audited with the reason."""
+    if mode not in GATE_MODES:
+        raise InvalidInput(f"{mode!r} is not a gate mode; modes: {', '.join(GATE_MODES)}")
+    with ctx.db.transaction(durable=True) as tx:
+        row = model_row(tx, model)
+        records.set(tx, "model", row["id"], actor=actor.name, reason=reason, gate_mode=mode)
+        return model_row(tx, model)
+
+
+def model_row(tx: Tx, name: str) -> Row:
+    """The model of this name; raises ``NotFound``."""
+    row = records.find(tx, "model", name=name)
+    if row is None:
+        raise NotFound(f"there is no model {name!r}")
+    return row
+
+
+# -- versions ---------------------------------------------------------------------------------------------------------
+
+
+def register(tx: Tx, *, model: str, actor: str, **values: Any) -> Row:
+    """Add the next version of a model. The same (execution, step) gives the same version again, and no second one."""
+    row = model_row(tx, model)
+    if values.get("execution"):
+        again = records.find(tx, "version", execution=values["execution"], step=values["step"])
+        if again is not None:
+            return again
+    number = int(row["last_version"]) + 1
+    tx.execute(models.update().where(models.c.id == row["id"]).values(last_version=number))
+    return records.create(
+        tx, "version", actor=actor, reason=None, model=model, number=number, requested_by=actor, **values
+    )
+
+
+def version_row(tx: Tx, model: str, number: int) -> Row:
+    """A version of a model; raises ``NotFound`` saying which there are."""
+    row = records.find(tx, "version", model=model, number=number)
+    if row is None:
+        newest = model_row(tx, model)["last_version"]
+        has = f"its versions are 1 to {newest}" if newest else "it has no version yet"
+        raise NotFound(f"the model {model!r} has no version {number}; {has}")
+    return row
+
+
+def list_versions(
+    ctx: Context,
+    actor: Actor,
+    *,
+    model: str,
+    status: str | None = None,
+    order: str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    """Versions of a model, newest first, or by one of their metrics (``accuracy`` ascending, ``-accuracy``)."""
+    query = sa.select(versions).where(versions.c.model == model)
+    if status is not None:
+        query = query.where(versions.c.status == status)
+    if order is not None:
+        value = versions.c.metrics[order.lstrip("-")].as_float()
+        query = query.order_by(value.desc() if order.startswith("-") else value, versions.c.number.desc())
+    else:
+        query = query.order_by(versions.c.number.desc())
+    offset = events.cursor_offset(cursor)
+    with ctx.db.read() as tx:
+        model_row(tx, model)
+        rows = tx.rows(query.limit(limit + 1).offset(offset))
+        named = _aliases(tx, model)
+    for row in rows:
+        _shorten(row, named)
+    return events.page(rows, limit, offset)
+
+
+def show_version(ctx: Context, actor: Actor, *, model: str, number: int) -> dict[str, Any]:
+    """A version with its evaluation, its aliases and the decisions on it."""
+    with ctx.db.read() as tx:
+        row = version_row(tx, model, number)
+        query = sa.select(evaluations).where(evaluations.c.version == row["id"]).order_by(evaluations.c.created_at)
+        row["evaluations"] = tx.rows(query)
+        named = _aliases(tx, model)
+        history = events.list_(ctx, actor, noun="version", record=row["id"], limit=100)["items"]
+    _shorten(row, named)
+    row["history"] = [
+        {key: event[key] for key in ("at", "actor", "kind", "before", "after", "reason")} for event in reversed(history)
+    ]
+    return row
+
+
+def _shorten(row: Row, named: dict[str, int]) -> None:
+    row["aliases"] = sorted(name for name, number in named.items() if number == row["number"])
+    for large in ("baseline", "warmup"):
+        row[large] = row[large] is not None
+
+
+def compare_versions(ctx: Context, actor: Actor, *, model: str, a: int, b: int) -> dict[str, Any]:
+    """The metrics of two versions of a model side by side."""
+    with ctx.db.read() as tx:
+        left, right = (version_row(tx, model, number)["metrics"] or {} for number in (a, b))
+    items = []
+    for key in sorted({*left, *right}):
+        pair = (left.get(key), right.get(key))
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in pair)
+        items.append({"key": key, "a": pair[0], "b": pair[1], "difference": pair[1] - pair[0] if numbers else None})
+    return {"model": model, "a": a, "b": b, "items": items, "next": None}
+
+
+# -- approval ---------------------------------------------------------------------------------------------------------
+
+
+def approve(
+    ctx: Context,
+    actor: Actor,
+    *,
+    model: str,
+    number: int,
+    comment: str = "",
+    force: bool = False,
+    reason: str = "",
+) -> dict[str, Any]:
+    """Approve a version. ``force`` passes a gate that refuses; it needs a ``reason`` and is audited as such."""
+    if force:
+        require_force(actor, reason)
+    with ctx.db.transaction(durable=True) as tx:
+        row = version_row(tx, model, number)
+        return approve_in(tx, row, actor, comment=comment or reason, force=force, reason=reason)
+
+
+def approve_in(
+    tx: Tx,
+    row: Row,
+    actor: Actor,
+    *,
+    comment: str,
+    force: bool = False,
+    reason: str = "",
+    policy: str | None = None,
+) -> Row:
+    """The rules of approval, for whoever approves: a person, a policy, or a pipeline's parameter."""
+    access.require(actor, Permission.APPROVE)
+    settings = model_row(tx, row["model"])
+    approval = settings["approval"] or {}
+    if approval.get("four_eyes") and policy is None and actor.name == row["requested_by"]:
+        raise Forbidden(
+            f"{actor.name} asked for version {row['number']} and so may not approve it: "
+            f"the approval policy of {row['model']} wants two people"
+        )
+    problem = gate_problem(tx, row, settings)
+    if problem and not force:
+        raise GateRefused(problem)
+    if problem:
+        records.note(
+            tx, "version", row["id"], "forced", actor=actor.name, reason=reason, problem=problem, model=row["model"]
+        )
+    return records.move(
+        tx,
+        "version",
+        row["id"],
+        VersionStatus.APPROVED,
+        actor=actor.name,
+        reason=comment or None,
+        decided_by=actor.name,
+        decided_at=tx.now,
+        comment=comment or None,
+        policy=policy,
+        evidence=evidence(tx, row, forced=bool(problem)),
+    )
+
+
+def require_force(actor: Actor, reason: str) -> None:
+    """Only an approver passes a gate by force, and says why."""
+    access.require(actor, Permission.APPROVE)
+    if not reason.strip():
+        raise InvalidInput("--force needs --reason: it is written into the audit log")
+
+
+def gate_problem(tx: Tx, row: Row, settings: Row | None = None) -> str | None:
+    """Why the gate stops a version, with the command that mends it; None when it does not or is not enforced."""
+    settings = settings or model_row(tx, row["model"])
+    if settings["gate_mode"] != "enforce":
+        return None
+    found = None if row["evaluation"] is None else records.get(tx, "evaluation", row["evaluation"])
+    what = f"{row['model']} version {row['number']}"
+    if found is None:
+        return f"{what} has no evaluation; run: loopline versions evaluate {row['model']} {row['number']}"
+    if found["status"] == EvaluationStatus.PASSED:
+        return None
+    return f"{what} did not pass the gate: {found['reason']}"
+
+
+def evidence(tx: Tx, row: Row, *, forced: bool = False) -> dict[str, Any]:
+    """What was known about a version at this moment."""
+    found = None if row["evaluation"] is None else records.get(tx, "evaluation", row["evaluation"])
+    facts = lineage_facts(tx, row)
+    return {
+        "at": tx.now,
+        "forced": forced,
+        "evaluation": None if found is None else found["id"],
+        "verdict": None if found is None else found["verdict"],
+        "asset": None if found is None else found["asset"],
+        "metrics": row["metrics"],
+        "artifact": (row["artifact"] or {}).get("sha256"),
+        **{key: facts[key] for key in ("commit", "data", "environment", "run")},
+    }
+
+
+def reject(ctx: Context, actor: Actor, *, model: str, number: int, comment: str) -> dict[str, Any]:
+    """Reject a version, saying why."""
+    with ctx.db.transaction(durable=True) as tx:
+        row = version_row(tx, model, number)
+        return reject_in(tx, row, actor=actor.name, comment=comment)
+
+
+def reject_in(tx: Tx, row: Row, *, actor: str, comment: str, policy: str | None = None) -> Row:
+    """Reject a version on behalf of a person or a policy; one that is rejected already stays as it is."""
+    if row["status"] == VersionStatus.REJECTED:
+        return row
+    return records.move(
+        tx,
+        "version",
+        row["id"],
+        VersionStatus.REJECTED,
+        actor=actor,
+        reason=comment,
+        decided_by=actor,
+        decided_at=tx.now,
+        comment=comment,
+        policy=policy,
+        evidence=evidence(tx, row),
+    )
+
+
+def actor_named(tx: Tx, name: str) -> Actor:
+    """The user of this name with their role, as a use case that acts on their behalf needs it."""
+    if name == SYSTEM.name:
+        return SYSTEM
+    row = tx.row(sa.select(users).where(users.c.name == name))
+    return Actor(name=name, role="viewer" if row is None else row["role"])
+
+
+# -- copies and aliases -----------------------------------------------------------------------------------------------
+
+
+def copy(ctx: Context, actor: Actor, *, model: str, number: int, to: str) -> dict[str, Any]:
+    """Copy a version into another model (a challenger group, production); its lineage leads to the original."""
+    with ctx.db.transaction() as tx:
+        row = version_row(tx, model, number)
+        kept = ("artifact", "handler", "tree", "environment", "signature", "baseline", "warmup", "metrics", "metadata")
+        return register(
+            tx,
+            model=to,
+            actor=actor.name,
+            run=row["run"],
+            copied_from={"model": model, "number": number, "version": row["id"]},
+            **{key: row[key] for key in kept},
+        )
+
+
+def set_alias(ctx: Context, actor: Actor, *, model: str, alias: str, number: int) -> dict[str, Any]:
+    """Point an alias at a version."""
+    with ctx.db.transaction(durable=True) as tx:
+        return set_alias_in(tx, model, alias, number, actor=actor.name)
+
+
+def set_alias_in(tx: Tx, model: str, alias: str, number: int, *, actor: str, reason: str | None = None) -> Row:
+    """Point an alias at a version, in the caller's transaction."""
+    names.check_name(alias, "an alias")
+    version_row(tx, model, number)
+    row = records.find(tx, "alias", model=model, name=alias)
+    values = {"number": number, "changed_at": tx.now}
+    if row is None:
+        return records.create(tx, "alias", actor=actor, reason=reason, model=model, name=alias, **values)
+    if row["number"] != number:
+        records.set(tx, "alias", row["id"], actor=actor, reason=reason, model=model, name=alias, **values)
+    return {**row, **values}
+
+
+def delete_alias(ctx: Context, actor: Actor, *, model: str, alias: str) -> dict[str, Any]:
+    """Remove an alias."""
+    with ctx.db.transaction(durable=True) as tx:
+        row = records.find(tx, "alias", model=model, name=alias)
+        if row is None:
+            raise NotFound(f"the model {model!r} has no alias {alias!r}")
+        records.delete(tx, "alias", row["id"], actor=actor.name)
+    return {"model": model, "alias": alias}
+
+
+def by_alias(tx: Tx, model: str, alias: str) -> Row | None:
+    """The version that an alias points at."""
+    row = records.find(tx, "alias", model=model, name=alias)
+    return None if row is None else records.find(tx, "version", model=model, number=row["number"])
+
+
+def _aliases(tx: Tx, model: str) -> dict[str, int]:
+    return {row["name"]: row["number"] for row in tx.rows(sa.select(aliases).where(aliases.c.model == model))}
+
+
+# -- lineage ----------------------------------------------------------------------------------------------------------
+
+
+def lineage(ctx: Context, actor: Actor, *, model: str, number: int) -> dict[str, Any]:
+    """Where a version comes from: run, execution, commit, data digests, parameters, environment."""
+    with ctx.db.read() as tx:
+        return lineage_facts(tx, version_row(tx, model, number))
+
+
+def lineage_facts(tx: Tx, row: Row) -> dict[str, Any]:
+    """The lineage of a version; of a copy, that of the original as far as its own record does not say."""
+    original = row
+    if row["copied_from"]:
+        original = records.find(tx, "version", id=row["copied_from"]["version"]) or row
+    run = tx.row(sa.select(runs).where(runs.c.id == original["run"])) if original["run"] else None
+    execution = (
+        tx.row(sa.select(executions).where(executions.c.id == original["execution"])) if original["execution"] else None
+    )
+    push = tx.row(sa.select(pushes).where(pushes.c.id == execution["push"])) if execution else None
+    environment = records.find(tx, "environment", id=row["environment"]) if row["environment"] else None
+    return {
+        "model": row["model"],
+        "version": row["number"],
+        "artifact": (row["artifact"] or {}).get("sha256"),
+        "copied_from": row["copied_from"],
+        "run": None if run is None else run["id"],
+        "execution": None if execution is None else execution["id"],
+        "pipeline": None if execution is None else f"{execution['pipeline']}:{execution['pipeline_version']}",
+        "trigger": None if execution is None else execution["trigger"],
+        "commit": None if push is None else push["commit"],
+        "branch": None if push is None else push["branch"],
+        "dirty": None if push is None else push["dirty"],
+        "tree": row["tree"],
+        "data": [] if run is None else run["inputs"] or [],
+        "parameters": {} if run is None else run["parameters"] or {},
+        "environment": None if environment is None else environment["key"],
+        "requested_by": row["requested_by"],
+        "decided_by": row["decided_by"],
+        "policy": row["policy"],
+        "comment": row["comment"],
+    }

@@ -1,0 +1,23 @@
+"""What a variant answered over a stretch of time, from the counters that the monitor reports."""
+
+import math
+
+from loopline.domain.latency import Histogram
+from loopline.domain.rollouts import Side
+from loopline.store import metrics
+from loopline.store.db import Tx
+
+
+def side(tx: Tx, endpoint: str, variant: str, start: float, end: float) -> Side:
+    """The counted requests of the whole seconds in [start, end); the second in which ``start`` lies is left out."""
+    rows = metrics.traffic(tx, endpoint, variant, math.ceil(start), end, period_seconds=1)
+    merged = Histogram()
+    for row in rows:
+        merged = merged + Histogram.from_dict(row.latency)
+    p50, p99 = merged.percentile(50), merged.percentile(99)
+    return Side(
+        requests=sum(row.count for row in rows),
+        errors_5xx=sum(row.errors_5xx for row in rows),
+        p50_ms=None if p50 is None else p50 / 1000,
+        p99_ms=None if p99 is None else p99 / 1000,
+    )

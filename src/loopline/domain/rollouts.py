@@ -1,0 +1,146 @@
+"""How traffic moves: the plan of a rollout, and the built-in alarms that judge each of its steps.
+
+Pure rules over counted requests. A step is bad when the evidence says so, good when it has baked long enough without,
+and open until then; every answer carries the figures that decided.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from loopline.domain.distributions import wilson
+from loopline.errors import InvalidInput
+
+CONFIDENCE = 0.95
+MIN_ERRORS = 2  # one error is an accident
+MIN_FOR_P99 = 200  # requests on each side, below which a p99 is the slowest one or two of them
+MIN_FOR_P50 = 30
+MIN_SLOWER_MS = 5.0  # a ratio of two tiny latencies says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one variant answered during a step. Latencies in milliseconds, None without requests."""
+
+    requests: int
+    errors_5xx: int
+    p50_ms: float | None
+    p99_ms: float | None
+
+    @property
+    def error_rate(self) -> float:
+        """Share of 5xx answers; 0 without requests."""
+        return self.errors_5xx / self.requests if self.requests else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The built-in alarms and the bake time of a step (see ``[rollout]``)."""
+
+    bake_seconds: float
+    min_requests: int
+    max_error_rate: float
+    max_latency_ratio: float
+    max_p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """``verdict``: wait, go on, or go back; ``reason`` in words; ``figures``: what it was decided on."""
+
+    verdict: Literal["wait", "go", "back"]
+    reason: str
+    figures: dict[str, Any]
+
+
+def plan(strategy: str, steps: Sequence[float], *, first: bool) -> list[float]:
+    """The shares (percent) that the new version gets, one step after the other; the last is 100.
+
+    ``first``: nothing serves yet, so that there is nothing to go back to and all traffic goes over at once.
+    """
+    if strategy not in ("canary", "all-at-once"):
+        raise InvalidInput(f"{strategy!r} is not a strategy; strategies: canary, all-at-once")
+    if strategy == "all-at-once" or first:
+        return [100.0]
+    shares = [float(share) for share in steps if share < 100]
+    if not shares or sorted(set(shares)) != shares or shares[0] <= 0:
+        raise InvalidInput(f"canary steps must rise and lie between 0 and 100 percent, unlike {list(steps)}")
+    return [*shares, 100.0]
+
+
+def judge(rules: Rules, candidate: Side, predecessor: Side | None, elapsed_seconds: float) -> Decision:
+    """What a step's evidence says so far.
+
+    Errors: back when the lower end of the 95 % Wilson interval of the candidate's 5xx share is above the limit, there
+    were at least two, and the predecessor does no worse. Latency: back when p99 (with at least 200 requests on both
+    sides; p50 from 30 on) exceeds the predecessor's by the ratio and by 5 ms, or the absolute limit.
+    """
+    figures = {
+        "elapsed_seconds": round(elapsed_seconds, 3),
+        "candidate": asdict(candidate),
+        "predecessor": None if predecessor is None else asdict(predecessor),
+    }
+    if problem := _errors(rules, candidate, predecessor) or _latency(rules, candidate, predecessor):
+        return Decision("back", problem, figures)
+    if elapsed_seconds < rules.bake_seconds:
+        return Decision("wait", f"baking: {elapsed_seconds:.1f} of {rules.bake_seconds:g} s", figures)
+    if candidate.requests < rules.min_requests:
+        text = f"waiting for traffic: {candidate.requests} of {rules.min_requests} requests"
+        return Decision("wait", text, figures)
+    return Decision("go", _good(candidate, predecessor), figures)
+
+
+def _errors(rules: Rules, candidate: Side, predecessor: Side | None) -> str | None:
+    if candidate.errors_5xx < MIN_ERRORS:
+        return None
+    low, _ = wilson(candidate.errors_5xx, candidate.requests, CONFIDENCE)
+    other = predecessor.error_rate if predecessor else 0.0
+    if low <= rules.max_error_rate or candidate.error_rate <= other:
+        return None
+    return (
+        f"{candidate.errors_5xx} of {candidate.requests} answers were 5xx ({candidate.error_rate:.1%}, "
+        f"at least {low:.1%} with 95 % confidence); the limit is {rules.max_error_rate:.1%}"
+    )
+
+
+def _latency(rules: Rules, candidate: Side, predecessor: Side | None) -> str | None:
+    if (
+        rules.max_p99_ms is not None
+        and candidate.requests >= MIN_FOR_P50
+        and (candidate.p99_ms or 0) > rules.max_p99_ms
+    ):
+        return f"p99 was {candidate.p99_ms:.1f} ms; the limit is {rules.max_p99_ms:g} ms"
+    if predecessor is None:
+        return None
+    for name, least, ours, theirs in (
+        ("p99", MIN_FOR_P99, candidate.p99_ms, predecessor.p99_ms),
+        ("p50", MIN_FOR_P50, candidate.p50_ms, predecessor.p50_ms),
+    ):
+        if min(candidate.requests, predecessor.requests) < least or ours is None or theirs is None:
+            continue
+        if ours > theirs * rules.max_latency_ratio and ours - theirs > MIN_SLOWER_MS:
+            return (
+                f"{name} was {ours:.1f} ms against {theirs:.1f} ms before; "
+                f"the limit is {rules.max_latency_ratio:g} times as much"
+            )
+    return None
+
+
+def _good(candidate: Side, predecessor: Side | None) -> str:
+    text = f"{candidate.requests} requests, {candidate.errors_5xx} answered 5xx"
+    if candidate.p99_ms is not None:
+        text += f", p99 {candidate.p99_ms:.1f} ms"
+    if predecessor is not None and predecessor.p99_ms is not None:
+        text += f" against {predecessor.p99_ms:.1f} ms"
+    return text
+
+
+def rules_from(settings: Mapping[str, Any]) -> Rules:
+    """The rules in a ``[rollout]`` table as it is stored."""
+    return Rules(
+        bake_seconds=float(settings.get("bake_seconds", 60)),
+        min_requests=int(settings.get("min_requests", 0)),
+        max_error_rate=float(settings.get("max_error_rate", 0.05)),
+        max_latency_ratio=float(settings.get("max_latency_ratio", 2.0)),
+        max_p99_ms=settings.get("max_p99_ms"),
+    )

@@ -1,0 +1,37 @@
+"""Tasks: work that is asked for by ``store.queue.ask`` and done under a lease.
+
+A task is called with its key; it gives None when it is done, or the seconds after which it wants to be called again.
+"""
+
+from collections.abc import Callable, Mapping
+
+from loopline.control import environments, executions, gates, jobs, pushes, retraining, rollouts, topics
+from loopline.control.context import Context
+from loopline.store.db import Row, Tx
+
+Task = Callable[[Context, str], float | None]
+
+TASKS: Mapping[str, Task] = {
+    "delivery.send": topics.send_delivery,
+    "endpoint.rollback": rollouts.rollback_task,
+    "environment.build": environments.build_again,
+    "evaluation.judge": gates.judge,
+    "execution.advance": executions.advance,
+    "execution.registration": executions.check_registration,
+    "jobs.start": jobs.start_ready,
+    "jobs.stop": jobs.stop_attempts,
+    "push.advance": pushes.advance,
+    "retraining.advance": retraining.advance,
+    "rollout.advance": rollouts.advance,
+    "rollout.request": rollouts.request,
+}
+
+# Tasks that may take long (a build, a large file, a slow receiver); they never hold up the others.
+SLOW = frozenset({"delivery.send", "environment.build", "evaluation.judge", "push.advance", "retraining.advance"})
+
+# Who is told, in the same transaction, that a job of theirs has ended.
+JOB_OWNERS: Mapping[str, Callable[[Context, Tx, Row], None]] = {
+    "evaluation": gates.job_ended,
+    "push": pushes.job_ended,
+    "step": executions.job_ended,
+}

@@ -1,0 +1,27 @@
+"""Ticks: what is looked at again and again, whatever wake-ups were missed. Each is quick and safe to repeat."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from loopline.control import alarms, endpoints, jobs, monitoring, snapshots, triggers
+from loopline.control.context import Context
+
+
+class Tick(NamedTuple):
+    """``run`` is called every ``every_seconds``, by one process at a time."""
+
+    name: str
+    every_seconds: float
+    run: Callable[[Context], object]
+
+
+TICKS = (
+    Tick("jobs.watch", 1.0, jobs.watch),
+    Tick("jobs.tidy", 5.0, jobs.tidy),
+    Tick("snapshots.publish", 5.0, snapshots.publish),
+    Tick("endpoints.retire", 5.0, endpoints.retire),
+    Tick("monitoring.ingest", 0.5, monitoring.ingest),
+    Tick("monitoring.prune", 60.0, monitoring.prune),
+    Tick("alarms.evaluate", 1.0, alarms.evaluate),
+    Tick("triggers.cron", 1.0, triggers.cron),
+)

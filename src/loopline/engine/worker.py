@@ -1,0 +1,215 @@
+"""The engine's threads: one hears wake-ups, one reads events, one ticks, and some work on leased tasks.
+
+Every thread loops over "look, then wait until woken or until something is due"; a wake-up is only ever a hint.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from loopline.control import events, jobs, monitoring
+from loopline.control.context import Context
+from loopline.engine.reactions import REACTIONS
+from loopline.engine.tasks import SLOW, TASKS
+from loopline.engine.ticks import TICKS
+from loopline.errors import LooplineError, StaleToken
+from loopline.store import queue
+
+log = logging.getLogger("loopline.engine")
+
+LEASE_SECONDS = 60.0
+IDLE_SECONDS = 0.5
+MAX_ERROR = 2000
+MAX_WAKE_BYTES = 4096
+QUICK_WORKERS = 2
+SLOW_WORKERS = 3
+
+
+class Engine:
+    """Starts and stops the threads of one control process."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._bells: list[threading.Event] = []
+        self._socket: socket.socket | None = None
+        ctx.wake = self.wake
+        ctx.db.on_event.append(self.wake)
+
+    def start(self) -> None:
+        """Start every thread."""
+        self._socket = _bind(self.ctx.settings.run_dir / "wake.sock")
+        self._thread("wake", self._listen)
+        self._thread("events", self._react)
+        self._thread("ticks", self._tick)
+        quick = [kind for kind in TASKS if kind not in SLOW]
+        for number in range(QUICK_WORKERS):
+            self._thread(f"tasks-{number}", self._worker(quick))
+        for number in range(SLOW_WORKERS):
+            self._thread(f"slow-{number}", self._worker(sorted(SLOW)))
+
+    def stop(self) -> None:
+        """Ask every thread to end and wait for what it is doing, up to a few seconds each."""
+        self._stopping.set()
+        self.wake()
+        if self._socket is not None:
+            self._socket.close()
+        for thread in self._threads:
+            thread.join(5)
+
+    def wake(self) -> None:
+        """Make every thread look now."""
+        for bell in self._bells:
+            bell.set()
+
+    def _thread(self, name: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _bell(self) -> threading.Event:
+        bell = threading.Event()
+        self._bells.append(bell)
+        return bell
+
+    # -- wake-ups -----------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Datagrams: an attempt that has ended is collected at once, the rest rings the bells."""
+        listener = self._socket
+        while listener is not None and not self._stopping.is_set():
+            try:
+                message = json.loads(listener.recv(MAX_WAKE_BYTES))
+                kind = message.get("kind")
+            except (ValueError, AttributeError):
+                continue
+            except OSError:
+                return
+            self._safely("wake", lambda m=message, k=kind: self._heard(k, m))
+
+    def _heard(self, kind: object, message: dict[str, object]) -> None:
+        if kind == "attempt" and isinstance(message.get("id"), str):
+            if jobs.collect(self.ctx, str(message["id"])):
+                jobs.start_ready(self.ctx)
+        elif kind == "spool":
+            monitoring.ingest(self.ctx)
+        self.wake()
+
+    # -- events and ticks ---------------------------------------------------------------------------------------------
+
+    def _react(self) -> None:
+        bell = self._bell()
+        while not self._stopping.is_set():
+            bell.clear()
+            for reaction in REACTIONS:
+                self._safely(f"reaction {reaction.name}", lambda r=reaction: events.consume(self.ctx, r.name, r.react))
+            bell.wait(IDLE_SECONDS)
+
+    def _tick(self) -> None:
+        due = {tick.name: 0.0 for tick in TICKS}
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            for tick in TICKS:
+                if due[tick.name] <= now:
+                    due[tick.name] = now + tick.every_seconds
+                    self._safely(f"tick {tick.name}", lambda t=tick: t.run(self.ctx))
+            self._stopping.wait(max(0.01, min(due.values()) - time.monotonic()))
+
+    # -- tasks --------------------------------------------------------------------------------------------------------
+
+    def _worker(self, kinds: list[str]) -> Callable[[], None]:
+        bell = self._bell()
+
+        def work() -> None:
+            owner = f"{self.ctx.host}:{os.getpid()}:{threading.current_thread().name}"
+            while not self._stopping.is_set():
+                bell.clear()
+                claimed: list[queue.Task] = []
+                self._safely("claim", lambda: claimed.extend(self._claim(kinds, owner)))
+                for task in claimed:
+                    self._safely(f"task {task.kind}", lambda t=task: self._work_on(t))
+                if not claimed:
+                    bell.wait(self._pause(kinds))
+
+        return work
+
+    def _claim(self, kinds: list[str], owner: str) -> list[queue.Task]:
+        return queue.claim(self.ctx.db, kinds, owner, LEASE_SECONDS, 1)
+
+    def _pause(self, kinds: list[str]) -> float:
+        """How long nothing is due."""
+        due = queue.next_due(self.ctx.db, kinds)
+        return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(0.002, due - self.ctx.clock.now()))
+
+    def _work_on(self, task: queue.Task) -> None:
+        renewal = _Renewal(self.ctx, task)
+        try:
+            again = TASKS[task.kind](self.ctx, task.key)
+        except StaleToken:
+            return
+        except Exception as error:
+            log.exception("task %s %s failed", task.kind, task.key)
+            message = error.message if isinstance(error, LooplineError) else f"{type(error).__name__}: {error}"
+            queue.fail(self.ctx.db, task, message[:MAX_ERROR])
+            return
+        finally:
+            renewal.stop()
+        with self.ctx.db.transaction() as tx:
+            queue.finish(tx, task)
+            if again is not None:
+                queue.ask(tx, task.kind, task.key, tx.now + again)
+
+    def _safely(self, what: str, action: Callable[[], object]) -> None:
+        """A thread of the engine goes on whatever happens; what happened is in the log."""
+        try:
+            action()
+        except Exception:
+            if not self._stopping.is_set():
+                log.exception("%s failed", what)
+                self._stopping.wait(0.2)
+
+
+class _Renewal:
+    """Renews a task's lease while it is being worked on."""
+
+    def __init__(self, ctx: Context, task: queue.Task) -> None:
+        self._ctx, self._task = ctx, task
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+        self._over = False
+        self._arm()
+
+    def _arm(self) -> None:
+        with self._lock:
+            if not self._over:
+                self._timer = threading.Timer(LEASE_SECONDS / 3, self._renew)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _renew(self) -> None:
+        try:
+            queue.heartbeat(self._ctx.db, self._task, LEASE_SECONDS)
+        except StaleToken:
+            return
+        self._arm()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._over = True
+            if self._timer is not None:
+                self._timer.cancel()
+
+
+def _bind(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    return listener
