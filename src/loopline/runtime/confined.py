@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     os.umask(0o077)
     sandbox.limit({})
     sandbox.forbid_new_privileges()
+    sandbox.drop_capabilities()
     sandbox.confine(paths["--read"], paths["--write"])
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

@@ -23,6 +23,7 @@ from . import processes, sandbox
 HERE = os.path.dirname(os.path.abspath(__file__))
 MESSAGE_CHARS = 4000
 TRACEBACK_CHARS = 16000
+REPORT = 3  # the descriptor of the report pipe in the job
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 
 
@@ -46,7 +47,7 @@ def become(folder: str, spec: dict[str, Any], shim: int, output: int, report: in
     stage = "launch"
     code = 1
     try:
-        _detach(shim, output)
+        report = _detach(shim, output, report)
         environ = environment(spec, folder)
         os.chdir(str(spec["workdir"]))
         _tell(report, {"layers": _confine(folder, spec)})
@@ -65,31 +66,42 @@ def become(folder: str, spec: dict[str, Any], shim: int, output: int, report: in
         _leave(code)
 
 
-def _detach(shim: int, output: int) -> None:
+def _detach(shim: int, output: int, report: int) -> int:
+    """Leave what was the shim's: session, descriptors, signals. Returns the report pipe's new descriptor."""
     os.setsid()
     sandbox.die_with_parent(shim, signal.SIGKILL)
     nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(nothing, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    if report != REPORT:
+        os.dup2(report, REPORT, inheritable=False)
+    os.closerange(REPORT + 1, 1 << 30)  # a job that held the log itself could write past its cap
     os.umask(0o077)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _go_first_when_memory_ends()
+    return REPORT
+
+
+def _go_first_when_memory_ends() -> None:
+    """When the machine runs out of memory, let the kernel take the job before the platform."""
     try:
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(descriptor, b"500")  # when the machine runs out of memory, the job goes before the platform
+        os.write(descriptor, b"500")
         os.close(descriptor)
     except OSError:
         return
 
 
 def _confine(folder: str, spec: dict[str, Any]) -> list[str]:
-    """Limits, then no_new_privs, then Landlock; returns the layers that hold."""
+    """Limits, then privileges, then Landlock; returns the layers that hold."""
     wanted = spec.get("sandbox") or {}
     sandbox.limit(spec.get("limits") or {})
     sandbox.forbid_new_privileges()
+    sandbox.drop_capabilities()
     own = [str(spec["workdir"]), *(f"{folder}/{name}" for name in (files.OUTPUTS, files.SCRATCH))]
     own += [f"{folder}/{name}" for name in (files.EVENTS, files.MANIFEST)]
     held = sandbox.confine(
@@ -97,7 +109,7 @@ def _confine(folder: str, spec: dict[str, Any]) -> list[str]:
         [*own, *map(str, wanted.get("write") or ())],
         network=bool(wanted.get("network", True)),
     )
-    return ["rlimits", "no_new_privs", *held]
+    return ["rlimits", "no_new_privs", "no_capabilities", *held]
 
 
 def _execute(argv: list[str], environ: dict[str, str]) -> NoReturn:

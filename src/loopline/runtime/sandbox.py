@@ -20,9 +20,14 @@ from typing import Any
 _libc = ctypes.CDLL(None, use_errno=True)
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_GET_NO_NEW_PRIVS = 39
+
+CAPABILITY_VERSION_3 = 0x20080522
+CAP_DAC_OVERRIDE = 1
 
 SYS_CREATE_RULESET = 444
 SYS_ADD_RULE = 445
@@ -117,6 +122,39 @@ def adopt_orphans() -> None:
 def forbid_new_privileges() -> None:
     """No exec below here gains anything: set-user-ID bits and file capabilities are ignored."""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def drop_capabilities() -> None:
+    """Give up a privileged user's capabilities, and the way back; for others nothing changes.
+
+    Landlock leaves /proc/<pid>/environ of the same user readable. The kernel shows it only to those who hold every
+    capability of the process looked at, so a job of root does not read the environment of a platform run by root.
+    What stays is the right to pass over file modes, inside what Landlock allows: data may belong to another user.
+    """
+    if os.geteuid() != 0:
+        return
+    kept = 1 << CAP_DAC_OVERRIDE
+    for number in range(64):
+        if number != CAP_DAC_OVERRIDE and _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(number), 0, 0, 0) < 0:
+            break  # EINVAL: this kernel has no more of them; EPERM: we hold no right that could be given up
+    _, _, permitted = _capabilities()
+    kept &= permitted
+    if _libc.capset(struct.pack("=Ii", CAPABILITY_VERSION_3, 0), struct.pack("=6I", kept, kept, 0, 0, 0, 0)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"capset: {os.strerror(number)}")
+
+
+def _capabilities() -> tuple[int, int, int]:
+    """The inheritable, effective and permitted capabilities of this process, the first 32 as bits."""
+    answer = ctypes.create_string_buffer(24)
+    _libc.capget(struct.pack("=Ii", CAPABILITY_VERSION_3, 0), answer)
+    effective, permitted, inheritable, *_ = struct.unpack("=6I", answer.raw)
+    return inheritable, effective, permitted
+
+
+def hide() -> None:
+    """Keep this process's environment and memory from other processes of the same user: for the platform's own."""
+    _prctl(PR_SET_DUMPABLE, 0)
 
 
 def landlock_abi() -> int:
@@ -240,10 +278,12 @@ def layers() -> list[dict[str, Any]]:
         privileges = _prctl(PR_GET_NO_NEW_PRIVS, 0) >= 0
     except OSError:
         privileges = False
+    unprivileged = "root's capabilities are given up" if os.geteuid() == 0 else "this user has none"
     without = "the kernel has no Landlock"
     return [
         {"name": "rlimits", "holds": True, "detail": "CPU time, size of a file, open files, reserved memory"},
         {"name": "no_new_privs", "holds": privileges, "detail": "set-user-ID programs gain nothing"},
+        {"name": "no_capabilities", "holds": True, "detail": unprivileged},
         {"name": "landlock_files", "holds": abi >= 1, "detail": f"Landlock ABI {abi}" if abi else without},
         {"name": "landlock_network", "holds": abi >= 4, "detail": "TCP only" if abi >= 4 else "needs Landlock ABI 4"},
         {"name": "landlock_signals", "holds": abi >= 6, "detail": "" if abi >= 6 else "needs Landlock ABI 6"},

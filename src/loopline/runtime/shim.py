@@ -227,7 +227,9 @@ def _reason(status: int, watch: Watch, log: Log, told: dict[str, Any]) -> str:
         return "ok"
     if (told.get("error") or {}).get("type") == "MemoryError":
         return "memory"
-    if ended_by == signal.SIGXFSZ or told.get("errno") in launch.DISK_ERRNOS or log.full_disk:
+    if ended_by == signal.SIGXFSZ or told.get("errno") in launch.DISK_ERRNOS:
+        return "disk"
+    if log.full_disk or watch.file_is_full():
         return "disk"
     return "error"
 

@@ -6,7 +6,9 @@
 import os
 import resource
 import signal
+import stat
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from . import folder as files
@@ -55,6 +57,11 @@ class Watch:
         allowed = self.limits.get("cpu_seconds")
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return bool(allowed) and used.ru_utime + used.ru_stime >= float(allowed or 0)
+
+    def file_is_full(self) -> bool:
+        """Whether a file has reached the size at which the kernel refuses the next byte."""
+        allowed = self.limits.get("disk_mb")
+        return bool(allowed) and largest_bytes(self._written) >= int(float(allowed or 0) * 1048576)
 
     def look(self, now: float) -> None:
         """Look once at everything that is due."""
@@ -118,8 +125,17 @@ class Watch:
 
 
 def written_bytes(folders: list[str]) -> int:
-    """The disk space that the files below some folders take; a folder inside another one counts once."""
-    total = 0
+    """The disk space that the files below some folders take; what is linked or listed twice counts once."""
+    return sum(found.st_blocks * 512 for found in _files(folders))
+
+
+def largest_bytes(folders: list[str]) -> int:
+    """The size of the largest regular file below some folders."""
+    return max((found.st_size for found in _files(folders) if stat.S_ISREG(found.st_mode)), default=0)
+
+
+def _files(folders: list[str]) -> Iterator[os.stat_result]:
+    """Everything below some folders, each inode once; what vanishes meanwhile is passed over."""
     seen: set[tuple[int, int]] = set()
     waiting = list(folders)
     while waiting:
@@ -132,10 +148,8 @@ def written_bytes(folders: list[str]) -> int:
                 found = entry.stat(follow_symlinks=False)
             except OSError:
                 continue
-            if (found.st_dev, found.st_ino) in seen:
-                continue
-            seen.add((found.st_dev, found.st_ino))
-            total += found.st_blocks * 512
-            if entry.is_dir(follow_symlinks=False):
-                waiting.append(entry.path)
-    return total
+            if (found.st_dev, found.st_ino) not in seen:
+                seen.add((found.st_dev, found.st_ino))
+                yield found
+                if stat.S_ISDIR(found.st_mode):
+                    waiting.append(entry.path)
