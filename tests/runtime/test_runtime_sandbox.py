@@ -92,7 +92,8 @@ def test_a_hidden_process_cannot_be_looked_into_without_privileges() -> None:
 import subprocess, sys
 sandbox.hide()
 pid = os.getpid()
-look = "from loopline.runtime import sandbox; sandbox.forbid_new_privileges(); sandbox.drop_capabilities()" + {LOOK!r} % pid
+look = "from loopline.runtime import sandbox; sandbox.forbid_new_privileges(); sandbox.drop_capabilities()"
+look += {LOOK!r} % pid
 print(subprocess.check_output([sys.executable, "-c", look], text=True))
 """
     assert inside(script).split() == ["denied"] * 3
