@@ -104,8 +104,11 @@ def test_headers_travel_except_those_of_one_hop_and_those_of_trust(shared_rig, c
 
     def handler(sock, head, rest):
         heads.append(head)
+        if head.startswith("PUT"):
+            read_exactly(sock, rest, 3)
         sock.sendall(
-            b"HTTP/1.1 201 Made\r\nX-Kept: 1\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nX-Hop: 1\r\nX-Request-Id: mine\r\n"
+            b"HTTP/1.1 201 Made\r\nX-Kept: 1\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"
+            b"X-Hop: 1\r\nX-Request-Id: mine\r\n"
             b"Connection: close, X-Hop\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\nok"
         )
 

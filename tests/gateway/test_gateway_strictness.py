@@ -1,6 +1,5 @@
 """What the gateway refuses on a raw socket, and how long it waits."""
 
-import asyncio
 import random
 import re
 import socket
@@ -106,9 +105,13 @@ def test_an_ambiguous_request_is_refused_and_nothing_after_it_is_read(shared_rig
 
 ACCEPTED = {
     "Host in capitals": 'POST PATH HTTP/1.1\nHOST: LOCALHOST\nX-Api-Key: KEY\nContent-Length: 8\n\n{"x": 1}',
-    "absolute form": 'POST http://localhostPATH HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\nContent-Length: 8\n\n{"x": 1}',
+    "absolute form": "POST http://localhostPATH HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\n"
+    'Content-Length: 8\n\n{"x": 1}',
     "query": 'POST PATH?a=b HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\nContent-Length: 8\n\n{"x": 1}',
     "HTTP/1.0": 'POST PATH HTTP/1.0\nHost: localhost\nX-Api-Key: KEY\nContent-Length: 8\n\n{"x": 1}',
+    "upgrade declined, chunked": "POST PATH HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\n"
+    "Connection: Upgrade\nUpgrade: h2c\n"
+    'Transfer-Encoding: chunked\n\n8\n{"x": 1}\n0\n\n',
     "upgrade declined": "POST PATH HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\nConnection: Upgrade\nUpgrade: h2c\n"
     'Content-Length: 8\n\n{"x": 1}',
     "close": 'POST PATH HTTP/1.1\nHost: localhost\nX-Api-Key: KEY\nConnection: close\nContent-Length: 8\n\n{"x": 1}',
@@ -134,6 +137,20 @@ def test_a_request_may_come_byte_by_byte(shared_rig):
         for byte in shared_rig.request_bytes({"x": 9}):
             sock.sendall(bytes([byte]))
         assert sock.recv(1000).endswith(b'{"predictions":[9.0]}')
+
+
+def test_the_body_of_a_declined_upgrade_is_never_read_as_a_request(shared_rig):
+    inner = shared_rig.request_bytes({"x": 5})
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {shared_rig.key}\r\nConnection: Upgrade\r\n"
+    with shared_rig.raw() as sock:
+        sock.sendall(f"{head}Upgrade: h2c\r\nContent-Length: {len(inner)}\r\n\r\n".encode())
+        for byte in inner:
+            sock.sendall(bytes([byte]))
+        sock.sendall(shared_rig.request_bytes({"x": 6}))
+        sock.shutdown(socket.SHUT_WR)
+        answer = until_closed(sock)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"400", b"200"]
+    assert answer.endswith(b'{"predictions":[6.0]}')
 
 
 def test_earlier_answers_leave_before_the_refusal(shared_rig):
@@ -249,4 +266,3 @@ def test_request_ids_have_the_form_of_every_id_and_sort_by_time():
     assert made == sorted(made)
     assert len(set(made)) == 5
     assert all(before - 0.001 <= names.time_of_id(identifier) <= time.time() for identifier in made)
-    assert asyncio.iscoroutinefunction(connection_module.Connection.data_received) is False

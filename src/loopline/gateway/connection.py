@@ -44,6 +44,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._unparsed = 0
         self._refusal: Refusal | None = None
+        self._body_head = b""  # set between the head of an upgrade that is declined and its body
 
     # the transport
 
@@ -129,12 +130,16 @@ class Connection(asyncio.Protocol):
             except httptools.HttpParserUpgrade as upgrade:  # an upgrade is declined by answering in HTTP/1.1
                 data = data[upgrade.args[0] :]
                 self._parser = httptools.HttpRequestParser(self)
+                if self._body_head:
+                    self._parser.feed_data(self._body_head)
             else:
                 return
 
     # the parser
 
     def on_message_begin(self) -> None:
+        if self._body_head:
+            return
         if self._finished:
             self._refuse(malformed("the connection is being closed"))
         self._url = b""
@@ -145,11 +150,15 @@ class Connection(asyncio.Protocol):
         self.deadline = self.gateway.now() + HEADER_SECONDS
 
     def on_url(self, url: bytes) -> None:
+        if self._body_head:
+            return
         self._url += url
         self._head_bytes += len(url)
         self._check_head_size()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._body_head:
+            return
         self._headers.append((name, value))
         self._head_bytes += len(name) + len(value) + 4
         self._check_head_size()
@@ -163,6 +172,9 @@ class Connection(asyncio.Protocol):
         raise refusal
 
     def on_headers_complete(self) -> None:
+        if self._body_head:
+            self._body_head = b""
+            return
         parser = self._parser
         try:
             head = Head(parser.get_method(), self._url, parser.get_http_version(), self._headers)
@@ -172,6 +184,10 @@ class Connection(asyncio.Protocol):
             return
         self._headers = []  # what follows are trailers: counted, and dropped
         self.deadline = self.gateway.now() + BODY_SECONDS
+        if parser.should_upgrade() and (head.length or head.chunked):
+            # httptools takes the body for another protocol's bytes; a second parser reads it under this head
+            framing = b"transfer-encoding: chunked" if head.chunked else b"content-length: %d" % head.length
+            self._body_head = b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing
         self._current = exchange
         self._queue.append(exchange)
         if len(self._queue) > MAX_PIPELINED:
@@ -214,6 +230,8 @@ class Connection(asyncio.Protocol):
             self._current.body(data)
 
     def on_message_complete(self) -> None:
+        if self._body_head:
+            return
         self._receiving = False
         self.deadline = math.inf
         exchange, self._current = self._current, None

@@ -66,7 +66,7 @@ class Head:
     def __init__(self, method: bytes, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
         """Raises ``Refusal`` for a request that is ambiguous or not for an HTTP/1 origin server."""
         if version not in {"1.1", "1.0"}:
-            raise Refusal(505, "bad_request", "only HTTP/1.1 and HTTP/1.0 are spoken here")
+            raise Refusal(505, "bad_request", "only the HTTP versions 1.0 and 1.1 are spoken here")
         self.method = method
         self.headers = headers
         self.old = version == "1.0"
