@@ -32,7 +32,7 @@ def model_dir(ctx: Context, version: Row) -> Path:
     """A read-only copy of a version's model files, made once per digest; its digest was verified on the way out."""
     artifact = version["artifact"]
     check_trust(ctx, artifact)
-    folder = ctx.settings.dir / "models" / artifact["sha256"]
+    folder: Path = ctx.settings.dir / "models" / artifact["sha256"]
     target = folder if artifact["kind"] == "folder" else folder / Path(artifact["name"]).name
     if not target.exists():
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def ensure(
     if row is not None and row["status"] != EndpointStatus.DELETED:
         if row["project"] not in (None, project):
             raise Conflict(f"the endpoint {name!r} belongs to the project {row['project']!r}; choose another name")
-        wanted = {"project": project, "model": model, "settings": settings}
+        wanted: dict[str, Any] = {"project": project, "model": model, "settings": settings}
         changed = {key: value for key, value in wanted.items() if row[key] != value}
         if changed:
             records.set(tx, "endpoint", row["id"], actor=actor, **changed)

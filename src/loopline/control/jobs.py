@@ -414,7 +414,7 @@ def tail(ctx: Context, tx: Tx, job_id: str, limit: int) -> str:
     """The end of the newest attempt's log, from a line's beginning."""
     query = sa.select(attempts.c.id).where(attempts.c.job == job_id).order_by(attempts.c.number.desc()).limit(1)
     attempt = tx.row(query)
-    path = None if attempt is None else ctx.settings.dir / "attempts" / attempt["id"] / "log"
+    path: Path | None = None if attempt is None else ctx.settings.dir / "attempts" / attempt["id"] / "log"
     if path is None or not path.exists():
         return ""
     with path.open("rb") as file:

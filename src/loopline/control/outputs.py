@@ -65,7 +65,7 @@ def kind_of(output: dict[str, Any]) -> str:
 def take_artifacts(ctx: Context, folder: Path) -> list[dict[str, Any]]:
     """Store the files below ``outputs/artifacts``: {"path", "digest", "size_bytes"} each."""
     root = folder / "outputs" / "artifacts"
-    found = []
+    found: list[dict[str, Any]] = []
     for directory, _, files in os.walk(root):
         for file in sorted(files):
             path = Path(directory) / file

@@ -52,7 +52,7 @@ def targets(loop: Loop, branch: str | None) -> dict[str, Any] | None:
     models and endpoints of their own, ``NAME-BRANCH``, and any other branch moves nothing.
     """
     model, endpoint = loop.model.name, loop.endpoint.name if loop.endpoint else None
-    plain = {"handler": loop.model.handler, "parameters": {}}
+    plain: dict[str, Any] = {"handler": loop.model.handler, "parameters": {}}
     if branch is None:
         return {"model": model, "endpoint": endpoint, **plain}
     label = _label(branch)
@@ -122,7 +122,7 @@ def _project(tx: Tx, loop: Loop, tree: str, moved: dict[str, Any], changes: list
     if row is None:
         names.check_name(loop.project.name, "a project")
         changes.append({"noun": "project", "name": loop.project.name, "change": "created"})
-        values = {"name": loop.project.name, "loop": plain, "tree": tree, "changed_at": tx.now}
+        values: dict[str, Any] = {"name": loop.project.name, "loop": plain, "tree": tree, "changed_at": tx.now}
         return records.create(tx, "project", actor=actor, **values)
     if moved["model"] != loop.model.name:
         return row  # another branch's file does not change the project

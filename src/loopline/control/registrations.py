@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import UNSET
+
 from loopline.control import gates, outputs, registry
 from loopline.control.context import Context
 from loopline.domain import calls, pipelines, states
-from loopline.domain.pipelines import UNSET, Output, RegisterStep
+from loopline.domain.pipelines import Output, RegisterStep
 from loopline.errors import InvalidInput
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
@@ -24,9 +26,9 @@ def begin(ctx: Context, tx: Tx, execution: Row, row: Row, step: RegisterStep, gi
     if status is not None:
         pipelines.check_version_status(status)
     targets = execution["targets"] or {}
-    name = resolve(step.name_of_model) or targets.get("model")
+    name = resolve(step.model_name) or targets.get("model")
     allowed = targets.get("models") or [targets.get("model")]
-    if name not in allowed:
+    if not isinstance(name, str) or name not in allowed:
         raise InvalidInput(f"register(name={name!r}): this branch may register {', '.join(map(str, allowed))} only")
     source = step.model.ref
     if source is UNSET or source.step is None:

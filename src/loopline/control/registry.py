@@ -41,7 +41,7 @@ def ensure_model(
     names.check_name(name, "a model")
     if gate_mode not in GATE_MODES:
         raise InvalidInput(f"{gate_mode!r} is not a gate mode; modes: {', '.join(GATE_MODES)}")
-    settings = {"gate_mode": gate_mode, "gate": gate, "approval": approval, "description": description}
+    settings: dict[str, Any] = {"gate_mode": gate_mode, "gate": gate, "approval": approval, "description": description}
     row = records.find(tx, "model", name=name)
     if row is None:
         return records.create(
@@ -49,7 +49,7 @@ def ensure_model(
         )
     if project is not None and row["project"] not in (None, project):
         raise Conflict(f"the model {name!r} belongs to the project {row['project']!r}; choose another name")
-    changed = {key: value for key, value in settings.items() if row[key] != value}
+    changed: dict[str, Any] = {key: value for key, value in settings.items() if row[key] != value}
     if project is not None and row["project"] is None:
         changed["project"] = project
     if changed:
@@ -188,9 +188,11 @@ def compare_versions(ctx: Context, actor: Actor, *, model: str, a: int, b: int) 
         left, right = (version_row(tx, model, number)["metrics"] or {} for number in (a, b))
     items = []
     for key in sorted({*left, *right}):
-        pair = (left.get(key), right.get(key))
-        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in pair)
-        items.append({"key": key, "a": pair[0], "b": pair[1], "difference": pair[1] - pair[0] if numbers else None})
+        first, second = left.get(key), right.get(key)
+        difference = None
+        if isinstance(first, int | float) and isinstance(second, int | float):
+            difference = second - first
+        items.append({"key": key, "a": first, "b": second, "difference": difference})
     return {"model": model, "a": a, "b": b, "items": items, "next": None}
 
 

@@ -19,7 +19,7 @@ from loopline.errors import Conflict, GateRefused, InvalidInput, LooplineError, 
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import endpoints as endpoints_table
-from loopline.store.schema import rollouts, variants
+from loopline.store.schema import rollouts, variants, versions
 
 POLL_SECONDS = 0.1
 ROLLBACK_WAIT_SECONDS = 5.0
@@ -61,10 +61,8 @@ def release(
 
 
 def _newest_approved(tx: Tx, model: str) -> Row:
-    query = sa.select(registry.versions).where(
-        registry.versions.c.model == model, registry.versions.c.status == VersionStatus.APPROVED
-    )
-    row = tx.row(query.order_by(registry.versions.c.number.desc()).limit(1))
+    query = sa.select(versions).where(versions.c.model == model, versions.c.status == VersionStatus.APPROVED)
+    row = tx.row(query.order_by(versions.c.number.desc()).limit(1))
     if row is None:
         raise NotFound(f"the model {model!r} has no Approved version")
     return row

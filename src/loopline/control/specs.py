@@ -5,11 +5,12 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from msgspec import UNSET
 
 from loopline.control import outputs
 from loopline.control.context import Context
 from loopline.domain import calls, pipelines
-from loopline.domain.pipelines import UNSET, Index, JobStep, Output, Step
+from loopline.domain.pipelines import Index, JobStep, Output, Step
 from loopline.errors import NotFound
 from loopline.store import folders, records
 from loopline.store.db import Row, Tx

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from loopline.control import events, jobs, monitoring
@@ -91,7 +92,7 @@ class Engine:
                 continue
             except OSError:
                 return
-            self._safely("wake", lambda m=message, k=kind: self._heard(k, m))
+            self._safely("wake", partial(self._heard, kind, message))
 
     def _heard(self, kind: object, message: dict[str, object]) -> None:
         if kind == "attempt" and isinstance(message.get("id"), str):
@@ -108,7 +109,8 @@ class Engine:
         while not self._stopping.is_set():
             bell.clear()
             for reaction in REACTIONS:
-                self._safely(f"reaction {reaction.name}", lambda r=reaction: events.consume(self.ctx, r.name, r.react))
+                consume = partial(events.consume, self.ctx, reaction.name, reaction.react)
+                self._safely(f"reaction {reaction.name}", consume)
             bell.wait(IDLE_SECONDS)
 
     def _tick(self) -> None:
@@ -118,7 +120,7 @@ class Engine:
             for tick in TICKS:
                 if due[tick.name] <= now:
                     due[tick.name] = now + tick.every_seconds
-                    self._safely(f"tick {tick.name}", lambda t=tick: t.run(self.ctx))
+                    self._safely(f"tick {tick.name}", partial(tick.run, self.ctx))
             self._stopping.wait(max(0.01, min(due.values()) - time.monotonic()))
 
     # -- tasks --------------------------------------------------------------------------------------------------------
@@ -130,17 +132,17 @@ class Engine:
             owner = f"{self.ctx.host}:{os.getpid()}:{threading.current_thread().name}"
             while not self._stopping.is_set():
                 bell.clear()
-                claimed: list[queue.Task] = []
-                self._safely("claim", lambda: claimed.extend(self._claim(kinds, owner)))
-                for task in claimed:
-                    self._safely(f"task {task.kind}", lambda t=task: self._work_on(t))
-                if not claimed:
+                if not self._safely("claiming", lambda: self._work_once(kinds, owner)):
                     bell.wait(self._pause(kinds))
 
         return work
 
-    def _claim(self, kinds: list[str], owner: str) -> list[queue.Task]:
-        return queue.claim(self.ctx.db, kinds, owner, LEASE_SECONDS, 1)
+    def _work_once(self, kinds: list[str], owner: str) -> bool:
+        """Do one task; False when none is due."""
+        claimed = queue.claim(self.ctx.db, kinds, owner, LEASE_SECONDS, 1)
+        for task in claimed:
+            self._work_on(task)
+        return bool(claimed)
 
     def _pause(self, kinds: list[str]) -> float:
         """How long nothing is due."""
@@ -165,14 +167,15 @@ class Engine:
             if again is not None:
                 queue.ask(tx, task.kind, task.key, tx.now + again)
 
-    def _safely(self, what: str, action: Callable[[], object]) -> None:
+    def _safely(self, what: str, action: Callable[[], object]) -> object:
         """A thread of the engine goes on whatever happens; what happened is in the log."""
         try:
-            action()
+            return action()
         except Exception:
             if not self._stopping.is_set():
                 log.exception("%s failed", what)
                 self._stopping.wait(0.2)
+            return None
 
 
 class _Renewal:

@@ -8,7 +8,7 @@ survive a killed process but may lose their last moments with the power.
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ class Tx:
     now: float
     new_id: Callable[[str], str]
     postgres: bool
-    after_commit: list[Callable[[], None]] = field(default_factory=list)
+    after_commit: list[Callable[[], object]] = field(default_factory=list)
     wrote_event: bool = False
 
     def execute(self, statement: sa.Executable, values: Any = None) -> sa.CursorResult[Any]:
@@ -50,7 +50,8 @@ class Tx:
     def insert_ignore(self, table: sa.Table, values: Mapping[str, Any]) -> bool:
         """Insert unless a row with the same key exists; says whether it was inserted."""
         insert = postgresql.insert if self.postgres else sqlite.insert
-        return self.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+        statement = insert(table).values(**values).on_conflict_do_nothing()
+        return self.execute(statement.returning(sa.literal(1))).first() is not None
 
     def upsert(self, table: sa.Table, rows: list[Row], key: tuple[str, ...], change: tuple[str, ...]) -> None:
         """Insert rows; where ``key`` exists, take ``change`` from the new row."""
@@ -75,7 +76,8 @@ class Db:
         self.postgres = url.startswith("postgresql")
         self._clock = clock
         self._new_id = new_id
-        self._writer = threading.RLock()
+        self._writer = threading.Lock()
+        self._held = threading.local()
         self.engine = _make_engine(url, postgres=self.postgres)
         self.on_event: list[Callable[[], None]] = []  # told after each commit that wrote an event
 
@@ -103,12 +105,18 @@ class Db:
     def read(self) -> Iterator[Tx]:
         """A consistent view; nothing that is written in it is kept."""
         with self.engine.connect() as connection:
-            if not self.postgres:
+            if self.postgres:
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            else:
                 connection.exec_driver_sql("BEGIN")
             try:
                 yield Tx(connection, self._clock(), self._new_id, self.postgres)
             finally:
                 connection.rollback()
+
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Take the time of transactions from another clock: for tests that move it."""
+        self._clock = clock
 
     def database_time(self, tx: Tx) -> float:
         """The time that leases are judged by: the server's on PostgreSQL, this host's on SQLite (one host)."""
@@ -122,11 +130,14 @@ class Db:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        if self.postgres:
-            yield
-            return
-        with self._writer:
-            yield
+        if getattr(self._held, "transaction", False):
+            raise RuntimeError("this thread has a transaction open already; pass its Tx on in place of opening another")
+        with nullcontext() if self.postgres else self._writer:
+            self._held.transaction = True
+            try:
+                yield
+            finally:
+                self._held.transaction = False
 
 
 def _make_engine(url: str, *, postgres: bool) -> Engine:
