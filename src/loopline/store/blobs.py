@@ -15,13 +15,10 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from loopline.errors import Corrupt, InvalidInput, NotFound, TooLarge
 from loopline.store import folders, tars
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 PART_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
@@ -342,7 +339,7 @@ class _Verified(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: "WriteableBuffer") -> int:
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         number, offset = divmod(self._position, PART_BYTES)
         if not view:

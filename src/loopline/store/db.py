@@ -82,11 +82,11 @@ class Db:
         self.on_event: list[Callable[[], None]] = []  # told after each commit that wrote an event
 
     @contextmanager
-    def transaction(self, *, durable: bool = False) -> Iterator[Tx]:
-        """One write transaction: committed when the block ends well, rolled back when it raises."""
+    def transaction(self, *, durable: bool = False, rehearsal: bool = False) -> Iterator[Tx]:
+        """One write transaction: committed when the block ends well, rolled back when it raises, or in a rehearsal."""
         with self._lock(), self.engine.connect() as connection:
             if not self.postgres:
-                connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                _set_synchronous(connection, "FULL" if durable else "NORMAL")
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             tx = Tx(connection, self._clock(), self._new_id, self.postgres)
             try:
@@ -94,6 +94,9 @@ class Db:
             except BaseException:
                 connection.rollback()
                 raise
+            if rehearsal:
+                connection.rollback()
+                return
             connection.commit()
         for callback in tx.after_commit:
             callback()
@@ -138,6 +141,12 @@ class Db:
                 yield
             finally:
                 self._held.transaction = False
+
+
+def _set_synchronous(connection: Connection, mode: str) -> None:
+    if connection.info.get("synchronous") != mode:  # a connection keeps it
+        connection.exec_driver_sql(f"PRAGMA synchronous={mode}")
+        connection.info["synchronous"] = mode
 
 
 def _make_engine(url: str, *, postgres: bool) -> Engine:
