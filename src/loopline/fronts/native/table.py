@@ -1,0 +1,149 @@
+"""The whole REST surface: what is asked for where, and who may. Everything else is the use case's signature."""
+
+from loopline.control import (
+    access,
+    alarms,
+    assets,
+    endpoints,
+    environments,
+    events,
+    executions,
+    gates,
+    jobs,
+    labels,
+    monitoring,
+    projects,
+    pushes,
+    registry,
+    requests,
+    rollouts,
+    status,
+    tracking,
+)
+from loopline.domain.access import Permission
+from loopline.fronts.native.routes import Route
+
+PUBLIC, READ, WRITE = Permission.PUBLIC, Permission.READ, Permission.WRITE
+APPROVE, ADMIN = Permission.APPROVE, Permission.ADMIN
+
+MAX_LOG_BYTES = 1 << 20
+MAX_TREE_BYTES = 1 << 30
+MAX_ASSET_BYTES = 1 << 34
+MAX_LABELS_BYTES = 16 << 20
+
+_STATUS = (
+    Route("GET", "/api/health", PUBLIC, status.health),
+    Route("GET", "/api/status", READ, status.overview),
+    Route("GET", "/api/events", READ, events.list_),
+)
+
+_PEOPLE = (
+    Route("GET", "/api/users", ADMIN, access.list_users),
+    Route("POST", "/api/users", ADMIN, access.create_user, status=201),
+    Route("DELETE", "/api/users/{name}", ADMIN, access.delete_user),
+    Route("GET", "/api/keys", READ, access.list_keys),
+    Route("POST", "/api/keys", READ, access.create_key, status=201),  # one's own; another's needs admin
+    Route("DELETE", "/api/keys/{key}", READ, access.revoke_key),
+)
+
+_PROJECTS = (
+    Route("POST", "/api/trees", WRITE, projects.upload_tree, raw=True, max_body_bytes=MAX_TREE_BYTES, status=201),
+    Route("GET", "/api/projects", READ, projects.list_),
+    Route("POST", "/api/projects", WRITE, projects.apply),
+    Route("POST", "/api/projects/diff", WRITE, projects.diff),
+    Route("GET", "/api/projects/{project}", READ, projects.show),
+    Route("GET", "/api/pushes", READ, pushes.list_),
+    Route("POST", "/api/pushes", WRITE, pushes.run, status=201),
+    Route("GET", "/api/pushes/{push}", READ, pushes.show),
+    Route("GET", "/api/assets", READ, assets.list_),
+    Route("GET", "/api/assets/{project}/{reference}", READ, assets.show),
+    Route("GET", "/api/assets/{project}/{reference}/content", READ, assets.content, download=True),
+    Route("POST", "/api/assets/{project}/{name}/from-step", WRITE, assets.from_step, status=201),
+    Route("PUT", "/api/assets/{project}/{name}", WRITE, assets.upload, raw=True, max_body_bytes=MAX_ASSET_BYTES),
+    Route("GET", "/api/environments", READ, environments.list_),
+    Route("GET", "/api/environments/{environment}", READ, environments.show),
+)
+
+_WORK = (
+    Route("GET", "/api/executions", READ, executions.list_),
+    Route("POST", "/api/executions", WRITE, pushes.start, status=201),
+    Route("GET", "/api/executions/{execution}", READ, executions.show),
+    Route("GET", "/api/executions/{execution}/steps", READ, executions.list_steps),
+    Route("GET", "/api/executions/{execution}/steps/{step}/log", READ, executions.log, max_limit=MAX_LOG_BYTES),
+    Route("POST", "/api/executions/{execution}/stop", WRITE, executions.stop),
+    Route("POST", "/api/executions/{execution}/retry", WRITE, executions.retry),
+    Route("GET", "/api/jobs", READ, jobs.list_),
+    Route("GET", "/api/jobs/{job}", READ, jobs.show),
+    Route("GET", "/api/jobs/{job}/log", READ, jobs.log, max_limit=MAX_LOG_BYTES),
+    Route("POST", "/api/jobs/{job}/stop", WRITE, jobs.stop_job),
+)
+
+_TRACKING = (
+    Route("GET", "/api/runs", READ, tracking.list_),
+    Route("POST", "/api/runs", WRITE, tracking.create_run, status=201),
+    Route("GET", "/api/runs/compare", READ, tracking.compare),
+    Route("GET", "/api/runs/{run}", READ, tracking.show),
+    Route("POST", "/api/runs/{run}/metrics", WRITE, tracking.log_metrics),
+    Route("GET", "/api/runs/{run}/metrics/{key:path}", READ, tracking.points),
+    Route("POST", "/api/runs/{run}/end", WRITE, tracking.end_run),
+    Route("GET", "/api/runs/{run}/artifacts/{path:path}", READ, tracking.artifact, download=True),
+)
+
+_REGISTRY = (
+    Route("GET", "/api/models", READ, registry.list_models),
+    Route("POST", "/api/models", WRITE, registry.create_model, status=201),
+    Route("GET", "/api/models/{model}", READ, registry.show_model),
+    Route("PUT", "/api/models/{model}/gate-mode", APPROVE, registry.set_gate_mode),
+    Route("GET", "/api/models/{model}/versions", READ, registry.list_versions),
+    Route("GET", "/api/models/{model}/versions/compare", READ, registry.compare_versions),
+    Route("GET", "/api/models/{model}/versions/{number}", READ, registry.show_version),
+    Route("POST", "/api/models/{model}/versions/{number}/approve", APPROVE, registry.approve),
+    Route("POST", "/api/models/{model}/versions/{number}/reject", APPROVE, registry.reject),
+    Route("POST", "/api/models/{model}/versions/{number}/copy", WRITE, registry.copy, status=201),
+    Route("POST", "/api/models/{model}/versions/{number}/evaluate", WRITE, gates.evaluate, status=201),
+    Route("GET", "/api/models/{model}/versions/{number}/lineage", READ, registry.lineage),
+    # The champion is what the gate compares with: who moves aliases decides what passes.
+    Route("PUT", "/api/models/{model}/aliases/{alias}", APPROVE, registry.set_alias),
+    Route("DELETE", "/api/models/{model}/aliases/{alias}", APPROVE, registry.delete_alias),
+    Route("GET", "/api/evaluations", READ, gates.list_),
+    Route("GET", "/api/evaluations/{evaluation}", READ, gates.show),
+)
+
+_TRAFFIC = (
+    Route("GET", "/api/endpoints", READ, endpoints.list_),
+    Route("POST", "/api/endpoints", WRITE, endpoints.create, status=201),
+    Route("GET", "/api/endpoints/{endpoint}", READ, endpoints.show),
+    Route("DELETE", "/api/endpoints/{endpoint}", APPROVE, endpoints.delete),
+    Route("POST", "/api/endpoints/{endpoint}/release", WRITE, rollouts.release, status=201),
+    Route("POST", "/api/endpoints/{endpoint}/rollback", WRITE, rollouts.rollback),
+    Route("GET", "/api/rollouts", READ, rollouts.list_),
+    Route("GET", "/api/rollouts/{rollout}", READ, rollouts.show),
+    Route("GET", "/api/endpoints/{endpoint}/rollouts", READ, rollouts.list_),
+    Route("GET", "/api/live", READ, endpoints.live),
+)
+
+_MONITORING = (
+    Route("GET", "/api/endpoints/{endpoint}/traffic", READ, monitoring.traffic),
+    Route("GET", "/api/endpoints/{endpoint}/drift", READ, monitoring.drift),
+    Route("GET", "/api/endpoints/{endpoint}/series/{name}", READ, monitoring.get_series),
+    Route("GET", "/api/endpoints/{endpoint}/quality", READ, labels.quality),
+    Route("POST", "/api/endpoints/{endpoint}/labels", WRITE, labels.put_labels, max_body_bytes=MAX_LABELS_BYTES),
+    Route(
+        "PUT",
+        "/api/endpoints/{endpoint}/labels",
+        WRITE,
+        labels.put_labels_csv,
+        raw=True,
+        max_body_bytes=MAX_ASSET_BYTES,
+    ),
+    Route("GET", "/api/endpoints/{endpoint}/requests", READ, requests.list_),
+    Route("GET", "/api/requests/{request_id}", READ, requests.why),
+    Route("GET", "/api/requests/{request_id}/record", READ, requests.show),
+    Route("GET", "/api/alarms", READ, alarms.list_),
+    Route("GET", "/api/alarms/{name}", READ, alarms.show),
+    Route("PUT", "/api/alarms/{name}", WRITE, alarms.put),
+    Route("DELETE", "/api/alarms/{name}", WRITE, alarms.delete),
+    Route("GET", "/api/alarms/{name}/history", READ, alarms.history),
+)
+
+TABLE = (*_STATUS, *_PEOPLE, *_PROJECTS, *_WORK, *_TRACKING, *_REGISTRY, *_TRAFFIC, *_MONITORING)
