@@ -37,6 +37,28 @@ def test_a_pattern_for_something_else_does_not_match(pattern: str) -> None:
     assert not notifications.matches([notifications.check_pattern(pattern)], event())
 
 
+@pytest.mark.parametrize(
+    "routine",
+    [
+        {"kind": "created", "before": None, "after": "INSUFFICIENT_DATA"},
+        {"kind": "acted", "before": None, "after": None},
+        {"kind": "changed", "before": None, "after": None},
+        {"before": "INSUFFICIENT_DATA", "after": "OK"},
+        {"before": "OK", "after": "INSUFFICIENT_DATA"},
+        {"noun": "delivery", "before": "Pending", "after": "Delivered"},
+    ],
+)
+def test_a_star_leaves_out_what_nobody_wants_to_hear_and_a_word_does_not(routine: dict[str, Any]) -> None:
+    heard = event(**routine)
+    assert not notifications.matches(["alarm.*", "*.*", "delivery.*"], heard)
+    assert notifications.matches([f"{heard['noun']}.{heard['after'] or heard['kind']}"], heard)
+
+
+def test_a_star_tells_that_an_alarm_is_over_or_was_refused_an_action() -> None:
+    assert notifications.matches(["alarm.*"], event(before="ALARM", after="OK"))
+    assert notifications.matches(["alarm.*"], event(kind="refused", before=None, after=None))
+
+
 @pytest.mark.parametrize("pattern", ["", "alarm", "alarm.", "alarms.*", "alarm.Alarm", "version.Aproved", "a b.*", 3])
 def test_a_pattern_that_can_never_match_is_refused(pattern: Any) -> None:
     with pytest.raises(InvalidInput):

@@ -48,12 +48,27 @@ def check_pattern(pattern: str) -> str:
 
 
 def matches(patterns: Iterable[str], event: Mapping[str, Any]) -> bool:
-    """Whether one of the patterns names this event's noun and its status after or its kind."""
+    """Whether one of the patterns names this event's noun and its status after or its kind.
+
+    ``*`` in place of the word means what a person wants to hear of: not changes of settings, not that an alarm was
+    made, lacks data or has been quiet since, and not the notes that a message was sent.
+    """
     for pattern in patterns:
         noun, _, word = pattern.partition(".")
-        if noun in ("*", event["noun"]) and word in ("*", event.get("after"), event["kind"]):
+        if noun not in ("*", event["noun"]):
+            continue
+        if word in (event.get("after"), event["kind"]) or (word == "*" and not _is_routine(event)):
             return True
     return False
+
+
+def _is_routine(event: Mapping[str, Any]) -> bool:
+    if event["noun"] in ("delivery", "subscription", "topic") or event["kind"] == "changed":
+        return True
+    if event["noun"] != "alarm":
+        return False
+    quiet = {str(states.AlarmStatus.OK), str(states.AlarmStatus.INSUFFICIENT_DATA)}
+    return event["kind"] in ("created", "acted") or (event.get("before") in quiet and event.get("after") in quiet)
 
 
 def event_type(event: Mapping[str, Any]) -> str:
