@@ -46,7 +46,7 @@ def with_job(tmp_path: Path) -> Callable[[str], SubprocessBackend]:
         runtime.mkdir()
         for name in OWN_FILES:
             shutil.copy(RUNTIME / f"{name}.py", runtime)
-        (runtime / "job.py").write_text(source)
+        (runtime / "job.py").write_text(source + "\ndef prepare():\n    pass\n")
         return SubprocessBackend(tmp_path / "attempts", tmp_path / "run", runtime=runtime)
 
     return make

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from loopline.compute import JobSpec
 from loopline.compute.subprocess import RUNTIME, SubprocessBackend
+from loopline.runtime import processes
 from loopline.testing.compute_contract import read_log, wait_for, wait_for_exit
 
 Start = Callable[..., dict[str, Any]]
@@ -30,7 +32,7 @@ def runtime(tmp_path: Path) -> Path:
     for name in ("folder", "forkserver", "launch", "processes", "sandbox", "shim", "watch"):
         shutil.copy(RUNTIME / f"{name}.py", folder)
     source = "import json\ndef main(folder):\n    exec(json.load(open(folder + '/spec.json'))['call']['source'], {})\n"
-    (folder / "job.py").write_text(source)
+    (folder / "job.py").write_text(source + "def prepare():\n    pass\n")
     return folder
 
 
@@ -189,7 +191,8 @@ def test_its_socket_is_private_and_no_zombies_stay(start: Start, backend: Subpro
     assert (tmp_path / "run" / "fork" / "warm.sock").stat().st_mode & 0o777 == 0o600
     for number in range(3):
         run(backend, f"at_{number}", "pass")
-    wait_for(lambda: not Path(f"/proc/{pid}/task/{pid}/children").read_text(), "the end of its children")
+    # One child is the shim that waits for the next request.
+    wait_for(lambda: len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) == 1, "the end of its children")
 
 
 @pytest.mark.parametrize(
@@ -211,6 +214,28 @@ def test_a_silent_client_is_not_waited_for_long(start: Start, tmp_path: Path) ->
         began = time.monotonic()
         assert "pid" in ask(tmp_path, b'{"status": true}\n')
         assert time.monotonic() - began < 5
+
+
+def test_the_shim_that_waits_ends_with_the_forkserver_and_is_replaced_when_it_was_killed(
+    start: Start, backend: SubprocessBackend
+) -> None:
+    said = start()
+
+    def spare() -> int:
+        children = Path(f"/proc/{said['pid']}/task/{said['pid']}/children").read_text().split()
+        return int(children[0]) if len(children) == 1 else 0
+
+    first = wait_for(spare, "the waiting shim")
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{first}").exists(), "its end")
+    assert run(backend, "at_direct", "print('direct')") == "direct\n"
+    assert not backend._started
+    second = wait_for(spare, "the next one")
+    (waiting,) = wait_for(lambda: processes.children(second), "its job-to-be")
+    said["process"].kill()
+    said["process"].wait()
+    for pid in (second, waiting):
+        wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "the end of what waits")
 
 
 def test_many_askers_at_once_are_all_served(start: Start, backend: SubprocessBackend) -> None:

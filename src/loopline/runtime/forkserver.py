@@ -37,6 +37,9 @@ from . import launch, processes, shim  # noqa: F401 - launch is imported before 
 
 MAX_REQUEST_BYTES = 65536
 CLIENT_SECONDS = 1.0
+# The next shim is forked when the last one has ended, or this long after a request: not while a short job needs the
+# processor.
+PREPARE_SECONDS = 0.03
 # The room that a job's mark needs in the environment of this process: see processes.overwrite_environ.
 ROOM_VARIABLE = "LOOPLINE_ROOM"
 ROOM = "0" * 256
@@ -79,6 +82,7 @@ class ForkServer:
         os.set_blocking(self.wake, False)
         os.set_blocking(self.wake_end, False)
         self.stopping = False
+        self.spare: tuple[int, int] | None = None  # the pid of a shim without an attempt, and the pipe it reads
 
     def serve(self) -> None:
         """Answer until nobody has asked for ``idle_seconds``, or SIGTERM comes."""
@@ -89,16 +93,23 @@ class ForkServer:
         poller.register(self.listener, select.POLLIN)
         poller.register(self.wake, select.POLLIN)
         asked_at = time.monotonic()
+        prepare_at: float | None = asked_at
         while not self.stopping:
-            left = self.idle_seconds - (time.monotonic() - asked_at)
+            now = time.monotonic()
+            if prepare_at is not None and now >= prepare_at:
+                self.prepare()
+                prepare_at = None
+            left = self.idle_seconds - (now - asked_at)
             if left <= 0:
                 break
-            for descriptor, _ in poller.poll(left * 1000):
-                if descriptor == self.wake:
-                    self._reap()
-                else:
+            for descriptor, _ in poller.poll(1000 * (left if prepare_at is None else prepare_at - now)):
+                if descriptor == self.listener.fileno():
                     self._accept()
                     asked_at = time.monotonic()
+                    prepare_at = asked_at + PREPARE_SECONDS
+                else:
+                    self._reap()
+                    prepare_at = 0.0
         self.close()
 
     def _stop(self, *_: object) -> None:
@@ -147,21 +158,60 @@ class ForkServer:
         return self._fork(str(folder))
 
     def _fork(self, folder: str) -> dict[str, Any]:
-        count = threads()
-        if count > 1:
-            shed_threads()
-            count = threads()
-        if count > 1:
-            return {"refused": f"{count} threads exist, and a fork would copy only one of them"}
+        if self.spare is not None:
+            pid, pipe = self.spare
+            self.spare = None
+            try:
+                os.write(pipe, folder.encode())
+            except OSError:
+                os.close(pipe)  # somebody ended the spare one: fork another
+            else:
+                os.close(pipe)
+                return {"pid": pid}
+        problem = many_threads()
+        if problem:
+            return {"refused": problem}
         try:
             pid = os.fork()
         except OSError as failure:
             return {"refused": f"fork: {failure.strerror}"}
         if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._forget()
             shim.run_and_leave(folder)
         return {"pid": pid}
+
+    def prepare(self) -> None:
+        """Fork a shim and its job ahead of the next request: with large packages loaded, forks cost the most."""
+        if self.spare is not None or many_threads():
+            return
+        waiting, pipe = os.pipe()
+        me = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1
+        if pid == 0:
+            self._forget()
+            shim.wait_and_leave(waiting, me)
+        os.close(waiting)
+        if pid > 0:
+            self.spare = pid, pipe
+        else:
+            os.close(pipe)
+
+    def _forget(self) -> None:
+        """In a child: nothing of the forkserver's signal handling."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def many_threads() -> str | None:
+    """Why forking is not safe, or None; threads that go by themselves at a fork are made to go."""
+    count = threads()
+    if count > 1:
+        shed_threads()
+        count = threads()
+    return f"{count} threads exist, and a fork would copy only one of them" if count > 1 else None
 
 
 def read_request(client: socket.socket) -> dict[str, Any] | None:
@@ -230,7 +280,7 @@ def main() -> int:
     names = [name for name in options.preload.split(",") if name]
     failed = preload(names)
     if os.path.exists(f"{launch.HERE}/job.py"):
-        import_module(".job", __package__)  # every job needs it
+        import_module(".job", __package__).prepare()  # what every step needs
     if threads() > 1:
         shed_threads()
     gc.collect()

@@ -23,7 +23,8 @@ from . import processes, sandbox
 HERE = os.path.dirname(os.path.abspath(__file__))
 MESSAGE_CHARS = 4000
 TRACEBACK_CHARS = 16000
-REPORT = 3  # the descriptor of the report pipe in the job
+REPORT = 3  # the pipes of the job's process: to the shim,
+GO = 4  # and from it
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 
 
@@ -42,15 +43,21 @@ def environment(spec: dict[str, Any], folder: str) -> dict[str, str]:
     }
 
 
-def become(folder: str, spec: dict[str, Any], shim: int, output: int, report: int) -> NoReturn:
-    """Turn this freshly forked process into the job. Never returns, whatever happens."""
+def become(shim: int, go: int, output: int, report: int) -> NoReturn:
+    """Turn this freshly forked process into the job of the folder that is read from ``go``. Never returns.
+
+    All that does not depend on the folder is done before it is known.
+    """
     stage = "launch"
     code = 1
     try:
-        report = _detach(shim, output, report)
+        _detach(shim, go, output, report)
+        sandbox.forbid_new_privileges()
+        sandbox.drop_capabilities()
+        folder, spec = _await_folder()
         environ = environment(spec, folder)
         os.chdir(str(spec["workdir"]))
-        _tell(report, {"layers": _confine(folder, spec)})
+        _tell({"layers": _confine(folder, spec)})
         if spec["kind"] == "command":
             _execute([str(part) for part in spec["argv"]], environ)
         _settle(environ, folder)
@@ -61,29 +68,39 @@ def become(folder: str, spec: dict[str, Any], shim: int, output: int, report: in
         if isinstance(end.code, str):
             sys.stderr.write(end.code + "\n")
     except BaseException as failure:  # noqa: BLE001 - the process ends here, and the shim has to learn why
-        _tell(report, {"stage": stage, "errno": getattr(failure, "errno", None), "error": explain(failure)})
+        _tell({"stage": stage, "errno": getattr(failure, "errno", None), "error": explain(failure)})
     finally:
         _leave(code)
 
 
-def _detach(shim: int, output: int, report: int) -> int:
-    """Leave what was the shim's: session, descriptors, signals. Returns the report pipe's new descriptor."""
+def _detach(shim: int, go: int, output: int, report: int) -> None:
+    """Leave what was the shim's: session, descriptors, signals. The pipes get the descriptors REPORT and GO."""
     os.setsid()
     sandbox.die_with_parent(shim, signal.SIGKILL)
+    pipes = [os.dup(end) for end in (report, go)]  # away from the numbers that they are about to get
     nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(nothing, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    if report != REPORT:
-        os.dup2(report, REPORT, inheritable=False)
-    os.closerange(REPORT + 1, 1 << 30)  # a job that held the log itself could write past its cap
+    os.dup2(pipes[0], REPORT, inheritable=False)
+    os.dup2(pipes[1], GO, inheritable=False)
+    os.closerange(GO + 1, 1 << 30)  # a job that held the log itself could write past its cap
     os.umask(0o077)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _go_first_when_memory_ends()
-    return REPORT
+
+
+def _await_folder() -> tuple[str, dict[str, Any]]:
+    """Wait for the shim to name the attempt's folder; without one, it has no use for this process."""
+    folder = os.read(GO, 65536).decode()
+    os.close(GO)
+    spec = files.read_json(folder, files.SPEC) if folder else None
+    if spec is None:
+        os._exit(1)
+    return folder, spec
 
 
 def _go_first_when_memory_ends() -> None:
@@ -97,11 +114,9 @@ def _go_first_when_memory_ends() -> None:
 
 
 def _confine(folder: str, spec: dict[str, Any]) -> list[str]:
-    """Limits, then privileges, then Landlock; returns the layers that hold."""
+    """Limits, then Landlock, after the privileges are gone; returns the layers that hold."""
     wanted = spec.get("sandbox") or {}
     sandbox.limit(spec.get("limits") or {})
-    sandbox.forbid_new_privileges()
-    sandbox.drop_capabilities()
     own = [str(spec["workdir"]), *(f"{folder}/{name}" for name in (files.OUTPUTS, files.SCRATCH))]
     own += [f"{folder}/{name}" for name in (files.EVENTS, files.MANIFEST)]
     held = sandbox.confine(
@@ -174,9 +189,9 @@ def explain(failure: BaseException) -> dict[str, Any]:
     }
 
 
-def _tell(report: int, message: dict[str, Any]) -> None:
+def _tell(message: dict[str, Any]) -> None:
     """One line, shorter than a pipe's buffer, so that it never blocks."""
-    os.write(report, json.dumps(message).encode()[:60000] + b"\n")
+    os.write(REPORT, json.dumps(message).encode()[:60000] + b"\n")
 
 
 def _leave(code: int) -> NoReturn:

@@ -114,6 +114,11 @@ def die_with_parent(parent: int, number: int) -> None:
         os._exit(1)
 
 
+def outlive_parent() -> None:
+    """Take ``die_with_parent`` back."""
+    _prctl(PR_SET_PDEATHSIG, 0)
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of every orphan below it."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -23,7 +23,7 @@ import resource
 import select
 import signal
 import time
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from . import folder as files
 from . import launch, processes, sandbox
@@ -84,49 +84,76 @@ class Log:
             self.full_disk = self.full_disk or failure.errno in launch.DISK_ERRNOS
 
 
-def main(folder: str) -> int:
-    """Run the attempt of a folder to its end. Returns 0, or 1 when another shim has it."""
+class Standby(NamedTuple):
+    """A forked process that waits to be told which folder's job it is, and the pipes to and from it."""
+
+    pid: int
+    go: int
+    output: int
+    report: int
+
+
+def stand_by(*, keep_input: bool = False) -> Standby:
+    """Become a shim without an attempt: leave whoever started this process, and fork the job-to-be."""
+    if os.getpid() != os.getsid(0):
+        os.setsid()
+    os.closerange(3, 1 << 30)
+    os.umask(0o077)
+    os.chdir("/")
+    nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number in (1, 2) if keep_input else (0, 1, 2):
+        os.dup2(nothing, number)
+    sandbox.adopt_orphans()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    go_end, go = os.pipe()
+    output, output_end = os.pipe()
+    report, report_end = os.pipe()
+    me = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        launch.become(me, go_end, output_end, report_end)
+    for end in (go_end, output_end, report_end):
+        os.close(end)
+    os.set_blocking(output, False)
+    os.set_blocking(report, False)
+    return Standby(pid, go, output, report)
+
+
+def main(folder: str, job: Standby) -> int:
+    """Run the attempt of a folder to its end. Returns 0, or 1 when another shim has it.
+
+    Where it returns 1 the process has to end, and its job-to-be ends with it.
+    """
     spec = files.read_json(folder, files.SPEC)
     if spec is None:
         return 1
     started_at = time.time()
     if not files.claim(folder, os.getpid(), processes.start_time(os.getpid()), processes.boot_id()):
         return 1
-    log = _detach(folder, spec.get("limits") or {})
+    family = processes.Family(job.pid)
     try:
-        outcome = _run(folder, spec, log, started_at)
+        outcome = _run(folder, spec, job, family, started_at)
     except Exception as failure:  # noqa: BLE001 - whatever it is, the attempt needs an end
-        processes.Family(0).end()
         error = files.failure("ShimError", f"{type(failure).__name__}: {failure}")
         token, now = spec.get("token"), time.time()
         outcome = files.describe(reason="launch", token=token, started_at=started_at, ended_at=now, error=error)
+    family.end()
     _finish(folder, outcome)
     _wake(spec)
     return 0
 
 
-def _detach(folder: str, limits: dict[str, Any]) -> Log:
-    """Leave session and descriptors of whoever started this process; adopt the orphans of the job to come."""
-    if os.getpid() != os.getsid(0):
-        os.setsid()
-    os.closerange(3, 1 << 30)
-    os.umask(0o077)
-    os.chdir("/")
+def _prepare(folder: str, limits: dict[str, Any]) -> Log:
+    """Open the log, for this process's own troubles too, and make what has to exist before Landlock grants it."""
     cap = limits.get("log_mb")
     log = Log(f"{folder}/{files.LOG}", None if cap is None else int(float(cap) * 1048576))
-    nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
     os.dup2(log.descriptor, 2)
-    os.close(nothing)
-    sandbox.adopt_orphans()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for name in (files.OUTPUTS, files.SCRATCH):
         _make_folder(f"{folder}/{name}")
-    for name in (files.EVENTS, files.MANIFEST):  # they exist before Landlock, which grants files one by one
+    for name in (files.EVENTS, files.MANIFEST):
         os.close(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     return log
 
@@ -138,29 +165,23 @@ def _make_folder(path: str) -> None:
         return
 
 
-def _run(folder: str, spec: dict[str, Any], log: Log, started_at: float) -> dict[str, Any]:
+def _run(
+    folder: str, spec: dict[str, Any], job: Standby, family: processes.Family, started_at: float
+) -> dict[str, Any]:
     if os.path.exists(f"{folder}/{files.STOP}"):
         error = files.failure("Stopped", "it was stopped before it began")
         now = time.time()
         return files.describe(reason="stopped", token=spec.get("token"), started_at=now, ended_at=now, error=error)
-    output, output_end = os.pipe()
-    report, report_end = os.pipe()
-    me = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        launch.become(folder, spec, me, output_end, report_end)
-    os.close(output_end)
-    os.close(report_end)
-    os.set_blocking(output, False)
-    os.set_blocking(report, False)
-    files.write_json(folder, files.GROUP, {"pid": pid, "start_time": processes.start_time(pid)})
-    family = processes.Family(pid)
+    log = _prepare(folder, spec.get("limits") or {})
+    os.write(job.go, folder.encode())
+    os.close(job.go)
+    files.write_json(folder, files.GROUP, {"pid": job.pid, "start_time": processes.start_time(job.pid)})
     watch = Watch(folder, spec, family, time.monotonic())
     signal.signal(signal.SIGTERM, lambda *_: watch.request("stopped"))
-    _attend(watch, output, log)
+    _attend(watch, job.output, log)
     family.end()
-    _pump(output, log, turns=None)
-    return _outcome(spec, watch, log, _messages(report), started_at)
+    _pump(job.output, log, turns=None)
+    return _outcome(spec, watch, log, _messages(job.report), started_at)
 
 
 def _attend(watch: Watch, output: int, log: Log) -> None:
@@ -296,7 +317,22 @@ def run_and_leave(folder: str) -> NoReturn:
     """Be the shim of a folder in a process that is nothing else, and end it."""
     code = 1
     try:
-        code = main(folder)
+        code = main(folder, stand_by())
+    finally:
+        os._exit(code)
+
+
+def wait_and_leave(folder_pipe: int, starter: int) -> NoReturn:
+    """Be a shim of whatever folder is named in a pipe; end when the starter closes it or dies before."""
+    code = 1
+    try:
+        sandbox.die_with_parent(starter, signal.SIGKILL)
+        os.dup2(folder_pipe, 0)
+        job = stand_by(keep_input=True)
+        folder = os.read(0, CHUNK_BYTES).decode()
+        if folder:
+            sandbox.outlive_parent()
+            code = main(folder, job)
     finally:
         os._exit(code)
 
