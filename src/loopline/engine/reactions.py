@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from loopline.control import audit, monitoring, retraining, rollouts, topics, triggers
+from loopline.control import audit, firings, monitoring, retraining, rollouts, topics
 from loopline.control.context import Context
 from loopline.store.db import Row, Tx
 
@@ -19,7 +19,7 @@ REACTIONS = (
     Reaction("audit", audit.chain),
     Reaction("release", rollouts.react),
     Reaction("notify", topics.notify),
-    Reaction("triggers", triggers.react),
+    Reaction("triggers", firings.react),
     Reaction("retraining", retraining.react),
     Reaction("monitors", monitoring.react),
 )

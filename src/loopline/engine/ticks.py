@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from loopline.control import alarms, endpoints, jobs, monitoring, snapshots, triggers
+from loopline.control import alarms, endpoints, firings, jobs, monitoring, snapshots
 from loopline.control.context import Context
 
 
@@ -23,5 +23,5 @@ TICKS = (
     Tick("monitoring.ingest", 0.5, monitoring.ingest),
     Tick("monitoring.prune", 60.0, monitoring.prune),
     Tick("alarms.evaluate", 1.0, alarms.evaluate),
-    Tick("triggers.cron", 1.0, triggers.cron),
+    Tick("triggers.cron", 1.0, firings.cron),
 )
