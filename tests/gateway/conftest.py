@@ -61,6 +61,7 @@ class Rig:
         (home / "predict.py").write_text(textwrap.dedent(code))
         status, path = home / "status.json", self.run / f"{name}.sock"
         document = {"id": name, "model_dir": str(home), "code_dir": str(home), "signature": SIGNATURE, **spec}
+        document.setdefault("sandbox", {"write": [str(home)]})
         (home / "spec.json").write_text(json.dumps(document))
         status.unlink(missing_ok=True)
         command = [sys.executable, "-I", serve.__file__, "--spec", str(home / "spec.json")]

@@ -198,6 +198,15 @@ def test_a_body_over_the_cap_is_413_announced_or_streamed(served):
         assert sock.recv(10) == b""
 
 
+def test_a_body_of_many_tiny_chunks_arrives_whole(served):
+    head = f"POST /endpoints/e/invocations HTTP/1.1\r\nHost: {served.address}\r\nAuthorization: Bearer {served.key}\r\n"
+    body = b'{"x": ' + b" " * 50_000 + b"8}"
+    with served.raw() as sock:
+        chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+        sock.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+        assert read_answers(sock, 1)[0][2] == {"predictions": [8.0]}
+
+
 def test_a_chunked_body_and_expect_are_understood(served):
     head = f"POST /endpoints/e/invocations HTTP/1.1\r\nHost: {served.address}\r\nAuthorization: Bearer {served.key}\r\n"
     with served.raw() as sock:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from loopline.runtime import serve
+from loopline.runtime import sandbox, serve
 from loopline.runtime.frames import ANSWER, PING, PREDICT, FrameReader, encode_frame
 
 SERVE = Path(serve.__file__)
@@ -34,6 +34,7 @@ class ServerProcess:
         if code is not None:
             (folder / "predict.py").write_text(textwrap.dedent(code))
         document = {"id": "ms_1", "model_dir": str(folder), "handler": "predict", "code_dir": str(folder), **spec}
+        document.setdefault("sandbox", {"write": [str(folder)]})
         (folder / "spec.json").write_text(json.dumps(document))
         command = [sys.executable, "-I", str(SERVE), "--spec", str(folder / "spec.json")]
         self.log = (folder / "log").open("wb")
@@ -302,7 +303,53 @@ def test_what_cannot_be_served_says_why_and_never_listens(start, code, part):
     assert (status["state"], status["id"], status["pid"]) == ("failed", "ms_1", server.process.pid)
     assert part in status["error"]
     assert server.process.wait(10) == 1
-    assert not server.path.exists()
+    with pytest.raises(ConnectionRefusedError):
+        server.client.connect(str(server.path))
+
+
+def test_user_code_writes_nothing_but_its_scratch_folder(start):
+    server = start(
+        """
+        import tempfile, pathlib
+        def load(d): return pathlib.Path(d)
+        def predict(folder, batch):
+            with tempfile.TemporaryFile() as file:
+                file.write(b"x")
+            said = []
+            for path in (folder / "new", folder / "predict.py", folder.parent / "other", folder / "status.json"):
+                try:
+                    path.write_text("x")
+                    said.append("written")
+                except PermissionError:
+                    said.append("denied")
+            return [said]
+        """,
+        signature=ONE,
+        sandbox={"write": []},
+    ).connect()
+    if not sandbox.landlock_abi():
+        pytest.skip("the kernel has no Landlock")
+    assert server.ask({"x": 1}) == (200, {"predictions": [["denied"] * 4]})
+
+
+def test_the_project_may_import_what_marks_its_steps(start):
+    code = "from loopline import step\ndef load(d): pass\ndef predict(m, batch): return [callable(step)]"
+    assert start(code, signature=ONE).connect().ask({"x": 1}) == (200, {"predictions": [True]})
+
+
+def test_a_server_that_takes_too_much_memory_ends(start):
+    code = """
+        import time
+        def load(d): pass
+        def predict(m, batch):
+            hoard = bytearray(300 << 20)
+            time.sleep(20)
+            return [len(hoard)]
+        """
+    server = start(code, signature=ONE, limits={"memory_mb": 200}).connect()
+    server.client.sendall(request(1, {"x": 1}))
+    assert server.client.recv(10) == b""
+    assert server.process.wait(10) == 137
 
 
 def test_an_unknown_handler_is_named(start):

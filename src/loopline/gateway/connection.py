@@ -154,16 +154,14 @@ class Connection(asyncio.Protocol):
             return
         self._url += url
         self._head_bytes += len(url)
-        self._check_head_size()
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(too_big())
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._body_head:
             return
         self._headers.append((name, value))
         self._head_bytes += len(name) + len(value) + 4
-        self._check_head_size()
-
-    def _check_head_size(self) -> None:
         if self._head_bytes > MAX_HEAD_BYTES or len(self._headers) > MAX_HEADERS:
             self._refuse(too_big())
 

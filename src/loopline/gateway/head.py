@@ -49,6 +49,7 @@ class Head:
     """Method, target and headers of one request, with the fields that the gateway looks at."""
 
     __slots__ = (
+        "_host",
         "chunked",
         "content_type",
         "credential",
@@ -81,6 +82,7 @@ class Head:
         host, length, coding, expect, authorization, api_key, self.content_type, self.join = found
         if host is None:
             raise malformed("a Host header is needed")
+        self._host = host
         self.target = _origin_form(method, target, host)
         self.path = self.target.partition(b"?")[0] if b"?" in self.target else self.target
         self.length = int(length) if length else 0
@@ -95,8 +97,7 @@ class Head:
 
     def check_host(self, hosts: frozenset[bytes]) -> None:
         """Raises ``Refusal`` unless the Host header is exactly one of ``hosts``."""
-        host = next(value for name, value in self.headers if name.lower() == b"host")
-        if host.lower() not in hosts:
+        if self._host not in hosts and self._host.lower() not in hosts:
             raise misdirected()
 
 

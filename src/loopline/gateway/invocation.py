@@ -45,8 +45,6 @@ class Invocation(Exchange):
         "_endpoint",
         "_holds_slot",
         "_key",
-        "_parts",
-        "_size",
         "_started",
         "_variant",
         "expired",
@@ -57,9 +55,7 @@ class Invocation(Exchange):
         self._endpoint = endpoint
         self._key: Key | None = None
         self._variant: Variant | None = None
-        self._parts: list[bytes] = []
-        self._body = b""
-        self._size = 0
+        self._body: bytes | bytearray = b""
         self._at = time.time()
         self._started = time.perf_counter()
         self._deadline = 0.0
@@ -75,7 +71,7 @@ class Invocation(Exchange):
             except LooplineError as error:
                 self._refuse(error)
                 return
-        if head.length > self._endpoint.spec.max_body_bytes:
+        if head.length > self._endpoint.max_body_bytes:
             self._refuse_size()
         elif head.expects and self.connection.is_turn_of(self):
             self.connection.deliver(self, CONTINUE, last=False)
@@ -85,19 +81,22 @@ class Invocation(Exchange):
             self.connection.deliver(self, CONTINUE, last=False)
 
     def body(self, data: bytes) -> None:
-        if not self.done:
-            self._parts.append(data)
-            self._size += len(data)
-            if self._size > self._endpoint.spec.max_body_bytes:
-                self._refuse_size()
+        if self.done:
+            return
+        if not self._body:
+            self._body = data
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body) + data  # many tiny chunks cost their bytes, not an object each
+        if len(self._body) > self._endpoint.max_body_bytes:
+            self._refuse_size()
 
     def _refuse_size(self) -> None:
-        limit = self._endpoint.spec.max_body_bytes
-        self._refuse(TooLarge(f"the body is larger than {limit} bytes"))
+        self._refuse(TooLarge(f"the body is larger than {self._endpoint.max_body_bytes} bytes"))
 
     def _refuse(self, error: LooplineError, headers: bytes = b"") -> None:
         """Answer an error without asking a model; closes where the rest of the request has not been read."""
-        self._parts.clear()
         head = self.head
         if not self.received and (head.expects or head.chunked or head.length):
             self.close = True
@@ -107,9 +106,7 @@ class Invocation(Exchange):
         """Send the request to a model server."""
         if self.done:
             return
-        parts = self._parts
-        self._body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._parts = []
+        body = self._body = bytes(self._body)
         endpoint, gateway = self._endpoint, self.connection.gateway
         now = self._started = time.perf_counter()
         if endpoint.slots.used >= endpoint.spec.max_concurrent:
@@ -125,7 +122,7 @@ class Invocation(Exchange):
             self._holds_slot = True
             endpoint.slots.used += 1
             self._deadline = now + endpoint.timeout_seconds
-            link.submit(self, self.head.content_type or JSON_TYPE, self._body)
+            link.submit(self, self.head.content_type or JSON_TYPE, body)
 
     def answered(self, status: int, content_type: bytes, body: bytes) -> None:
         """The model server's answer."""
@@ -189,7 +186,7 @@ class Invocation(Exchange):
         gateway = self.connection.gateway
         sampled = variant is not None and (endpoint.capture >= 1.0 or gateway.chance() < endpoint.capture)
         if sampled:
-            gateway.spool.record(meta, self._body, answer)
+            gateway.spool.record(meta, bytes(self._body), answer)
         else:
             gateway.spool.record(meta, b"", b"")
         self._body = b""

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from itertools import accumulate
 
 from loopline.domain.access import ROLES, Permission, parse_key, secret_matches
+from loopline.domain.frames import MAX_FRAME_BYTES
 from loopline.errors import Forbidden, Unauthenticated
+from loopline.gateway.head import MAX_HEAD_BYTES
 from loopline.gateway.links import Link
 from loopline.gateway.snapshot import EndpointSpec, KeySpec, Snapshot, VariantSpec
 
@@ -62,13 +64,25 @@ def _meta(endpoint: str, variant: str | None, version: int | None, model: str | 
 class Endpoint:
     """An endpoint as the data plane sees it."""
 
-    __slots__ = ("_bounds", "_total", "capture", "meta", "name", "slots", "spec", "timeout_seconds", "variants")
+    __slots__ = (
+        "_bounds",
+        "_total",
+        "capture",
+        "max_body_bytes",
+        "meta",
+        "name",
+        "slots",
+        "spec",
+        "timeout_seconds",
+        "variants",
+    )
 
     def __init__(self, name: str, spec: EndpointSpec, links: Mapping[str, Link], slots: Slots) -> None:
         self.name = name
         self.spec = spec
         self.slots = slots
         self.capture = spec.capture
+        self.max_body_bytes = min(spec.max_body_bytes, MAX_FRAME_BYTES - MAX_HEAD_BYTES)  # one frame carries it
         self.timeout_seconds = spec.timeout_ms / 1000
         self.meta = _meta(name, None, None, None)
         self.variants = [Variant(name, variant, links) for variant in spec.variants if variant.weight > 0]

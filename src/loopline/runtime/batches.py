@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from loopline.runtime.loading import Predict
-from loopline.runtime.signature import InputError, Signature, read_rows
+from .loading import Predict
+from .signature import InputError, Signature, read_rows
 
 DEFAULT_MAX_BATCH_ROWS = 1024
 JSON_TYPE = b"application/json"

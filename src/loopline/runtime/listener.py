@@ -5,15 +5,18 @@ handlers, libraries bound to one thread). Pings are answered by the loop, so tha
 """
 
 import asyncio
+import math
 import os
 import queue
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from loopline.runtime.batches import JSON_TYPE, Answer
-from loopline.runtime.frames import (
+from .batches import JSON_TYPE, Answer, error_body
+from .frames import (
+    MAX_FRAME_BYTES,
     PING,
     PREDICT,
     Frame,
@@ -24,7 +27,15 @@ from loopline.runtime.frames import (
     encode_frame,
 )
 
-PARENT_CHECK_SECONDS = 1.0
+WATCH_SECONDS = 0.5
+OUT_OF_MEMORY = 137  # the exit code of a process that the kernel killed for its memory
+MAX_ANSWER_BYTES = MAX_FRAME_BYTES - 1024
+
+
+def resident_mb() -> float:
+    """The memory that this process occupies."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1048576
 
 
 class Request(NamedTuple):
@@ -81,9 +92,10 @@ class Connection(asyncio.Protocol):
 class Listener:
     """Runs the event loop; ``inbox`` gets one list of requests per tick, and ``None`` when all is finished."""
 
-    def __init__(self, path: Path, inbox: Inbox, parent: int) -> None:
+    def __init__(self, bound: socket.socket, inbox: Inbox, parent: int, memory_mb: float = math.inf) -> None:
         self.connections: set[Connection] = set()
-        self._path = path
+        self._bound = bound
+        self._memory_mb = memory_mb
         self._inbox = inbox
         self._parent = parent
         self._tick: list[Request] = []
@@ -100,15 +112,12 @@ class Listener:
     async def _serve(self, ready: Callable[[BaseException | None], None]) -> None:
         self._loop = asyncio.get_running_loop()
         try:
-            self._path.unlink(missing_ok=True)
-            listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listening.bind(str(self._path))
-            self._server = await self._loop.create_unix_server(lambda: Connection(self), sock=listening, backlog=64)
+            self._server = await self._loop.create_unix_server(lambda: Connection(self), sock=self._bound, backlog=64)
         except OSError as error:
             ready(error)
             return
         ready(None)
-        watch = asyncio.create_task(self._watch_parent())
+        watch = asyncio.create_task(self._watch())
         await self._finished.wait()
         watch.cancel()
         for connection in list(self.connections):
@@ -118,11 +127,15 @@ class Listener:
             await asyncio.sleep(0.01)
         self._inbox.put(None)
 
-    async def _watch_parent(self) -> None:
+    async def _watch(self) -> None:
+        """End the process when its parent has ended or its memory is more than it may have."""
         while True:
-            await asyncio.sleep(PARENT_CHECK_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
             if os.getppid() != self._parent:
                 os._exit(1)
+            if resident_mb() > self._memory_mb:
+                print(f"the model server uses more than {self._memory_mb} MB of memory", file=sys.stderr, flush=True)
+                os._exit(OUT_OF_MEMORY)
 
     def arrived(self, request: Request) -> None:
         """Collect what comes within one turn of the event loop."""
@@ -144,8 +157,7 @@ class Listener:
     def _send(self, requests: list[Request], answers: list[Answer]) -> None:
         by_connection: dict[Connection, list[bytes]] = {}
         for request, answer in zip(requests, answers, strict=True):
-            frame = encode_answer(request.id, answer.status, JSON_TYPE, answer.body)
-            by_connection.setdefault(request.connection, []).append(frame)
+            by_connection.setdefault(request.connection, []).append(_frame(request.id, answer))
         for connection, frames in by_connection.items():
             connection.send(b"".join(frames))
         self._outstanding -= len(requests)
@@ -165,3 +177,10 @@ class Listener:
     def _finish_if_idle(self) -> None:
         if self._stopping and not self._outstanding:
             self._finished.set()
+
+
+def _frame(number: int, answer: Answer) -> bytes:
+    if len(answer.body) > MAX_ANSWER_BYTES:
+        message = "the predictions are larger than an answer may be"
+        return encode_answer(number, 500, JSON_TYPE, error_body("model_error", message))
+    return encode_answer(number, answer.status, JSON_TYPE, answer.body)

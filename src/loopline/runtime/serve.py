@@ -4,44 +4,55 @@
 
 Started by path in the environment of the model's version, which does not have loopline installed. The status file says
 ``loading``, ``ready`` or ``failed`` with the reason. SIGTERM finishes what has arrived and exits 0.
+
+User code runs confined: it reads the system, its environment, the model and the project, and writes to a scratch folder
+beside the status file (``TMPDIR``). The socket is bound, and the status file opened, before the door is closed.
 """
+
+import os
+import sys
+
+if not __package__:  # entered by path: see shim.py
+    __package__ = "loopline_runtime"
+    _package = type(sys)(__package__)
+    _package.__path__ = [os.path.dirname(os.path.abspath(__file__))]  # noqa: PTH100, PTH120
+    sys.modules[__package__] = _package
 
 import argparse
 import contextlib
-import ctypes
 import importlib.util
 import json
-import os
 import queue
-import resource
+import shutil
 import signal
 import socket
-import sys
+import tempfile
 import threading
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from loopline.runtime.batches import Batcher
-    from loopline.runtime.listener import Inbox, Listener, Request
+from . import sandbox
+from .batches import DEFAULT_MAX_BATCH_ROWS, Batcher, ModelError
+from .listener import Inbox, Listener, Request
+from .loading import CannotServe, load_model
+from .signature import InputError, Signature
 
-PR_SET_PDEATHSIG = 1
-PR_SET_NO_NEW_PRIVS = 38
 SWITCH_INTERVAL_SECONDS = 0.001  # how long a busy predict may keep the event loop's thread waiting
+STATUS_BYTES = 4096
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def enter_package() -> None:
-    """Make ``loopline`` importable from this file's own place, without the folder around it.
+def offer_package() -> None:
+    """Make ``loopline`` importable for the project's code, without the folder around it.
 
     That folder may be the site-packages of loopline's own environment, whose packages must not be seen here.
     """
     if "loopline" in sys.modules:
         return
-    package = Path(__file__).resolve().parents[1]
     spec = importlib.util.spec_from_file_location(
-        "loopline", package / "__init__.py", submodule_search_locations=[str(package)]
+        "loopline", PACKAGE / "__init__.py", submodule_search_locations=[str(PACKAGE)]
     )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -49,25 +60,29 @@ def enter_package() -> None:
     spec.loader.exec_module(module)
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write by rename, so that a reader sees the old or the new file and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document))
-    temporary.rename(path)
-
-
 class Status:
-    """The status file, and the datagram that tells control to look at it."""
+    """The status file, and the datagram that tells control to look at it.
+
+    The file is made by rename and then overwritten in one write of a constant size, because a confined process may not
+    create files beside it.
+    """
 
     def __init__(self, path: Path, identifier: str, wake: str | None) -> None:
-        self._path = path
         self._id = identifier
         self._wake = wake
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self.say("loading")
+        temporary.rename(path)
 
     def say(self, state: str, error: str | None = None) -> None:
-        """Write the state; ``error`` is for a person."""
+        """Write the state; ``error`` is for a person, and cut where it is very long."""
         document = {"id": self._id, "pid": os.getpid(), "state": state, "error": error, "at": time.time()}
-        write_json(self._path, document)
+        text = json.dumps(document)
+        while len(text) > STATUS_BYTES:
+            document["error"] = error = (error or "")[: len(error or "") // 2]
+            text = json.dumps(document)
+        os.pwrite(self._descriptor, text.ljust(STATUS_BYTES).encode(), 0)
         if self._wake:
             message = json.dumps({"kind": "server", "id": self._id}).encode()
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
@@ -75,26 +90,36 @@ class Status:
                 out.sendto(message, self._wake)
 
 
-def confine(limits: dict[str, Any]) -> None:
-    """Die with the parent, gain no privileges, and keep to the limits (``memory_mb``, ``open_files``)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if limits.get("memory_mb"):
-        size = int(limits["memory_mb"]) << 20
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    if limits.get("open_files"):
-        count = int(limits["open_files"])
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+def bind(path: Path) -> socket.socket:
+    """A socket at ``path`` that refuses connections until it listens. Raises ``OSError``."""
+    path.unlink(missing_ok=True)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound.bind(str(path))
+    return bound
 
 
-def make_batcher(spec: dict[str, Any]) -> "Batcher":
+def make_scratch(path: Path) -> None:
+    """An empty private folder for temporary files, also those of libraries that look for a cache."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"] = os.environ["MPLCONFIGDIR"] = tempfile.tempdir = str(path)
+
+
+def confine(spec: dict[str, Any], scratch: Path) -> None:
+    """Limits, no privileges, and only the files that serving needs."""
+    sandbox.limit(spec.get("limits") or {})
+    sandbox.forbid_new_privileges()
+    sandbox.drop_capabilities()
+    wanted = spec.get("sandbox") or {}
+    read = [str(PACKAGE), str(spec["model_dir"]), *map(str, wanted.get("read") or ())]
+    if spec.get("code_dir"):
+        read.append(str(spec["code_dir"]))
+    write = [str(scratch), *map(str, wanted.get("write") or ())]
+    sandbox.confine(read, write, network=bool(wanted.get("network", True)))
+
+
+def make_batcher(spec: dict[str, Any]) -> Batcher:
     """Load the model and predict the warm-up rows. Raises ``CannotServe``."""
-    from loopline.runtime.batches import DEFAULT_MAX_BATCH_ROWS, Batcher, ModelError
-    from loopline.runtime.loading import CannotServe, load_model
-    from loopline.runtime.signature import InputError, Signature
-
     features = (spec.get("signature") or {}).get("features")
     try:
         signature = Signature(features) if features else None
@@ -108,7 +133,7 @@ def make_batcher(spec: dict[str, Any]) -> "Batcher":
     return batcher
 
 
-def predict_forever(batcher: "Batcher", inbox: "Inbox", listener: "Listener") -> None:
+def predict_forever(batcher: Batcher, inbox: Inbox, listener: Listener) -> None:
     """Predict whatever has arrived since the last batch, until the listener says that all is finished."""
     while True:
         requests = inbox.get()
@@ -121,10 +146,10 @@ def predict_forever(batcher: "Batcher", inbox: "Inbox", listener: "Listener") ->
             return
 
 
-def _take_waiting(inbox: "Inbox", requests: "list[Request]") -> bool:
+def _take_waiting(inbox: Inbox, requests: list[Request]) -> bool:
     """Add what else is waiting; True when the end was among it."""
     with contextlib.suppress(queue.Empty):
-        while len(requests) < 1024:
+        while len(requests) < DEFAULT_MAX_BATCH_ROWS:
             more = inbox.get_nowait()
             if more is None:
                 return True
@@ -132,12 +157,8 @@ def _take_waiting(inbox: "Inbox", requests: "list[Request]") -> bool:
     return False
 
 
-def serve(batcher: "Batcher", path: Path, status: Status, parent: int) -> int:
+def serve(batcher: Batcher, listener: Listener, inbox: Inbox, status: Status) -> int:
     """Listen and predict until SIGTERM; the process's exit code."""
-    from loopline.runtime.listener import Listener
-
-    inbox: Inbox = queue.SimpleQueue()
-    listener = Listener(path, inbox, parent)
     started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     thread = threading.Thread(target=listener.run, args=(started.put,), name="listener", daemon=True)
     thread.start()
@@ -159,24 +180,28 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(option, type=Path, required=True)
     given = parser.parse_args(arguments)
     parent = os.getppid()
+    sandbox.die_with_parent(parent, signal.SIGKILL)
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     spec = json.loads(given.spec.read_text())
     status = Status(given.status, str(spec["id"]), spec.get("wake"))
-    status.say("loading")
-    confine(spec.get("limits") or {})
-    enter_package()
-    from loopline.runtime.loading import CannotServe
-
+    scratch = given.status.with_suffix(".tmp")
+    memory_mb = float((spec.get("limits") or {}).get("memory_mb") or "inf")
+    inbox: Inbox = queue.SimpleQueue()
     try:
+        listener = Listener(bind(given.socket), inbox, parent, memory_mb)
+        make_scratch(scratch)
+        confine(spec, scratch)
+        offer_package()
         batcher = make_batcher(spec)
-    except CannotServe as error:
+    except (CannotServe, OSError) as error:
         traceback.print_exc()
-        status.say("failed", str(error))
+        reason = str(error) if isinstance(error, CannotServe) else f"the server cannot be set up: {error}"
+        status.say("failed", reason)
         return 1
-    return serve(batcher, given.socket, status, parent)
+    return serve(batcher, listener, inbox, status)
 
 
 if __name__ == "__main__":

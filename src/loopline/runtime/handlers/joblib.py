@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loopline.runtime.loading import CannotServe, Predict
+from ..loading import CannotServe, Predict
 
 NAMES = ("model.joblib", "model.pkl", "model.pickle")
 SUFFIXES = (".joblib", ".pkl", ".pickle")

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from loopline.runtime.loading import CannotServe, Predict, explain
+from ..loading import CannotServe, Predict, explain
 
 FILE = "predict.py"
 
