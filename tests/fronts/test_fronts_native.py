@@ -211,9 +211,11 @@ def test_loopline_s_own_table_can_be_served_and_says_what_each_route_does(ctx: C
     assert [call.name for call in calls if not inspect.getdoc(call.route.use_case)] == []
     public = [call.route.path for call in calls if call.permission is Permission.PUBLIC]
     assert public == ["/api/health"]
-    names = [call.name for call in calls]
-    assert len(names) == len(set(names))
-    assert ask(build(ctx), "GET", "/api/health").json["status"] == "ok"
+    app = build(ctx)
+    assert ask(app, "GET", "/api/health").json["status"] == "ok"
+    described = ask(app, "GET", "/api/openapi.json").json["paths"]
+    names = [operation["operationId"] for path in described.values() for operation in path.values()]
+    assert len(names) == len(calls) == len(set(names))
 
 
 def test_changing_something_needs_more_than_reading() -> None:

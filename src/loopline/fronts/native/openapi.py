@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,9 +39,14 @@ def describe(calls: Iterable[Call]) -> dict[str, Any]:
     )
     by_parameter = dict(zip(hints, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
+    names: Counter[str] = Counter()
     for call in calls:
         path = re.sub(r"{(\w+):\w+}", r"{\1}", call.route.path)
-        paths.setdefault(path, {})[call.route.method.lower()] = _operation(call, by_parameter)
+        operation = _operation(call, by_parameter)
+        names[call.name] += 1
+        if names[call.name] > 1:  # a use case that is reached by two paths
+            operation["operationId"] += f"_{names[call.name]}"
+        paths.setdefault(path, {})[call.route.method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "loopline", "version": loopline.__version__},

@@ -95,7 +95,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        """Such as ``executions.start``; unique in the table and stable for clients that are generated."""
+        """Such as ``executions.start``: stable for clients that are generated."""
         module = self.route.use_case.__module__.rpartition(".")[2]
         return f"{module}.{self.route.use_case.__name__.strip('_')}"
 

@@ -4,10 +4,13 @@ from loopline.control import (
     access,
     alarms,
     assets,
+    audit,
+    deliveries,
     endpoints,
     environments,
     events,
     executions,
+    firings,
     gates,
     jobs,
     labels,
@@ -18,7 +21,9 @@ from loopline.control import (
     requests,
     rollouts,
     status,
+    topics,
     tracking,
+    triggers,
 )
 from loopline.domain.access import Permission
 from loopline.fronts.native.routes import Route
@@ -35,6 +40,8 @@ _STATUS = (
     Route("GET", "/api/health", PUBLIC, status.health),
     Route("GET", "/api/status", READ, status.overview),
     Route("GET", "/api/events", READ, events.list_),
+    Route("GET", "/api/audit", READ, audit.head),
+    Route("GET", "/api/audit/verify", READ, audit.verify),
 )
 
 _PEOPLE = (
@@ -146,4 +153,20 @@ _MONITORING = (
     Route("GET", "/api/alarms/{name}/history", READ, alarms.history),
 )
 
-TABLE = (*_STATUS, *_PEOPLE, *_PROJECTS, *_WORK, *_TRACKING, *_REGISTRY, *_TRAFFIC, *_MONITORING)
+_MESSAGES = (
+    Route("GET", "/api/triggers", READ, triggers.list_),
+    Route("GET", "/api/triggers/{trigger:path}", READ, triggers.show),
+    Route("POST", "/api/triggers/{trigger:path}/enable", WRITE, triggers.enable),
+    Route("POST", "/api/triggers/{trigger:path}/disable", WRITE, triggers.disable),
+    Route("POST", "/api/triggers/{trigger:path}/fire", WRITE, firings.fire, status=201),
+    Route("GET", "/api/topics", READ, topics.list_),
+    Route("POST", "/api/topics", WRITE, topics.create, status=201),
+    Route("DELETE", "/api/topics/{name}", WRITE, topics.delete),
+    Route("POST", "/api/topics/{topic}/test", WRITE, topics.send_test),
+    Route("POST", "/api/subscriptions", WRITE, topics.subscribe, status=201),
+    Route("DELETE", "/api/subscriptions/{subscription}", WRITE, topics.unsubscribe),
+    Route("GET", "/api/deliveries", READ, deliveries.list_),
+    Route("POST", "/api/deliveries/{delivery}/redeliver", WRITE, deliveries.redeliver),
+)
+
+TABLE = (*_STATUS, *_PEOPLE, *_PROJECTS, *_WORK, *_TRACKING, *_REGISTRY, *_TRAFFIC, *_MONITORING, *_MESSAGES)
