@@ -49,6 +49,7 @@ class Rig:
         self.listening.listen(512)
         self.address = f"127.0.0.1:{self.listening.getsockname()[1]}"
         self.number = 0
+        self.environ = {**os.environ, "PYTHONPATH": str(SRC)}
         self.secret = secrets.token_urlsafe(32)
         self.key = f"lk_abcdefgh_{self.secret}"
 
@@ -118,7 +119,7 @@ class Rig:
     def start_gateway(self, **environ: str) -> subprocess.Popen:
         fd = self.listening.fileno()
         command = [sys.executable, "-m", "loopline.gateway", "--dir", str(self.folder), "--listen-fd", str(fd)]
-        environment = {**os.environ, "PYTHONPATH": str(SRC), **environ}
+        environment = {**self.environ, **environ}
         with (self.folder / "gateway.log").open("ab") as log:
             process = subprocess.Popen(command, pass_fds=[fd], env=environment, stdout=log, stderr=log)
         self.processes["gateway"] = process

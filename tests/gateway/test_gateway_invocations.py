@@ -2,8 +2,11 @@
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +164,35 @@ def test_requests_in_flight_get_503_when_the_server_is_killed_and_later_ones_suc
     rig.start_server("a", SLOW)
     until(lambda: rig.ask({"x": 2})[0] == 200, 5)
     assert all(rig.ask({"x": 2})[0] == 200 for _ in range(20))
+
+
+def test_a_client_that_goes_leaves_its_slot_until_the_server_has_answered(rig, make_variant, until):
+    rig.publish(make_variant("v1", rig.start_server("a", SLOW)), wait=False, max_concurrent=1)
+    rig.start_gateway()
+    with rig.raw() as sock:
+        sock.sendall(rig.request_bytes({"x": 1}))
+        until(lambda: entered(rig) == 1)
+    assert rig.ask({"x": 2})[0] == 429
+    (rig.folder / "a" / "go").touch()
+    until(lambda: rig.ask({"x": 2})[0] == 200, 5)
+    recorded = until(lambda: [record.body for record in rig.records() if record.meta["status"] == 200][:2])
+    assert recorded[0] == b'{"x": 1}'
+
+
+def test_the_gateway_ends_with_its_parent(rig, make_variant, until):
+    script = "import subprocess, sys\np = subprocess.Popen(sys.argv[1:])\nprint(p.pid, flush=True)\np.wait()"
+    command = [sys.executable, "-m", "loopline.gateway", "--dir", str(rig.folder), "--bind", "127.0.0.1:0"]
+    pipe = subprocess.PIPE
+    parent = subprocess.Popen([sys.executable, "-c", script, *command], stdout=pipe, stderr=pipe, env=rig.environ)
+    child = int(parent.stdout.readline())
+    assert b"listening" in parent.stderr.readline()
+    parent.kill()
+    parent.wait()
+    until(lambda: b"parent ended" in parent.stderr.readline(), 5)
+    until(lambda: b"stopped" in parent.stderr.readline(), 5)
+    until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2], 5)
+    parent.stdout.close()
+    parent.stderr.close()
 
 
 def test_a_late_answer_is_504_and_the_connection_goes_on(rig, make_variant, until):

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,37 @@ def test_a_side_that_does_not_read_makes_the_other_wait(shared_rig, control):
         while total < 30 * MEGABYTE:
             total += sock.send(block[: min(MEGABYTE, 30 * MEGABYTE - total)])
         assert sock.recv(1000).startswith(b"HTTP/1.1 204 No Content\r\n")
+
+
+def test_a_client_that_does_not_read_makes_control_wait(shared_rig, control):
+    sent = []
+
+    def handler(sock, head, rest):
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (60 * MEGABYTE))
+        sock.settimeout(1.0)
+        block, total = bytes(MEGABYTE), 0
+        try:
+            while total < 60 * MEGABYTE:
+                total += sock.send(block)
+        except TimeoutError:
+            sent.append(total)
+        sock.settimeout(20)
+        while total < 60 * MEGABYTE:
+            total += sock.send(block[: min(MEGABYTE, 60 * MEGABYTE - total)])
+
+    control(handler)
+    before = resident_bytes(shared_rig.processes["gateway"].pid)
+    with shared_rig.raw() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sock.sendall(b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        deadline = time.monotonic() + 10
+        while not sent:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        _, rest = read_head(sock)
+        assert read_exactly(sock, rest, 60 * MEGABYTE) == 60 * MEGABYTE
+    assert sent[0] < 20 * MEGABYTE
+    assert resident_bytes(shared_rig.processes["gateway"].pid) - before < 6 * MEGABYTE
 
 
 def test_an_expectation_is_left_to_control(shared_rig, control):
