@@ -17,6 +17,7 @@ from loopline.domain.projects import Loop
 from loopline.errors import InvalidInput, NotFound
 from loopline.store import folders, records
 from loopline.store.db import Row, Tx
+from loopline.store.schema import assets as assets_table
 from loopline.store.schema import projects
 
 FILE = "loop.toml"
@@ -157,10 +158,6 @@ def _note(
         changes.append({"noun": noun, "name": name, "change": "changed", "fields": changed})
 
 
-class _Undo(Exception):
-    """Ends a transaction whose changes were only to be looked at."""
-
-
 def apply(ctx: Context, actor: Actor, *, tree: str, branch: str | None = None) -> dict[str, Any]:
     """Bring the platform to a tree's ``loop.toml``, with its data assets; applying it again changes nothing."""
     loop = read_loop(ctx, tree)
@@ -179,18 +176,17 @@ def diff(ctx: Context, actor: Actor, *, tree: str, branch: str | None = None) ->
     moved = targets(loop, branch)
     if moved is None:
         return {"project": loop.project.name, "changes": []}
-    changes: list[dict[str, Any]] = []
-    try:
-        with ctx.db.transaction() as tx:
-            changes += apply_in(ctx, tx, loop, tree, moved, actor=actor.name)[1]
-            changes += put_data(ctx, tx, loop, tree, actor=actor.name)
-            raise _Undo
-    except _Undo:
-        return {"project": loop.project.name, "changes": changes}
+    with ctx.db.transaction(rehearsal=True) as tx:
+        changes = apply_in(ctx, tx, loop, tree, moved, actor=actor.name)[1]
+        changes += put_data(ctx, tx, loop, tree, actor=actor.name)
+    return {"project": loop.project.name, "changes": changes}
 
 
 def put_data(ctx: Context, tx: Tx, loop: Loop, tree: str, *, actor: str) -> list[dict[str, Any]]:
-    """Add a version of each data asset in ``[data]`` whose bytes changed."""
+    """Add a version of each data asset in ``[data]`` whose bytes changed since the project last brought some.
+
+    A version that came from elsewhere meanwhile (an upload, captured rows) stays the newest.
+    """
     files = {entry.path: entry for entry in folders.read_manifest(ctx.blobs, tree)}
     changes = []
     for name, entry in sorted(loop.data.items()):
@@ -205,6 +201,8 @@ def put_data(ctx: Context, tx: Tx, loop: Loop, tree: str, *, actor: str) -> list
             kind, digest, size = "folder", blob.digest, blob.size_bytes
         else:
             raise InvalidInput(f"[data.{name}]: the project has no {entry.path!r}")
+        if _brought_last(tx, loop.project.name, name) == digest:
+            continue
         row, new = assets.put_in(
             tx,
             project=loop.project.name,
@@ -219,6 +217,14 @@ def put_data(ctx: Context, tx: Tx, loop: Loop, tree: str, *, actor: str) -> list
         if new:
             changes.append({"noun": "asset", "name": f"{name}:{row['version']}", "change": "created"})
     return changes
+
+
+def _brought_last(tx: Tx, project: str, name: str) -> str | None:
+    """The digest of the newest version of a data asset that came from the project's own files."""
+    c = assets_table.c
+    own = (c.project == project, c.name == name, c.source["kind"].as_string() == "project")
+    row = tx.row(sa.select(c.digest).where(*own).order_by(c.version.desc()).limit(1))
+    return None if row is None else str(row["digest"])
 
 
 def list_(ctx: Context, actor: Actor) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from loopline.control import environments, events, executions, jobs, outputs, pr
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import pipelines, states
 from loopline.domain.access import Actor
-from loopline.domain.projects import Loop
+from loopline.domain.projects import Loop, from_dict
 from loopline.domain.states import JobStatus, PushStatus
 from loopline.errors import InvalidInput, LooplineError
 from loopline.store import folders, queue, records
@@ -134,8 +134,7 @@ def again_in(
     row = records.find(tx, "project", name=project)
     if row is None or not row["tree"]:
         raise InvalidInput(f"the project {project!r} has not been pushed or applied yet")
-    newest = sa.select(pushes).where(pushes.c.project == project, pushes.c.tree == row["tree"])
-    before = tx.row(newest.order_by(pushes.c.created_at.desc()).limit(1)) or {}
+    before = _applied_by(tx, row)
     return receive_in(
         tx,
         project=project,
@@ -149,6 +148,20 @@ def again_in(
         options={"parameters": parameters, "cache": cache, "checks": False},
         delivery=delivery,
     )
+
+
+def _applied_by(tx: Tx, project: Row) -> Row:
+    """The newest push of the applied tree that moves the project's own model; an empty row when there is none.
+
+    Another branch may hold the same files; running it again would move that branch's model.
+    """
+    loop = from_dict(project["loop"])
+    same = sa.select(pushes).where(pushes.c.project == project["name"], pushes.c.tree == project["tree"])
+    for row in tx.rows(same.order_by(pushes.c.created_at.desc(), pushes.c.id.desc())):
+        moved = projects.targets(loop, row["branch"])
+        if moved is not None and moved["model"] == loop.model.name:
+            return row
+    return {}
 
 
 # -- moving on --------------------------------------------------------------------------------------------------------
