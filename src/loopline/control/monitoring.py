@@ -3,8 +3,10 @@
 The monitor's numbered lines are taken once each: their number moves in the transaction that keeps what they say.
 """
 
+import functools
 import json
 import math
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,6 @@ def ingest(ctx: Context) -> int:
         taken += len(lines)
         if len(lines) < _LINES_AT_ONCE:
             break
-    _clean(ctx)
     return taken
 
 
@@ -86,7 +87,7 @@ def _report_files(ctx: Context, position: int) -> list[Path]:
     """The report files that can hold lines after ``position``: each is named by the number of its first."""
     files = sorted((ctx.settings.dir / "spool" / "monitor").glob("reports-*.jsonl"))
     first = [int(path.stem.removeprefix("reports-")) for path in files]
-    return [path for path, following in zip(files, [*first[1:], math.inf], strict=True) if following > position + 1]
+    return [path for path, following in zip(files, [*first, math.inf][1:], strict=True) if following > position + 1]
 
 
 def _take(tx: Tx, rows: list[dict[str, Any]]) -> None:
@@ -139,12 +140,9 @@ def scope_of(endpoint: str, variant: str) -> str:
     return f"{endpoint}/{variant}"
 
 
-def _clean(ctx: Context) -> None:
-    """Once a minute, remove what is too old, and report files that have been taken in whole."""
+def prune(ctx: Context) -> None:
+    """Tick: remove what is too old, and report files that have been taken in whole."""
     now = ctx.clock.now()
-    if now - ctx.cache.get("monitoring_cleaned_at", 0.0) < MINUTE:
-        return
-    ctx.cache["monitoring_cleaned_at"] = now
     with ctx.db.transaction() as tx:
         metrics.prune(tx, now - RAW_SECONDS)
         tx.execute(series.delete().where(series.c.at < now - KEEP_SECONDS))
@@ -154,6 +152,7 @@ def _clean(ctx: Context) -> None:
     for path in (ctx.settings.dir / "spool" / "monitor").glob("reports-*.jsonl"):
         if path.name not in needed and now - path.stat().st_mtime > RAW_SECONDS:
             path.unlink(missing_ok=True)
+    write_monitors(ctx)  # mends what a kill between a commit and the file left undone
 
 
 # -- telling the monitor what to watch --------------------------------------------------------------------------------
@@ -161,6 +160,11 @@ def _clean(ctx: Context) -> None:
 
 def write_monitors(ctx: Context) -> bool:
     """Write ``monitors.json`` from the endpoints and what they serve; says whether it changed."""
+    with ctx.cache.setdefault("monitors_lock", threading.Lock()):  # else an older view could be written last
+        return _write_monitors(ctx)
+
+
+def _write_monitors(ctx: Context) -> bool:
     with ctx.db.read() as tx:
         found = {
             row["name"]: {"variants": _watched(tx, row["name"]), **_monitor_settings(row)}
@@ -174,6 +178,16 @@ def write_monitors(ctx: Context) -> bool:
     temporary.write_text(text)
     temporary.replace(path)
     return True
+
+
+def react(ctx: Context, tx: Tx, event: dict[str, Any]) -> None:
+    """Reaction: tell the monitor when endpoints or what they serve have changed."""
+    if event["noun"] in ("endpoint", "variant"):
+        tx.after_commit.append(functools.partial(_rewrite, ctx))
+
+
+def _rewrite(ctx: Context) -> None:
+    write_monitors(ctx)
 
 
 def _monitor_settings(endpoint: Row) -> dict[str, Any]:

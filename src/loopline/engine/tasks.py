@@ -5,14 +5,14 @@ A task is called with its key; it gives None when it is done, or the seconds aft
 
 from collections.abc import Callable, Mapping
 
-from loopline.control import environments, executions, gates, jobs, pushes, retraining, rollouts, topics
+from loopline.control import deliveries, environments, executions, gates, jobs, labels, pushes, retraining, rollouts
 from loopline.control.context import Context
 from loopline.store.db import Row, Tx
 
 Task = Callable[[Context, str], float | None]
 
 TASKS: Mapping[str, Task] = {
-    "delivery.send": topics.send_delivery,
+    "delivery.send": deliveries.send,
     "endpoint.rollback": rollouts.rollback_task,
     "environment.build": environments.build_again,
     "evaluation.judge": gates.judge,
@@ -20,6 +20,7 @@ TASKS: Mapping[str, Task] = {
     "execution.registration": executions.check_registration,
     "jobs.start": jobs.start_ready,
     "jobs.stop": jobs.stop_attempts,
+    "labels.join": labels.join,
     "push.advance": pushes.advance,
     "retraining.advance": retraining.advance,
     "rollout.advance": rollouts.advance,
@@ -27,7 +28,16 @@ TASKS: Mapping[str, Task] = {
 }
 
 # Tasks that may take long (a build, a large file, a slow receiver); they never hold up the others.
-SLOW = frozenset({"delivery.send", "environment.build", "evaluation.judge", "push.advance", "retraining.advance"})
+SLOW = frozenset(
+    {
+        "delivery.send",
+        "environment.build",
+        "evaluation.judge",
+        "labels.join",
+        "push.advance",
+        "retraining.advance",
+    }
+)
 
 # Who is told, in the same transaction, that a job of theirs has ended.
 JOB_OWNERS: Mapping[str, Callable[[Context, Tx, Row], None]] = {
