@@ -9,10 +9,29 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# What ``sdk.pipeline`` offers, written out so that ``from loopline import errors`` loads nothing of it.
+EXPORTED = frozenset(
+    {
+        "PipelineError",
+        "asset",
+        "fail",
+        "log_artifact",
+        "log_baseline",
+        "log_metric",
+        "log_metrics",
+        "log_param",
+        "log_params",
+        "otherwise",
+        "pipeline",
+        "register",
+        "set_tag",
+        "step",
+        "when",
+    }
+)
+
 
 def __getattr__(name: str) -> Any:
-    if not name.startswith("_"):
-        module = import_module("loopline.sdk.pipeline")
-        if name in module.__all__:
-            return getattr(module, name)
+    if name in EXPORTED:
+        return getattr(import_module("loopline.sdk.pipeline"), name)
     raise AttributeError(f"module 'loopline' has no attribute {name!r}")

@@ -88,7 +88,7 @@ def from_step(
         given = None if row is None else (row["outputs"] or {}).get(output)
         if given is None:
             raise NotFound(f"the step {step!r} of {execution} gave no {output!r}")
-        if "value" in given or given["executable"]:
+        if "value" in given or given.get("executable"):
             raise InvalidInput("a data asset is made from a file, a folder, a table or an array, not from this output")
         asset, new = put_in(
             tx,

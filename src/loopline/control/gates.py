@@ -172,19 +172,20 @@ def _read(ctx: Context, found: Row | None) -> dict[str, Any]:
 def _verdict(policy: dict[str, Any], candidate: dict[str, Any], champion: dict[str, Any] | None) -> dict[str, Any]:
     """The gate's judgement as a record keeps it, with the candidate's value of every metric that was asked for."""
     rules = gates.Policy.from_dict(policy)
-    models = [_evaluated(rules, scored) for scored in (candidate, champion) if scored is not None]
+    models = [_evaluated(rules, policy["label"], scored) for scored in (candidate, champion) if scored is not None]
     verdict = gates.judge(rules, models[0], models[1] if len(models) > 1 else None).to_dict()
     answers = measures.prepare(models[:1], rules.metrics, rules.positive)
     verdict["metrics"] = {name: measures.measured(name, answers[0]) for name in rules.metrics}
     return verdict
 
 
-def _evaluated(rules: gates.Policy, scored: dict[str, Any]) -> measures.Evaluated:
+def _evaluated(rules: gates.Policy, label: str, scored: dict[str, Any]) -> measures.Evaluated:
     """A score job's answers; a slice is named ``column=value``."""
     slices = {}
     for name in rules.slices:
         column, _, value = name.partition("=")
-        slices[name] = np.asarray([str(item) == value for item in scored["slices"].get(column, ())], dtype=bool)
+        found = scored["labels"] if column == label else scored["slices"].get(column, ())
+        slices[name] = np.asarray([str(item) == value for item in found], dtype=bool)
     return measures.Evaluated(
         labels=scored["labels"], predictions=scored["predictions"], scores=scored["scores"], slices=slices
     )

@@ -35,8 +35,8 @@ def digest_of(value: Any) -> str:
 def take(ctx: Context, folder: Path) -> dict[str, Any]:
     """Store what an attempt's ``outputs.json`` lists; raises ``InvalidInput`` or ``Corrupt`` when it does not hold."""
     manifest_path = folder / "outputs.json"
-    if not manifest_path.exists():
-        return {}
+    if not manifest_path.exists() or manifest_path.stat().st_size == 0:
+        return {}  # a command gives nothing but its exit code
     if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
         raise InvalidInput("outputs.json is too large")
     manifest = parse_outputs(manifest_path.read_bytes())

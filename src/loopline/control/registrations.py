@@ -62,7 +62,8 @@ def begin(ctx: Context, tx: Tx, execution: Row, row: Row, step: RegisterStep, gi
 
 def _artifact(ctx: Context, output: dict[str, Any]) -> dict[str, Any]:
     """The model's files as the version keeps them. A small JSON value becomes a blob of its own."""
-    artifact = {key: output[key] for key in ("format", "sha256", "size_bytes", "executable")}
+    artifact = {key: output[key] for key in ("format", "sha256", "size_bytes")}
+    artifact["executable"] = bool(output.get("executable"))
     artifact["kind"] = outputs.kind_of(output)
     artifact["name"] = _file_name(output)
     artifact["trust"] = "produced"
