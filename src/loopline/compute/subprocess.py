@@ -21,7 +21,8 @@ from loopline.errors import Conflict, InvalidInput, NotFound
 from loopline.runtime import folder as files
 from loopline.runtime import processes
 
-RUNTIME = Path(loopline.__file__).parent / "runtime"
+PACKAGE = str(Path(loopline.__file__).parent.resolve())
+RUNTIME = Path(PACKAGE) / "runtime"
 NAME = re.compile(r"[A-Za-z0-9_]{1,128}", re.ASCII)
 MAX_LOG_CHUNK_BYTES = 4 * 1024 * 1024
 FORK_SECONDS = 2.0
@@ -146,10 +147,11 @@ class SubprocessBackend:
 
     def _written(self, spec: JobSpec, folder: Path) -> dict[str, Any]:
         """The content of spec.json, which the shim reads."""
-        package = str(Path(loopline.__file__).parent.resolve())
-        sandbox = asdict(spec.sandbox)
-        sandbox["read"] = [*spec.sandbox.read, str(self.importpath), package]
-        sandbox["write"] = list(spec.sandbox.write)
+        sandbox = {
+            "read": [*spec.sandbox.read, str(self.importpath), PACKAGE],
+            "write": list(spec.sandbox.write),
+            "network": spec.sandbox.network,
+        }
         paths = [str(self.importpath), *filter(None, [spec.environ.get("PYTHONPATH", "")])]
         return {
             "attempt": spec.attempt,
@@ -309,7 +311,7 @@ def _error(value: dict[str, Any]) -> JobError:
 
 def prepare_importpath(path: Path) -> Path:
     """Make the folder from which jobs import loopline: one link to the package, and nothing else."""
-    package = Path(loopline.__file__).parent.resolve()
+    package = Path(PACKAGE)
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     link = path / "loopline"
     if not link.is_symlink() or link.readlink() != package:
