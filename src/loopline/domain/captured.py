@@ -5,7 +5,6 @@ stand ``<same>.joins``: one JSON line ``[offset, join id]`` for each record to w
 """
 
 import csv
-import io
 import json
 import math
 import re
@@ -85,7 +84,9 @@ def rows_of(content_type: str, body: bytes) -> list[Row] | None:
     """The rows of a predict request as they were sent; None when there are none to be read."""
     if content_type.startswith("text/csv"):
         try:
-            return [list(cells) for cells in csv.reader(io.StringIO(body.decode())) if cells] or None
+            return [
+                list(cells) for cells in csv.reader(f"{line}\n" for line in body.decode().split("\n")) if cells
+            ] or None
         except (UnicodeDecodeError, csv.Error):
             return None
     try:
