@@ -58,7 +58,7 @@ class Stage:
 
     def answer(self, variant: str, requests: int, errors: int = 0, milliseconds: float = 2.0) -> None:
         """Count requests in each second of the current step so far."""
-        latency = Histogram.of([milliseconds * 1000] * requests).to_dict()
+        latency = {str(bucket): n for bucket, n in Histogram.of([milliseconds * 1000] * requests).buckets.items()}
         row = Traffic("boxes", variant, 1, int(self.clock.now()) - 1, requests, 0, errors, latency)
         with self.world.ctx.db.transaction() as tx:
             metrics.add_traffic(tx, [row])

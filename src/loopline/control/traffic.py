@@ -1,8 +1,9 @@
 """What a variant answered over a stretch of time, from the counters that the monitor reports."""
 
 import math
+from collections import Counter
 
-from loopline.domain.latency import Histogram
+from loopline.control import monitoring
 from loopline.domain.rollouts import Side
 from loopline.store import metrics
 from loopline.store.db import Tx
@@ -11,9 +12,10 @@ from loopline.store.db import Tx
 def side(tx: Tx, endpoint: str, variant: str, start: float, end: float) -> Side:
     """The counted requests of the whole seconds in [start, end); the second in which ``start`` lies is left out."""
     rows = metrics.traffic(tx, endpoint, variant, math.ceil(start), end, period_seconds=1)
-    merged = Histogram()
+    buckets: Counter[str] = Counter()
     for row in rows:
-        merged = merged + Histogram.from_dict(row.latency)
+        buckets.update(row.latency)
+    merged = monitoring.histogram_of(buckets)
     p50, p99 = merged.percentile(50), merged.percentile(99)
     return Side(
         requests=sum(row.count for row in rows),

@@ -15,6 +15,7 @@ CONFIDENCE = 0.95
 MIN_ERRORS = 2  # one error is an accident
 MIN_FOR_P99 = 200  # requests on each side, below which a p99 is the slowest one or two of them
 MIN_FOR_P50 = 30
+COUNTED_AFTER_SECONDS = 1.0  # an answer is counted by then; the end of a step must not outrun its evidence
 MIN_SLOWER_MS = 5.0  # a ratio of two tiny latencies says nothing
 
 
@@ -82,7 +83,7 @@ def judge(rules: Rules, candidate: Side, predecessor: Side | None, elapsed_secon
     }
     if problem := _errors(rules, candidate, predecessor) or _latency(rules, candidate, predecessor):
         return Decision("back", problem, figures)
-    if elapsed_seconds < rules.bake_seconds:
+    if elapsed_seconds < rules.bake_seconds + COUNTED_AFTER_SECONDS:
         return Decision("wait", f"baking: {elapsed_seconds:.1f} of {rules.bake_seconds:g} s", figures)
     if candidate.requests < rules.min_requests:
         text = f"waiting for traffic: {candidate.requests} of {rules.min_requests} requests"
