@@ -128,3 +128,20 @@ print(family.status is not None, processes.descendants(os.getpid()))
 def test_the_boot_has_a_name() -> None:
     assert len(processes.boot_id()) == 36
     assert processes.start_time(os.getpid()) > 0
+
+
+def test_gathering_pages_changes_no_byte_of_them() -> None:
+    script = """
+import hashlib, os
+from loopline.runtime import processes
+blocks = [bytes([number % 251]) * 300_001 for number in range(60)]
+before = hashlib.sha256(b"".join(blocks)).hexdigest()
+moved = processes.gather_pages()
+print(before == hashlib.sha256(b"".join(blocks)).hexdigest(), moved >= 0)
+pid = os.fork()
+if pid == 0: os._exit(before != hashlib.sha256(b"".join(blocks)).hexdigest())
+print(os.waitpid(pid, 0)[1])
+"""
+    environ = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.check_output([sys.executable, "-c", script], text=True, timeout=60, env=environ)
+    assert said.split() == ["True", "True", "0"]

@@ -285,6 +285,7 @@ def main() -> int:
         shed_threads()
     gc.collect()
     gc.freeze()
+    processes.gather_pages()
     gc.disable()
     seconds = round(time.monotonic() - began, 3)
     status = {"pid": os.getpid(), "preloaded": [n for n in names if n not in failed], "failed": failed}

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MARK = "LOOPLINE_ATTEMPT"
+MADV_COLLAPSE = 25
+HUGE_PAGE_BYTES = 2 << 20
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -168,6 +170,23 @@ def overwrite_environ(text: bytes) -> bool:
         return False
     ctypes.memmove(begin, text.ljust(end - begin, b"\0"), end - begin)
     return True
+
+
+def gather_pages() -> int:
+    """Put this process's anonymous memory into huge pages, so that a fork copies fewer entries; how many regions moved.
+
+    Kernels before 6.1 do not know the request, and then nothing changes.
+    """
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    moved = 0
+    for line in _read("/proc/self/maps").splitlines():
+        span, rights, _, _, inode = line.split()[:5]
+        begin, end = (int(edge, 16) for edge in span.split(b"-"))
+        begin, end = -(-begin // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES, end // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        if rights.startswith(b"rw") and inode == b"0" and begin < end:
+            length = ctypes.c_size_t(end - begin)
+            moved += madvise(ctypes.c_void_p(begin), length, ctypes.c_int(MADV_COLLAPSE)) == 0
+    return moved
 
 
 def send(pid: int, number: int) -> None:
