@@ -376,7 +376,7 @@ def test_flapping_drift_retrains_once_within_the_cool_down_and_says_why_not_more
     (only,) = rows(ctx, retrainings)
     assert actions(ctx, "patients-drift").count(("refused", "retrain")) == 1
     with ctx.db.transaction() as tx:
-        records.move(tx, "retraining", only["id"], "Failed", actor="test")
+        records.move(tx, "retraining", only["id"], "Failed", actor="test", push="pu_1")
     flap(ctx, clock, tell, bodies, 4)
     assert len(rows(ctx, retrainings)) == 1
     reasons = [each["reason"] for each in rows(ctx, events) if each["kind"] == "refused"]
@@ -385,7 +385,7 @@ def test_flapping_drift_retrains_once_within_the_cool_down_and_says_why_not_more
     flap(ctx, clock, tell, bodies, 2)
     assert len(rows(ctx, retrainings)) == 2
     with ctx.db.transaction() as tx:
-        records.move(tx, "retraining", rows(ctx, retrainings)[1]["id"], "Failed", actor="test")
+        records.move(tx, "retraining", rows(ctx, retrainings)[1]["id"], "Failed", actor="test", push="pu_1")
     clock.advance(3600)
     flap(ctx, clock, tell, bodies, 2)
     assert len(rows(ctx, retrainings)) == 2

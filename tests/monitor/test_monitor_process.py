@@ -249,6 +249,36 @@ def test_noise_stays_silent_over_many_windows(spool: Any) -> None:
     assert sum(row["fired"] for row in rows) == 0
 
 
+def test_with_the_defaults_a_change_is_seen_within_a_minute_and_two_hours_of_noise_are_silent(spool: Any) -> None:
+    spool.watch(baseline(20_000), FEATURES)  # a window of an hour, judged once a minute
+    m = monitor(spool, 0.0)
+    start = 7200.0
+    for block in range(120):
+        traffic(spool, start + 60 * block, 60, 10, 0.0, 1000 + block)
+        for second in range(0, 60, 10):
+            m.step(start + 60 * block + second + 10)
+    begun = start + 7200
+    m.flush(begun)
+    rows = spool.rows("drift")
+    assert 100 <= len(rows) <= 125 and not any(row["fired"] for row in rows)
+    traffic(spool, begun, 60, 10, 1.0, 5)
+    drive(m, begun + 1, begun + 60)
+    fired = [row for row in spool.rows("drift") if row["fired"]]
+    assert fired[0]["end_at"] - begun <= 60 and fired[0]["body"]["drifted"] == ["f2"]
+    assert fired[0]["end_at"] - fired[0]["start_at"] < 600  # a short window saw it; the hour is still mostly noise
+
+
+def test_a_literal_rule_is_asked_about_the_whole_window_only(spool: Any) -> None:
+    spool.watch(baseline(20_000), FEATURES, rule="psi > 0.1")
+    m = monitor(spool, 0.0)
+    for block in range(55):
+        traffic(spool, 7200 + 60 * block, 60, 5, 0.0, block)
+        m.step(7200 + 60 * block + 60.0)
+    traffic(spool, 7200 + 3300, 60, 5, 1.0, 99)
+    drive(m, 7200 + 3300, 7200 + 3360)
+    assert not any(row["fired"] for row in spool.rows("drift"))
+
+
 def test_windows_survive_a_kill_with_what_was_read_after_the_last_state(spool: Any) -> None:
     spool.watch(baseline(), FEATURES, window_seconds=60, every_seconds=1, min_rows=100)
     m = monitor(spool, 1000.0)

@@ -31,7 +31,7 @@ def ask(tx: Tx, alarm: Row, evidence: dict[str, Any]) -> tuple[str | None, str |
     if running:
         return None, f"the retraining {running[0]['id']} is still {running[0]['status']}"
     allowed, why = rules.may_act(
-        [row["created_at"] for row in before],
+        [row["created_at"] for row in before if row["push"]],  # one that started nothing has spent nothing
         tx.now,
         cooldown_seconds=retrain.cooldown_seconds,
         budget=retrain.budget,

@@ -91,7 +91,7 @@ class Monitor:
         for key, window in self._windows.items():
             if now < self._due[key]:
                 continue
-            self._due[key] = max(self._due[key] + window.watched.every_seconds, now)
+            self._due[key] = max(self._due[key] + window.watched.step_seconds, now)
             try:
                 found = window.evaluate(now)
             except InvalidInput as error:
@@ -120,7 +120,7 @@ class Monitor:
                 if there is not None:
                     window.restore(there.to_dict())
                 self._windows[key] = window
-                self._due[key] = now + watched.every_seconds
+                self._due[key] = now + watched.step_seconds
 
     def _recover(self, now: float) -> None:
         """Windows as they were saved, and then what was reported after that once more, for the windows alone."""

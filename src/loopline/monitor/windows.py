@@ -1,18 +1,28 @@
-"""Drift evidence of one variant: rows counted over its baseline's cells, in buckets that add up to trailing windows."""
+"""Drift evidence of one variant: rows counted over its baseline's cells, in buckets that add up to trailing windows.
+
+The default rule is asked about several windows that all end now: the one of ``window_seconds`` and shorter ones, each a
+quarter of the next, so that a change shows within seconds although the long window is still full of what was before.
+A shorter window is looked at more often than it is renewed, so that it must be the surer: it is judged at
+alpha x (its length / the whole length) / (how many shorter ones there are), which keeps the chance of a false alarm
+within one whole window near alpha for all of them together. A literal rule ("psi > 0.1") is asked about the window of
+``window_seconds`` alone, as it says.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loopline.domain.baselines import PREDICTION, SCORE, Baseline, Counts
 from loopline.domain.capture import CaptureRecord
 from loopline.domain.captured import Row, arrange, prediction_columns, predictions_of, rows_of, typed
-from loopline.domain.drift import DriftPolicy, report
+from loopline.domain.drift import DriftPolicy, DriftReport, report
 from loopline.errors import InvalidInput
 
 MAX_ROWS_PER_SECOND = 1000  # of one variant; the rest of a second is counted but not looked at
 MAX_BUFFERED_ROWS = 4096
+MAX_STEP_SECONDS = 10.0  # windows are looked at this often at least, so that an alarm follows within a minute
+SHORTER = 4
 _ANSWERS = frozenset({PREDICTION, SCORE})
 
 
@@ -23,6 +33,17 @@ class Bucket:
     requests: int = 0  # that could have been looked at
     sampled: int = 0  # that were
     counts: dict[str, Counts] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """How many rows the fullest feature has."""
+        return max((each.rows for each in self.counts.values()), default=0)
+
+    def merge(self, other: "Bucket") -> None:
+        """Take in another stretch of time."""
+        self.requests += other.requests
+        self.sampled += other.sampled
+        self.add(other.counts)
 
     def add(self, counted: Mapping[str, Counts]) -> None:
         """Add counts, feature by feature."""
@@ -45,6 +66,19 @@ class Watched:
     window_seconds: float
     every_seconds: float
     positive: Any
+
+    @property
+    def step_seconds(self) -> float:
+        """The length of a bucket, and how often the windows are looked at."""
+        return min(self.every_seconds, MAX_STEP_SECONDS)
+
+    @property
+    def spans(self) -> list[int]:
+        """The windows' lengths in buckets, the whole one first."""
+        spans = [max(1, round(self.window_seconds / self.step_seconds))]
+        while self.policy.rule == "default" and spans[-1] >= SHORTER:
+            spans.append(spans[-1] // SHORTER)
+        return spans
 
     @classmethod
     def from_dict(cls, endpoint: str, variant: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> "Watched":
@@ -88,7 +122,7 @@ class Watched:
 
 
 class Window:
-    """The trailing window of one variant. Buckets are ``every_seconds`` long and counted in whole ones."""
+    """The trailing windows of one variant, made of whole buckets of ``step_seconds``."""
 
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
@@ -97,6 +131,7 @@ class Window:
         self._answers: dict[int, list[Any]] = {}
         self._buffered = 0
         self._second, self._in_second = 0, 0
+        self._reported_at, self._fired = 0.0, False
         self._features = [name for name in watched.policy.features if name not in _ANSWERS]
         self._columns = [watched.names.index(name) for name in self._features]
         self._wants_answers = [name for name in watched.policy.features if name in _ANSWERS]
@@ -104,7 +139,7 @@ class Window:
     def add(self, record: CaptureRecord) -> None:
         """Take in one answered request; rows beyond ``MAX_ROWS_PER_SECOND`` are not looked at."""
         at = float(record.meta["at"])
-        number = math.floor(at / self.watched.every_seconds)
+        number = math.floor(at / self.watched.step_seconds)
         bucket = self.buckets.get(number)
         if bucket is None:
             bucket = self.buckets[number] = Bucket()
@@ -159,32 +194,31 @@ class Window:
             return feature.count([typed([value], [kind])[0] for value in column])
 
     def evaluate(self, now: float) -> dict[str, Any] | None:
-        """The report row of the window that ends with the last whole bucket before ``now``; None for too few rows."""
+        """The report row of the windows that end with the last whole bucket before ``now``.
+
+        None while there are too few rows, and between two reports (``every_seconds``) unless drift begins or ends.
+        """
         self.count()
-        every = self.watched.every_seconds
-        end = math.floor(now / every)
-        first = end - max(1, round(self.watched.window_seconds / every))
-        for number in [number for number in self.buckets if number < first]:
+        step, spans = self.watched.step_seconds, self.watched.spans
+        end = math.floor(now / step)
+        for number in [number for number in self.buckets if number < end - spans[0]]:
             del self.buckets[number]
-        total = Bucket()
-        for number, bucket in self.buckets.items():
-            if number < end:
-                total.requests += bucket.requests
-                total.sampled += bucket.sampled
-                total.add(bucket.counts)
-        features = self.watched.policy.features
-        counts = {name: total.counts.get(name) or _empty(self.watched.baseline, name) for name in features}
-        if max((each.rows for each in counts.values()), default=0) < self.watched.policy.min_rows:
+        totals = self._totals(end, spans)
+        if totals[spans[0]].rows < self.watched.policy.min_rows:
             return None
-        found = report(self.watched.baseline, counts, self.watched.policy)
+        span, found = self._judge(totals, spans)
+        fired, total = bool(found.drifted), totals[span]
+        if fired == self._fired and now - self._reported_at < self.watched.every_seconds - step / 2:
+            return None
+        self._reported_at, self._fired = now, fired
         return {
             "kind": "drift",
             "endpoint": self.watched.endpoint,
             "variant": self.watched.variant,
             "version": self.watched.version,
-            "start_at": first * every,
-            "end_at": end * every,
-            "fired": bool(found.drifted),
+            "start_at": (end - span) * step,
+            "end_at": end * step,
+            "fired": fired,
             "body": {
                 **found.to_dict(),
                 "requests": total.requests,
@@ -192,12 +226,39 @@ class Window:
             },
         }
 
+    def _totals(self, end: int, spans: Sequence[int]) -> dict[int, Bucket]:
+        """What each window holds, by its length in buckets."""
+        total, totals, wanted = Bucket(), {}, sorted(spans)
+        for number in sorted((n for n in self.buckets if n < end), reverse=True):
+            while wanted and number < end - wanted[0]:
+                totals[wanted.pop(0)] = replace(total, counts=dict(total.counts))
+            total.merge(self.buckets[number])
+        return {**totals, **dict.fromkeys(wanted, total)}
+
+    def _judge(self, totals: Mapping[int, Bucket], spans: Sequence[int]) -> tuple[int, DriftReport]:
+        """The longest window in which the rule picks a feature, or else the whole one, with its report."""
+        policy = self.watched.policy
+        whole = report(self.watched.baseline, self._counts(totals[spans[0]]), policy)
+        if whole.drifted:
+            return spans[0], whole
+        for span in spans[1:]:
+            if totals[span].rows >= policy.min_rows:
+                surer = replace(policy, alpha=policy.alpha * span / spans[0] / (len(spans) - 1))
+                found = report(self.watched.baseline, self._counts(totals[span]), surer)
+                if found.drifted:
+                    return span, found
+        return spans[0], whole
+
+    def _counts(self, total: Bucket) -> dict[str, Counts]:
+        baseline = self.watched.baseline
+        return {name: total.counts.get(name) or _empty(baseline, name) for name in self.watched.policy.features}
+
     def to_dict(self) -> dict[str, Any]:
         """What a restarted process needs to go on with this window."""
         self.count()
         return {
             "version": self.watched.version,
-            "every_seconds": self.watched.every_seconds,
+            "step_seconds": self.watched.step_seconds,
             "buckets": {
                 str(number): {
                     "requests": bucket.requests,
@@ -210,8 +271,8 @@ class Window:
 
     def restore(self, stored: Mapping[str, Any]) -> None:
         """Take over what ``to_dict`` gave, unless it is of another version or another length of bucket."""
-        same = (self.watched.version, self.watched.every_seconds)
-        if (stored.get("version"), stored.get("every_seconds")) != same:
+        same = (self.watched.version, self.watched.step_seconds)
+        if (stored.get("version"), stored.get("step_seconds")) != same:
             return
         for number, given in stored["buckets"].items():
             bucket = Bucket(int(given["requests"]), int(given["sampled"]))
