@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +34,35 @@ class Failed(Exception):
         super().__init__(f"{kind}: {message}")
 
 
+# What the shim does in a job's process, and what it would hear of an error.
+CHILD = """
+import json, os, sys
+runtime, folder, work = sys.argv[1:]
+package = type(sys)("loopline_runtime")
+package.__path__ = [runtime]
+sys.modules["loopline_runtime"] = package
+from loopline_runtime import job
+os.chdir(work)
+try:
+    sys.exit(job.main(folder))
+except Exception as error:
+    places, trace = [], error.__traceback__
+    while trace is not None:
+        places.append([trace.tb_frame.f_code.co_filename, trace.tb_lineno])
+        trace = trace.tb_next
+    told = [type(error).__name__, str(error), [place for place in places if place[0] not in ("<string>", job.__file__)]]
+    with open(folder + "/raised", "w") as file:
+        json.dump(told, file)
+"""
+
+
 def in_a_process(folder: Path, work: Path) -> None:
-    """``job.main`` in a fork, as a forkserver would have it; raises ``Failed``."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.chdir(work)
-            code = job.main(str(folder))
-        except BaseException as error:
-            places = []
-            trace = error.__traceback__
-            while trace is not None:
-                places.append([trace.tb_frame.f_code.co_filename, trace.tb_lineno])
-                trace = trace.tb_next
-            told = [type(error).__name__, str(error), [place for place in places if place[0] != __file__]]
-            (folder / "raised").write_text(json.dumps(told))
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    assert os.waitpid(pid, 0)[0] == pid
+    """``job.main`` in a process of its own, entered by path; raises ``Failed``."""
+    command = [sys.executable, "-I", "-c", CHILD, str(RUNTIME), str(folder), str(work)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     if (folder / "raised").exists():
         raise Failed(*json.loads((folder / "raised").read_text()))
+    assert ran.returncode == 0, ran.stderr
 
 
 class Project:
@@ -266,7 +274,8 @@ def test_a_value_comes_back_as_it_was(project: Project, which: str, form: str, e
 
 @pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
 def test_a_table_comes_back_as_it_was(project: Project, library: str) -> None:
-    pytest.importorskip(library)
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
     project.write(
         f"""
         import {library} as lib

@@ -228,8 +228,8 @@ class OutputFile(_Part, frozen=True):
 class Output(_Part, frozen=True):
     """What a step gave under one name, as its job's manifest says.
 
-    ``path`` is relative to the attempt's folder. ``value`` is the JSON itself when it is small. A folder's ``sha256`` is
-    that of the manifest which the blob store makes of its ``files``. ``executable``: opening it may run code.
+    ``path`` is relative to the attempt's folder. ``value`` is the JSON itself when it is small. A folder's ``sha256``
+    is that of the manifest which the blob store makes of its ``files``. ``executable``: opening it may run code.
     """
 
     format: Literal["json", "npy", "parquet", "file", "folder", "joblib"]

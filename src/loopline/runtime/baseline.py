@@ -7,6 +7,7 @@ makes it faster.
 import json
 import math
 import sys
+import warnings
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -191,7 +192,10 @@ def take(model: Any, arguments: dict[str, Any]) -> str | None:
             reason = features
             continue
         seen = {name: columns[name] for name in features}
-        _write(home, seen, _answers(model, table, seen))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a model fitted with names may be asked without
+            answers = _answers(model, table, seen)
+        _write(home, seen, answers)
         return None
     return reason
 

@@ -18,6 +18,7 @@ if not __package__:  # entered by path: see shim.py
     sys.modules[__package__] = _package
 
 import argparse
+import contextlib
 import gc
 import json
 import random  # noqa: F401 - for the jobs, which reseed it
@@ -33,7 +34,7 @@ from importlib import import_module
 from typing import Any
 
 from . import folder as files
-from . import launch, processes, shim  # noqa: F401 - launch is imported before the fork, so that no job has to
+from . import launch, processes, shim
 
 MAX_REQUEST_BYTES = 65536
 CLIENT_SECONDS = 1.0
@@ -125,12 +126,14 @@ class ForkServer:
             return
 
     def _reap(self) -> None:
-        try:
+        """Collect dead children. A spare shim that somebody ended is no spare any more."""
+        with contextlib.suppress(BlockingIOError):
             os.read(self.wake, 4096)
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except (ChildProcessError, BlockingIOError):
-            return
+        with contextlib.suppress(ChildProcessError):
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                if self.spare is not None and self.spare[0] == pid:
+                    os.close(self.spare[1])
+                    self.spare = None
 
     def _accept(self) -> None:
         try:
@@ -158,6 +161,7 @@ class ForkServer:
         return self._fork(str(folder))
 
     def _fork(self, folder: str) -> dict[str, Any]:
+        self._reap()
         if self.spare is not None:
             pid, pipe = self.spare
             self.spare = None
