@@ -12,6 +12,7 @@ from loopline.store.db import Row, Tx
 from loopline.store.schema import consumers, events
 
 BATCH = 200
+UNMOVED = 1000  # events that a consumer may pass over before its position is written
 
 
 def list_(
@@ -53,28 +54,42 @@ def cursor_offset(cursor: str | None) -> int:
     return int(cursor)
 
 
-def consume(ctx: Context, name: str, react: Callable[[Context, Tx, Row], None]) -> int:
-    """Give one consumer every event that it has not had, moving its position in the same transaction.
+def consume(
+    ctx: Context, name: str, react: Callable[[Context, Tx, Row], None], nouns: frozenset[str] | None = None
+) -> int:
+    """Give one consumer every event of its nouns that it has not had, moving its position in the same transaction.
 
     Returns how many. A consumer that is new begins at the first event.
     """
     total = 0
     while True:
         with ctx.db.read() as tx:
-            position = _position(tx, name)
-            if tx.row(sa.select(events.c.number).where(events.c.number > position).limit(1)) is None:
-                return total
-        with ctx.db.transaction() as tx:
-            position = _position(tx, name)
-            batch = tx.rows(sa.select(events).where(events.c.number > position).order_by(events.c.number).limit(BATCH))
-            for event in batch:
-                react(ctx, tx, event)
-            if batch:
-                values = {"name": name, "position": batch[-1]["number"]}
-                tx.upsert(consumers, [values], ("name",), ("position",))
-        total += len(batch)
-        if len(batch) < BATCH:
+            position = max(_position(tx, name), ctx.cache.get(f"seen:{name}", 0))
+            newest = tx.execute(sa.select(sa.func.max(events.c.number))).scalar_one() or 0
+            waiting = newest > position and tx.row(_after(position, nouns).limit(1)) is not None
+        if not waiting and newest - position < UNMOVED:
+            ctx.cache[f"seen:{name}"] = max(newest, position)  # nothing for this consumer up to there
             return total
+        total += _deliver(ctx, name, react, nouns, newest)
+
+
+def _deliver(
+    ctx: Context, name: str, react: Callable[[Context, Tx, Row], None], nouns: frozenset[str] | None, newest: int
+) -> int:
+    """One batch; the position moves to its last event, or to ``newest`` when there was none left before that."""
+    with ctx.db.transaction() as tx:
+        position = _position(tx, name)
+        batch = tx.rows(_after(position, nouns).where(events.c.number <= newest).limit(BATCH))
+        for event in batch:
+            react(ctx, tx, event)
+        reached = batch[-1]["number"] if len(batch) == BATCH else max(newest, position)
+        tx.upsert(consumers, [{"name": name, "position": reached}], ("name",), ("position",))
+    return len(batch)
+
+
+def _after(position: int, nouns: frozenset[str] | None) -> sa.Select[Any]:
+    query = sa.select(events).where(events.c.number > position).order_by(events.c.number)
+    return query if nouns is None else query.where(events.c.noun.in_(sorted(nouns)))
 
 
 def _position(tx: Tx, name: str) -> int:

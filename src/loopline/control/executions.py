@@ -221,6 +221,7 @@ def _start_job(view: _View, name: str, step: JobStep) -> bool:
     view.running += 1
     row = view.move(name, StepStatus.RUNNING, started_at=tx.now, cache_key=key)
     job = jobs.submit(
+        ctx,
         tx,
         owner="step",
         owner_id=row["id"],

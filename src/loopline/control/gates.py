@@ -54,7 +54,7 @@ def begin(ctx: Context, tx: Tx, version: Row, *, actor: str) -> Row | None:
         wanted_jobs = {}
         for role, scored in (("candidate", version), ("champion", champion)):
             if scored is not None:
-                wanted_jobs[role] = _score(tx, row["id"], role, scored, place, policy)
+                wanted_jobs[role] = _score(ctx, tx, row["id"], role, scored, place, policy)
         row = records.move(
             tx, "evaluation", row["id"], EvaluationStatus.SCORING, actor=SYSTEM.name, asset=place, jobs=wanted_jobs
         )
@@ -66,7 +66,7 @@ def begin(ctx: Context, tx: Tx, version: Row, *, actor: str) -> Row | None:
 
 
 def _score(
-    tx: Tx, evaluation: str, role: str, version: Row, asset: dict[str, Any], policy: dict[str, Any]
+    ctx: Context, tx: Tx, evaluation: str, role: str, version: Row, asset: dict[str, Any], policy: dict[str, Any]
 ) -> dict[str, Any]:
     """The predictions of a version on the asset: known, or a job that makes them."""
     slices = sorted({name.partition("=")[0] for name in policy.get("slices") or {}})
@@ -103,6 +103,7 @@ def _score(
         },
     }
     job = jobs.submit(
+        ctx,
         tx,
         owner="evaluation",
         owner_id=evaluation,

@@ -8,6 +8,7 @@ the attempt's files before it acts. A result commits only while the attempt is s
 import json
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ UNSENT_SECONDS = 15.0  # an attempt that is recorded and was not handed over by 
 
 
 def submit(
+    ctx: Context,
     tx: Tx,
     *,
     owner: str,
@@ -42,7 +44,7 @@ def submit(
     max_tries: int = 1,
     backoff_seconds: float = 0.0,
 ) -> Row:
-    """Record a job; the engine starts it when a slot is free. ``spec``: see ``_job_spec``."""
+    """Record a job; it starts after the commit when a slot is free, else when one is. ``spec``: see ``_job_spec``."""
     job = records.create(
         tx,
         "job",
@@ -56,46 +58,38 @@ def submit(
         max_tries=max_tries,
         backoff_seconds=backoff_seconds,
     )
-    queue.ask(tx, "jobs.start", "all")
+    _fill(ctx, tx)
     return job
 
 
 def start_ready(ctx: Context, _key: str = "all") -> float | None:
     """Start pending jobs while slots are free; returns seconds until one that waits for a time may start."""
-    for attempt, job in _take(ctx):
-        _launch(ctx, attempt, job)
     with ctx.db.read() as tx:
-        waiting = tx.row(
-            sa.select(sa.func.min(jobs.c.not_before).label("at")).where(
-                jobs.c.status == JobStatus.PENDING, jobs.c.not_before.is_not(None)
-            )
+        query = sa.select(sa.func.min(sa.func.coalesce(jobs.c.not_before, 0.0))).where(
+            jobs.c.status == JobStatus.PENDING
         )
-    if waiting is None or waiting["at"] is None:
+        first = tx.execute(query).scalar_one()
+    if first is None:
         return None
-    return float(max(0.05, waiting["at"] - ctx.clock.now()))
+    if first <= ctx.clock.now():
+        with ctx.db.transaction() as tx:
+            _fill(ctx, tx)
+        return None
+    return float(max(0.01, first - ctx.clock.now()))
 
 
-def _take(ctx: Context) -> list[tuple[Row, Row]]:
-    """Create an attempt for each job that may start now."""
-    taken = []
-    with ctx.db.read() as tx:
-        if tx.row(sa.select(jobs.c.id).where(jobs.c.status == JobStatus.PENDING).limit(1)) is None:
-            return []
-    with ctx.db.transaction() as tx:
-        busy = tx.execute(
-            sa.select(sa.func.count()).where(
-                attempts.c.host == ctx.host, attempts.c.status.in_((AttemptStatus.STARTING, AttemptStatus.RUNNING))
-            )
-        ).scalar_one()
-        query = (
-            sa.select(jobs)
-            .where(jobs.c.status == JobStatus.PENDING, sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now))
-            .order_by(jobs.c.created_at, jobs.c.id)
-            .limit(max(0, ctx.settings.max_jobs - int(busy)))
-        )
-        for job in tx.rows(query):
-            taken.append((_begin(ctx, tx, job), job))
-    return taken
+def _fill(ctx: Context, tx: Tx) -> None:
+    """Create an attempt for each job that may start now; they are handed to the backend after the commit."""
+    live = (AttemptStatus.STARTING, AttemptStatus.RUNNING)
+    busy = sa.select(sa.func.count()).where(attempts.c.host == ctx.host, attempts.c.status.in_(live))
+    free = ctx.settings.max_jobs - int(tx.execute(busy).scalar_one())
+    if free <= 0:
+        return
+    may_start = sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now)
+    query = sa.select(jobs).where(jobs.c.status == JobStatus.PENDING, may_start)
+    for job in tx.rows(query.order_by(jobs.c.created_at, jobs.c.id).limit(free)):
+        attempt = _begin(ctx, tx, job)
+        tx.after_commit.append(partial(_launch, ctx, attempt, job))
 
 
 def _begin(ctx: Context, tx: Tx, job: Row) -> Row:
@@ -245,13 +239,8 @@ def _finish(
         job = _settle(tx, job, status, exit_, results)
         if states.is_terminal("job", job["status"]):
             ctx.job_owners[job["owner"]](ctx, tx, job)
-        if _pending_jobs(tx):
-            queue.ask(tx, "jobs.start", "all")
+        _fill(ctx, tx)
         ctx.cache.setdefault("ended_attempts", []).append(attempt_id)
-
-
-def _pending_jobs(tx: Tx) -> bool:
-    return tx.row(sa.select(jobs.c.id).where(jobs.c.status == JobStatus.PENDING).limit(1)) is not None
 
 
 def _attempt_status(exit_: dict[str, Any]) -> AttemptStatus:
@@ -315,7 +304,7 @@ def _lose(ctx: Context, attempt_id: str) -> None:
             job = records.move(tx, "job", job["id"], JobStatus.FAILED, actor=SYSTEM.name, reason=text, ended_at=tx.now)
         else:
             job = records.move(tx, "job", job["id"], JobStatus.PENDING, actor=SYSTEM.name, reason=reason)
-            queue.ask(tx, "jobs.start", "all")
+            _fill(ctx, tx)
         if states.is_terminal("job", job["status"]):
             ctx.job_owners[job["owner"]](ctx, tx, job)
 

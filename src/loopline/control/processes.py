@@ -52,7 +52,9 @@ def _forkservers(ctx: Context, tx: Tx) -> list[dict[str, Any]]:
 
 def _forkserver(ctx: Context, row: Row) -> dict[str, Any]:
     name = f"fork-{row['key'][:16]}"
-    path = str(ctx.settings.run_dir / "fork" / f"{name}.sock")
+    folder = ctx.settings.run_dir / "fork"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = str(folder / f"{name}.sock")
     argv = [row["python"], "-I", str(RUNTIME / "forkserver.py"), "--socket", path]
     if row["preload"]:
         argv += ["--preload", ",".join(row["preload"])]

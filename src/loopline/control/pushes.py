@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from loopline.control import environments, events, executions, jobs, outputs, projects, specs
+from loopline.control import environments, events, executions, jobs, outputs, processes, projects, specs
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import pipelines, states
 from loopline.domain.access import Actor
@@ -222,9 +222,9 @@ def _prepare(ctx: Context, row: Row) -> None:
             return
         if loop.checks.commands and (row["options"] or {}).get("checks", True):
             records.move(tx, "push", row["id"], PushStatus.CHECKING, actor=SYSTEM.name)
-            _next_check(tx, current | {"environment": environment["id"]}, loop, environment)
+            _next_check(ctx, tx, current | {"environment": environment["id"]}, loop, environment)
         else:
-            _compile(tx, current, loop, environment)
+            _compile(ctx, tx, current, loop, environment)
 
 
 def _file(ctx: Context, tree: str, path: str) -> str | None:
@@ -232,7 +232,7 @@ def _file(ctx: Context, tree: str, path: str) -> str | None:
     return None if entry is None else ctx.blobs.read(entry.sha256).decode("utf-8", "replace")
 
 
-def _next_check(tx: Tx, row: Row, loop: Loop, environment: Row) -> bool:
+def _next_check(ctx: Context, tx: Tx, row: Row, loop: Loop, environment: Row) -> bool:
     """Submit the next of the project's checks; False when all have run."""
     done = {name: job for name, job in (row["jobs"] or {}).items() if name.startswith("check")}
     if len(done) >= len(loop.checks.commands):
@@ -244,6 +244,7 @@ def _next_check(tx: Tx, row: Row, loop: Loop, environment: Row) -> bool:
     if words and words[0] in ("python", "python3"):
         argv = [environment["python"], *words[1:]]
     job = jobs.submit(
+        ctx,
         tx,
         owner="push",
         owner_id=row["id"],
@@ -262,9 +263,10 @@ def _next_check(tx: Tx, row: Row, loop: Loop, environment: Row) -> bool:
     return True
 
 
-def _compile(tx: Tx, row: Row, loop: Loop, environment: Row) -> None:
+def _compile(ctx: Context, tx: Tx, row: Row, loop: Loop, environment: Row) -> None:
     records.move(tx, "push", row["id"], PushStatus.COMPILING, actor=SYSTEM.name)
     job = jobs.submit(
+        ctx,
         tx,
         owner="push",
         owner_id=row["id"],
@@ -297,8 +299,8 @@ def job_ended(ctx: Context, tx: Tx, job: Row) -> None:
         environment = records.get(tx, "environment", row["environment"])
         if job["kind"] == "compile":
             _start(ctx, tx, row, loop, environment, job)
-        elif not _next_check(tx, row, loop, environment):
-            _compile(tx, row, loop, environment)
+        elif not _next_check(ctx, tx, row, loop, environment):
+            _compile(ctx, tx, row, loop, environment)
     except LooplineError as error:
         reject(tx, row["id"], error.message)
 
@@ -320,7 +322,9 @@ def _start(ctx: Context, tx: Tx, row: Row, loop: Loop, environment: Row, job: Ro
     project, _ = projects.apply_in(ctx, tx, loop, row["tree"], moved, actor=row["by"])
     projects.put_data(ctx, tx, loop, row["tree"], actor=row["by"])
     if moved["model"] == loop.model.name:
-        records.set(tx, "project", project["id"], actor=SYSTEM.name, environment=environment["id"])
+        if project["environment"] != environment["id"]:
+            records.set(tx, "project", project["id"], actor=SYSTEM.name, environment=environment["id"])
+        tx.after_commit.append(lambda: processes.write(ctx))
     pipeline = keep(tx, row["project"], spec, actor=row["by"])
     options = row["options"] or {}
     defaults = {**loop.pipeline.parameters, **moved["parameters"]}

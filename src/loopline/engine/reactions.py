@@ -6,6 +6,7 @@ from typing import NamedTuple
 from loopline.control import audit, firings, monitoring, retraining, rollouts, topics
 from loopline.control.context import Context
 from loopline.store.db import Row, Tx
+from loopline.store.schema import NOUNS
 
 
 class Reaction(NamedTuple):
@@ -13,13 +14,17 @@ class Reaction(NamedTuple):
 
     name: str
     react: Callable[[Context, Tx, Row], None]
+    nouns: frozenset[str] | None = None  # None: every event
 
+
+# What people are told about; attempts, jobs and runs are parts of steps and executions.
+TOLD = frozenset(NOUNS) - {"attempt", "delivery", "job", "run", "subscription", "topic"}
 
 REACTIONS = (
     Reaction("audit", audit.chain),
-    Reaction("release", rollouts.react),
-    Reaction("notify", topics.notify),
-    Reaction("triggers", firings.react),
-    Reaction("retraining", retraining.react),
-    Reaction("monitors", monitoring.react),
+    Reaction("release", rollouts.react, frozenset({"version"})),
+    Reaction("notify", topics.notify, TOLD),
+    Reaction("triggers", firings.react, frozenset({"asset"})),
+    Reaction("retraining", retraining.react, frozenset({"execution", "push", "retraining"})),
+    Reaction("monitors", monitoring.react, frozenset({"endpoint", "variant", "version"})),
 )

@@ -25,6 +25,7 @@ log = logging.getLogger("loopline.engine")
 
 LEASE_SECONDS = 60.0
 IDLE_SECONDS = 0.5
+BREATH_SECONDS = 0.02  # between two rounds of reactions, so that a burst of events is read in a few batches
 MAX_ERROR = 2000
 MAX_WAKE_BYTES = 4096
 QUICK_WORKERS = 2
@@ -96,8 +97,8 @@ class Engine:
 
     def _heard(self, kind: object, message: dict[str, object]) -> None:
         if kind == "attempt" and isinstance(message.get("id"), str):
-            if jobs.collect(self.ctx, str(message["id"])):
-                jobs.start_ready(self.ctx)
+            jobs.collect(self.ctx, str(message["id"]))
+            return  # whatever follows from it has been done, or has been asked for by an event
         elif kind == "spool":
             monitoring.ingest(self.ctx)
         self.wake()
@@ -109,8 +110,9 @@ class Engine:
         while not self._stopping.is_set():
             bell.clear()
             for reaction in REACTIONS:
-                consume = partial(events.consume, self.ctx, reaction.name, reaction.react)
+                consume = partial(events.consume, self.ctx, reaction.name, reaction.react, reaction.nouns)
                 self._safely(f"reaction {reaction.name}", consume)
+            self._stopping.wait(BREATH_SECONDS)
             bell.wait(IDLE_SECONDS)
 
     def _tick(self) -> None:

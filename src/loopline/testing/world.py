@@ -53,7 +53,7 @@ class World:
         for tick in TICKS:
             tick.run(self.ctx)
         for reaction in REACTIONS:
-            events.consume(self.ctx, reaction.name, reaction.react)
+            events.consume(self.ctx, reaction.name, reaction.react, reaction.nouns)
         tasks = queue.claim(self.ctx.db, sorted(TASKS), "world", 60.0, 100)
         for task in tasks:
             again = TASKS[task.kind](self.ctx, task.key)
