@@ -1,0 +1,167 @@
+"""Endpoints: list, show, create, delete, traffic, drift, quality; release, rollback and live at the top level."""
+
+from typing import Any
+
+import click
+
+from loopline.cli.session import VERSION, Session, assignments, moment, options
+
+
+def _shares(endpoint: dict[str, Any]) -> str:
+    shown = [v for v in endpoint["variants"] if v["weight"] or v["status"] != "Warm"]
+    return ", ".join(f"{v['name']} {v['weight']:g}% {v['status']}" for v in shown)
+
+
+COLUMNS = (
+    ("ENDPOINT", "name"),
+    ("STATUS", "status"),
+    ("MODEL", "model"),
+    ("VARIANTS", _shares),
+    ("PROJECT", "project"),
+    ("REASON", "reason"),
+)
+LIVE_COLUMNS = (
+    ("ENDPOINT", "endpoint"),
+    ("MODEL", "model"),
+    ("VERSION", "version"),
+    ("SHARE", lambda row: f"{row['share']:.1%}"),
+    ("SINCE", "since_at"),
+)
+
+
+@click.group()
+def endpoints() -> None:
+    """Endpoints, their traffic, drift and quality."""
+
+
+@endpoints.command("list")
+@click.option("--project")
+@options
+def list_(session: Session, project: str | None) -> None:
+    """Endpoints and what serves behind them."""
+    session.table(session.client.get("endpoints", project=project), COLUMNS)
+
+
+@endpoints.command()
+@click.argument("endpoint")
+@options
+def show(session: Session, endpoint: str) -> None:
+    """One endpoint with its variants and rollout."""
+    session.record(session.client.get("endpoints", endpoint))
+
+
+@endpoints.command()
+@click.argument("name")
+@click.option("--model", help="The model whose versions it serves.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="As in [endpoint] of loop.toml.")
+@options
+def create(session: Session, name: str, model: str | None, settings: tuple[str, ...]) -> None:
+    """Create an endpoint by hand."""
+    made = session.client.post("endpoints", name=name, model=model, settings=assignments(settings) or None)
+    session.done(made, f"endpoint {name} {made['status']}")
+
+
+@endpoints.command()
+@click.argument("endpoint")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options
+def delete(session: Session, endpoint: str, yes: bool) -> None:
+    """Take an endpoint away: its callers get 404."""
+    if not yes:
+        click.confirm(f"Take {endpoint} away from its callers?", abort=True, err=True)
+    session.done(session.client.delete("endpoints", endpoint), f"endpoint {endpoint} deleted")
+
+
+@endpoints.command()
+@click.argument("endpoint")
+@click.option("--since", default="1h", show_default=True, help="A time, or 10m, 2h, 1d ago.")
+@click.option("--period", default=60, show_default=True, help="Seconds.")
+@options
+def traffic(session: Session, endpoint: str, since: str, period: int) -> None:
+    """Requests, errors and latency."""
+    found = session.client.get("endpoints", endpoint, "traffic", start=moment(since), period_seconds=period)
+    columns = (
+        ("AT", "at"),
+        ("VARIANT", "variant"),
+        ("REQUESTS", "requests"),
+        ("4XX", "errors_4xx"),
+        ("5XX", "errors_5xx"),
+        ("P50 MS", "latency_ms.p50"),
+        ("P99 MS", "latency_ms.p99"),
+    )
+    session.table(found, columns, empty="no requests in this time")
+
+
+@endpoints.command()
+@click.argument("endpoint")
+@options
+def drift(session: Session, endpoint: str) -> None:
+    """The newest drift reports."""
+    columns = (("END", "end_at"), ("VARIANT", "variant"), ("FIRED", "fired"), ("REPORT", "body"))
+    session.table(session.client.get("endpoints", endpoint, "drift"), columns, empty="no drift report yet")
+
+
+@endpoints.command()
+@click.argument("endpoint")
+@click.option("--since", default="7d", show_default=True, help="A time, or 10m, 2h, 1d ago.")
+@options
+def quality(session: Session, endpoint: str, since: str) -> None:
+    """How right the predictions were, from labels that have arrived."""
+    session.record(session.client.get("endpoints", endpoint, "quality", start=moment(since)), ("total", "items"))
+
+
+# -- traffic moves: verbs at the top level ----------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("endpoint")
+@click.argument("version", type=VERSION, required=False)
+@click.option("--model", help="Another model than the endpoint's own.")
+@click.option("--strategy", type=click.Choice(["canary", "all-at-once"]))
+@click.option("--force", is_flag=True, help="Although the version is not Approved; needs --reason, is audited.")
+@click.option("--reason")
+@click.option("--wait/--no-wait", default=False, help="Wait until traffic moves no more.")
+@click.option("--timeout", type=float, help="Seconds to wait.")
+@options
+def release(
+    session: Session, endpoint: str, version: int | None, wait: bool, timeout: float | None, force: bool, **body: Any
+) -> int:
+    """Move an endpoint's traffic to a version (default: the newest Approved one)."""
+    made = session.client.post("endpoints", endpoint, "release", number=version, force=force or None, **body)
+    if not wait:
+        session.done(made, f"rollout {made['id']} {made['status']}: {endpoint} moves to {made['variant']}")
+        return 0
+    told: list[str] = []
+
+    def progress(found: dict[str, Any]) -> None:
+        line = f"  {found['status']}, step {found['step']}"
+        if told[-1:] != [line]:
+            told.append(line)
+            session.note(line)
+
+    found = session.client.wait_rollout(made["id"], timeout, progress)
+    reason = f": {found['reason']}" if found.get("reason") else ""
+    session.done(found, f"rollout {found['id']} {found['status']}{reason}")
+    return 0 if found["status"] == "Succeeded" else 1
+
+
+@click.command()
+@click.argument("endpoint")
+@click.option("--reason")
+@options
+def rollback(session: Session, endpoint: str, reason: str | None) -> None:
+    """Put an endpoint back on the version it served before."""
+    found = session.client.post("endpoints", endpoint, "rollback", reason=reason)
+    now = found.get("serving") or {}
+    what = f"{now.get('model')} v{now.get('version')}" if now else "nothing"
+    session.done(found, f"{endpoint} serves {what} again, after {found['seconds']:.3f} s")
+
+
+@click.command()
+@click.option("--at", "at", metavar="TIME", help="2026-01-31T12:00:00Z, or 10m, 2h, 1d ago (default: now).")
+@click.option("--endpoint")
+@options
+def live(session: Session, at: str | None, endpoint: str | None) -> None:
+    """Which version serves, or served at a time, which share of each endpoint."""
+    found = session.client.get("live", at=moment(at), endpoint=endpoint)
+    session.table(found, LIVE_COLUMNS, empty="nothing serves")

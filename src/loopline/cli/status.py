@@ -1,0 +1,66 @@
+"""The whole loop at a glance."""
+
+from typing import Any
+
+import click
+
+from loopline.cli.session import Session, options
+
+
+@click.command()
+@options
+def status(session: Session) -> None:
+    """The whole loop at a glance: what serves, runs, waits and alarms."""
+    found = session.client.get("status")
+    if session.as_json:
+        session.json(found)
+        return
+    for title, items, columns in (
+        (
+            "Endpoints",
+            _served(found),
+            (("ENDPOINT", "name"), ("STATUS", "status"), ("SERVES", "serves"), ("HOUR", "hour")),
+        ),
+        (
+            "Executions",
+            found["executions"],
+            (
+                ("EXECUTION", "id"),
+                ("STATUS", "status"),
+                ("PIPELINE", "pipeline"),
+                ("STEPS", _steps),
+                ("AT", "created_at"),
+            ),
+        ),
+        (
+            "Waiting for approval",
+            found["waiting"],
+            (("MODEL", "model"), ("VERSION", "number"), ("GATE", "evaluation.status"), ("BY", "requested_by")),
+        ),
+        (
+            "Alarms",
+            found["alarms"],
+            (("ALARM", "name"), ("STATUS", "status"), ("SINCE", "since_at"), ("REASON", "reason")),
+        ),
+    ):
+        if items:
+            click.echo(click.style(title, bold=True))
+            session.table({"items": items}, columns)
+    if not any(found[key] for key in ("endpoints", "executions", "waiting", "alarms")):
+        session.note("nothing here yet; begin with: loopline init my-project")
+
+
+def _served(found: dict[str, Any]) -> list[dict[str, Any]]:
+    shown = []
+    for endpoint in found["endpoints"]:
+        variants = [v for v in endpoint["variants"] if v["share"] > 0]
+        requests = sum(v["last_hour"]["requests"] for v in endpoint["variants"])
+        errors = sum(v["last_hour"]["errors_5xx"] for v in endpoint["variants"])
+        serves = ", ".join(f"{v['model']} v{v['number']} {v['share']:.0%}" for v in variants) or "nothing"
+        shown.append({**endpoint, "serves": serves, "hour": f"{requests} requests, {errors} errors"})
+    return shown
+
+
+def _steps(execution: dict[str, Any]) -> str:
+    done = sum(step["status"] == "Succeeded" for step in execution["steps"])
+    return f"{done}/{len(execution['steps'])}"

@@ -1,0 +1,99 @@
+"""Topics, their subscriptions and deliveries."""
+
+from typing import Any
+
+import click
+
+from loopline.cli.session import Session, limit_option, options
+
+
+def _subscribers(topic: dict[str, Any]) -> str:
+    return ", ".join(f"{s['kind']} {s['url']} ({s['id']})" for s in topic.get("subscriptions") or [])
+
+
+@click.group()
+def topics() -> None:
+    """Notifications: topics, subscriptions, deliveries."""
+
+
+@topics.command("list")
+@click.option("--project")
+@options
+def list_(session: Session, project: str | None) -> None:
+    """Topics with their subscriptions."""
+    columns = (("TOPIC", "name"), ("PROJECT", "project"), ("EVENTS", "match"), ("SUBSCRIPTIONS", _subscribers))
+    session.table(session.client.get("topics", project=project), columns)
+
+
+@topics.command()
+@click.argument("name")
+@click.option("--event", "events", multiple=True, help="Such as version.Approved or alarm.*; may be repeated.")
+@click.option("--project", help="Only this project's events.")
+@options
+def create(session: Session, name: str, events: tuple[str, ...], project: str | None) -> None:
+    """Create a topic."""
+    made = session.client.post("topics", name=name, events=list(events) or None, project=project)
+    session.done(made, f"topic {name} created")
+
+
+@topics.command()
+@click.argument("name")
+@options
+def delete(session: Session, name: str) -> None:
+    """Remove a topic and its subscriptions."""
+    session.done(session.client.delete("topics", name), f"topic {name} removed")
+
+
+@topics.command()
+@click.argument("topic")
+@click.argument("kind", type=click.Choice(["webhook", "slack"]))
+@click.argument("address")
+@click.option("--secret", help="Name of the stored secret that signs (made when absent).")
+@options
+def subscribe(session: Session, topic: str, kind: str, address: str, secret: str | None) -> None:
+    """Send a topic's events to an address."""
+    made = session.client.post("subscriptions", topic=topic, kind=kind, url=address, secret=secret)
+    session.done(made, f"subscription {made['id']}" + (f"; signing secret: {made['key']}" if made.get("key") else ""))
+
+
+@topics.command()
+@click.argument("subscription")
+@options
+def unsubscribe(session: Session, subscription: str) -> None:
+    """Remove a subscription."""
+    session.done(session.client.delete("subscriptions", subscription), f"subscription {subscription} removed")
+
+
+@topics.command()
+@click.argument("topic")
+@options
+def test(session: Session, topic: str) -> None:
+    """Send a message to every subscription, to see that it arrives."""
+    session.record(session.client.post("topics", topic, "test"))
+
+
+@topics.command()
+@click.option("--topic")
+@click.option("--status")
+@limit_option
+@options
+def deliveries(session: Session, topic: str | None, status: str | None, limit: int) -> None:
+    """Messages and what their receivers answered."""
+    columns = (
+        ("DELIVERY", "id"),
+        ("STATUS", "status"),
+        ("EVENT", "event"),
+        ("TRIES", "tries"),
+        ("NEXT", "next_at"),
+        ("CREATED", "created_at"),
+    )
+    session.table(session.client.get("deliveries", topic=topic, status=status, limit=limit), columns)
+
+
+@topics.command()
+@click.argument("delivery")
+@options
+def redeliver(session: Session, delivery: str) -> None:
+    """Send a message that is over once more."""
+    found = session.client.post("deliveries", delivery, "redeliver")
+    session.done(found, f"delivery {delivery} {found['status']}")

@@ -1,0 +1,136 @@
+"""Model versions: list, show, compare, lineage, evaluate, copy, approve, reject."""
+
+from typing import Any
+
+import click
+
+from loopline.cli.session import VERSION, Session, limit_option, model_and_number, options
+from loopline.errors import GateRefused
+
+
+def _metrics(version: dict[str, Any]) -> str:
+    found = (version.get("metrics") or {}).items()
+    return ", ".join(f"{k}={v:.4g}" for k, v in list(found)[:4] if isinstance(v, int | float))
+
+
+COLUMNS = (
+    ("MODEL", "model"),
+    ("VERSION", "number"),
+    ("STATUS", "status"),
+    ("METRICS", _metrics),
+    ("BY", "requested_by"),
+    ("DECIDED BY", "decided_by"),
+    ("CREATED", "created_at"),
+)
+SHOWN = (
+    *("model", "number", "status", "metrics", "aliases", "execution", "run", "requested_by", "created_at"),
+    *("decided_by", "decided_at", "policy", "comment", "copied_from", "evaluation"),
+)
+
+
+@click.group()
+def versions() -> None:
+    """Model versions, their evidence and lineage."""
+
+
+@versions.command("list")
+@click.argument("model")
+@click.option("--status")
+@click.option("--order", help="A metric; -METRIC for the greatest first.")
+@limit_option
+@options
+def list_(session: Session, model: str, status: str | None, order: str | None, limit: int) -> None:
+    """Versions of a model, newest first or by a metric."""
+    found = session.client.get("models", model, "versions", status=status, order=order, limit=limit)
+    session.table(found, COLUMNS)
+
+
+@versions.command()
+@click.argument("model")
+@click.argument("version", type=VERSION, required=False)
+@options
+def show(session: Session, model: str, version: int | None) -> None:
+    """One version: loopline versions show patients 3 (or patients:3)."""
+    name, number = model_and_number(model, version)
+    session.record(session.client.get("models", name, "versions", number), None if session.as_json else SHOWN)
+
+
+@versions.command()
+@click.argument("model")
+@click.argument("first", type=VERSION)
+@click.argument("second", type=VERSION)
+@options
+def compare(session: Session, model: str, first: int, second: int) -> None:
+    """The metrics of two versions side by side."""
+    found = session.client.get("models", model, "versions", "compare", a=first, b=second)
+    session.table(found, (("METRIC", "key"), (f"v{first}", "a"), (f"v{second}", "b"), ("DIFFERENCE", "difference")))
+
+
+@versions.command()
+@click.argument("model")
+@click.argument("version", type=VERSION, required=False)
+@options
+def lineage(session: Session, model: str, version: int | None) -> None:
+    """Where a version comes from: commit, data, parameters, environment."""
+    name, number = model_and_number(model, version)
+    session.record(session.client.get("models", name, "versions", number, "lineage"))
+
+
+@versions.command()
+@click.argument("model")
+@click.argument("version", type=VERSION, required=False)
+@click.option("--wait/--no-wait", default=True, help="Wait for the judgement.")
+@click.option("--timeout", type=float, help="Seconds to wait.")
+@options
+def evaluate(session: Session, model: str, version: int | None, wait: bool, timeout: float | None) -> int:
+    """Judge a version on the gate's test data; exits 3 when the gate refuses."""
+    name, number = model_and_number(model, version)
+    found = session.client.post("models", name, "versions", number, "evaluate")
+    if wait:
+        found = session.client.wait_evaluation(found["id"], timeout)
+    reason = f": {found['reason']}" if found.get("reason") else ""
+    session.done(found, f"evaluation {found['id']} {found['status']}{reason}")
+    return {"Refused": GateRefused.exit_code, "Failed": 1}.get(found["status"], 0)
+
+
+@versions.command()
+@click.argument("model")
+@click.argument("version", type=VERSION)
+@click.argument("to")
+@options
+def copy(session: Session, model: str, version: int, to: str) -> None:
+    """Copy a version into another model."""
+    made = session.client.post("models", model, "versions", version, "copy", to=to)
+    session.done(made, f"{model} v{version} is {to} v{made['number']}")
+
+
+# -- the two verbs of approval, at the top level ----------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("model")
+@click.argument("version", type=VERSION, required=False)
+@click.option("--comment", help="Why.")
+@click.option("--force", is_flag=True, help="Although the gate refuses; needs --reason, is audited.")
+@click.option("--reason", help="Why by force.")
+@options
+def approve(
+    session: Session, model: str, version: int | None, comment: str | None, force: bool, reason: str | None
+) -> None:
+    """Approve a version: loopline approve patients 3. Exits 3 when the gate refuses."""
+    name, number = model_and_number(model, version)
+    path = ("models", name, "versions", number, "approve")
+    found = session.client.post(*path, comment=comment, force=force or None, reason=reason)
+    session.done(found, f"{name} v{number} is {found['status']}")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("version", type=VERSION, required=False)
+@click.option("--comment", required=True, help="Why.")
+@options
+def reject(session: Session, model: str, version: int | None, comment: str) -> None:
+    """Reject a version, saying why."""
+    name, number = model_and_number(model, version)
+    found = session.client.post("models", name, "versions", number, "reject", comment=comment)
+    session.done(found, f"{name} v{number} is {found['status']}")
