@@ -29,12 +29,14 @@ TASK = "labels.join"
 MAX_ITEMS = 10_000
 MAX_ID_LENGTH = 127
 MAX_LABEL_CHARACTERS = 1000
-JOIN_AT_ONCE = 2000
+JOIN_AT_ONCE = 1000
+IDS_AT_ONCE = 500
 SOON_SECONDS = 2.0  # a request may be labelled before its record has been written
 LATER_SECONDS = 600.0
 PATIENCE_SECONDS = 60.0  # for a request id: its record is written within a second
 JOIN_PATIENCE_SECONDS = 86_400.0  # for a client's id: its request may come after the label
 
+_KEY = ("endpoint", "join_id")
 QUALITY, LABELLED = "quality", "labelled"
 
 
@@ -62,19 +64,31 @@ def put_labels(ctx: Context, actor: Actor, *, endpoint: str, items: list[dict[st
     taken = {"accepted": 0, "duplicates": 0, "conflicts": 0}
     with ctx.db.transaction(durable=True) as tx:
         monitoring.endpoint_row(tx, endpoint)
+        new: dict[str, Any] = {}
+        there = _values(tx, endpoint, [join_id for join_id, _ in rows])
         for join_id, value in rows:
-            row = {"endpoint": endpoint, "join_id": join_id, "value": value, "at": tx.now, "by": actor.name}
-            if tx.insert_ignore(labels, row):
+            if join_id not in there:
+                new[join_id] = there[join_id] = value
                 taken["accepted"] += 1
-                continue
-            there = tx.execute(
-                sa.select(labels.c.value).where(labels.c.endpoint == endpoint, labels.c.join_id == join_id)
-            ).scalar_one()
-            taken["duplicates" if there == value else "conflicts"] += 1
+            else:
+                taken["duplicates" if there[join_id] == value else "conflicts"] += 1
+        common = {"endpoint": endpoint, "at": tx.now, "by": actor.name}
+        tx.upsert(labels, [{**common, "join_id": i, "value": v} for i, v in new.items()], _KEY, ("at",))
         if taken["accepted"]:
             queue.ask(tx, TASK, endpoint)
     ctx.wake()
     return taken
+
+
+def _values(tx: Tx, endpoint: str, ids: list[str]) -> dict[str, Any]:
+    """{id: label} of those of these ids that have one already."""
+    c = labels.c
+    found: dict[str, Any] = {}
+    for start in range(0, len(ids), IDS_AT_ONCE):
+        some = ids[start : start + IDS_AT_ONCE]
+        rows = tx.rows(sa.select(c.join_id, c.value).where(c.endpoint == endpoint, c.join_id.in_(some)))
+        found.update((row["join_id"], row["value"]) for row in rows)
+    return found
 
 
 def put_labels_csv(ctx: Context, actor: Actor, *, endpoint: str, chunks: Iterable[bytes]) -> dict[str, Any]:
@@ -164,15 +178,15 @@ def join(ctx: Context, key: str) -> float | None:
     A request that the log no longer holds is waited for a minute (a client's own id: a day), then given up.
     """
     c = labels.c
-    query = sa.select(labels).where(c.endpoint == key, c.joined_at.is_(None)).order_by(c.at.desc(), c.join_id.desc())
+    # By id, which is by time for request ids: a batch then lies in few segments, in whatever order labels were sent.
+    query = sa.select(labels).where(c.endpoint == key, c.joined_at.is_(None)).order_by(c.join_id)
     following = query
     while True:
         with ctx.db.read() as tx:
             pending = tx.rows(following.limit(JOIN_AT_ONCE))
         if not pending:
             break
-        last = pending[-1]
-        following = query.where(sa.or_(c.at < last["at"], sa.and_(c.at == last["at"], c.join_id < last["join_id"])))
+        following = query.where(c.join_id > pending[-1]["join_id"])
         _join_batch(ctx, key, pending, _find(ctx, key, pending))
     with ctx.db.read() as tx:
         waiting = tx.execute(
@@ -194,19 +208,29 @@ def _find(ctx: Context, endpoint: str, pending: list[Row]) -> dict[str, CaptureR
 
 
 def _join_batch(ctx: Context, endpoint: str, pending: list[Row], found: dict[str, CaptureRecord]) -> None:
-    with ctx.db.transaction() as tx:
-        joined: list[_Joined] = []
+    now, c = ctx.clock.now(), labels.c
+    over = [row for row in pending if row["join_id"] in found or now - row["at"] >= _patience(row["join_id"])]
+    if not over:
+        return
+    with ctx.db.read() as tx:
         positive = (monitoring.endpoint_row(tx, endpoint)["settings"] or {}).get("positive")
-        for row in pending:
-            record = found.get(row["join_id"])
-            if record is None and tx.now - row["at"] < _patience(row["join_id"]):
-                continue
-            c = labels.c
-            update = labels.update().where(c.endpoint == endpoint, c.join_id == row["join_id"], c.joined_at.is_(None))
-            request = None if record is None else str(record.meta["id"])
-            if tx.execute(update.values(joined_at=tx.now, request=request)).rowcount == 1 and record is not None:
-                joined += _pairs(record, row["value"], positive)
-        _count(tx, endpoint, joined, positive)
+    pairs = {
+        i: list(_pairs(record, row["value"], positive)) for row in over if (record := found.get(i := row["join_id"]))
+    }
+    with ctx.db.transaction() as tx:
+        # Asked again inside: a label whose sums another worker has counted is not counted once more.
+        query = sa.select(c.join_id).where(
+            c.endpoint == endpoint, c.joined_at.is_(None), c.join_id.in_([row["join_id"] for row in over])
+        )
+        still = set(tx.execute(query.with_for_update()).scalars())
+        if not still:
+            return
+        update = labels.update().where(c.endpoint == endpoint, c.join_id == sa.bindparam("join"))
+        tx.execute(
+            update.values(joined_at=tx.now, request=sa.bindparam("found")),
+            [{"join": i, "found": str(found[i].meta["id"]) if i in found else None} for i in sorted(still)],
+        )
+        _count(tx, endpoint, [pair for i in sorted(still) for pair in pairs.get(i, ())], positive)
 
 
 def _patience(join_id: str) -> float:

@@ -4,6 +4,7 @@ A segment is called ``<start in ms, 15 digits>.seg``; a request id carries the t
 stand ``<same>.joins``: one JSON line ``[offset, join id]`` for each record to which a client gave an id of its own.
 """
 
+import bisect
 import csv
 import json
 import math
@@ -50,13 +51,10 @@ def started_at(segment: str) -> float:
 
 def candidates(names: Sequence[str], start: float, end: float) -> list[str]:
     """Of sorted segment names, those that can hold records of requests made in ``start <= t <= end``."""
-    found = []
-    for position, name in enumerate(names):
-        closed = started_at(names[position + 1]) if position + 1 < len(names) else math.inf
-        # A record is written when the request has ended. Clocks of two processes differ by less than a second.
-        if started_at(name) <= end + LONGEST_REQUEST_SECONDS and closed >= start - 1.0:
-            found.append(name)
-    return found
+    # A record is written when the request has ended. Clocks of two processes differ by less than a second.
+    last = bisect.bisect_right(names, end + LONGEST_REQUEST_SECONDS, key=started_at)
+    first = bisect.bisect_left(names, start - 1.0, key=started_at)
+    return list(names[max(first - 1, 0) : last])
 
 
 def encode_join(offset: int, join: str) -> bytes:
