@@ -34,6 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "rollback": Entry("endpoints:rollback", "Put an endpoint back on the version before."),
     "live": Entry("endpoints:live", "Which version serves (or served) which share."),
     "why": Entry("requests:why", "Everything that one prediction rests on."),
+    "serve": Entry("serve:serve", "Serve a model file, or a project's predict code, from here."),
     "status": Entry("status:status", "The whole loop at a glance."),
     "doctor": Entry("doctor:doctor", "What this machine gives loopline, and what is missing."),
     # nouns
