@@ -352,6 +352,27 @@ def test_a_request_in_flight_finishes_on_the_old_server_after_a_swap(rig, make_v
         assert (status, headers["x-loopline-version"]) == (200, "1")
 
 
+def test_a_request_whose_body_comes_after_a_swap_goes_by_the_new_table(rig, make_variant, until):
+    rig.publish(make_variant("v1", rig.start_server("a", ECHO), version=1), wait=False)
+    rig.start_gateway()
+    parts = rig.request_bytes({"x": 3}).partition(b"\r\n\r\n")
+    with rig.raw() as sock, rig.raw() as revoked:
+        sock.sendall(parts[0] + parts[1])
+        revoked.sendall(parts[0] + parts[1])
+        assert rig.ask({"x": 1})[0] == 200  # so the heads have been read
+        rig.publish(make_variant("v2", rig.start_server("b", ECHO), version=2))
+        rig.kill("a")
+        sock.sendall(parts[2])
+        ((status, headers, document),) = read_answers(sock, 1)
+        assert (status, headers["x-loopline-version"], document) == (200, "2", {"predictions": [3.0]})
+        text = json.loads((rig.folder / "snapshot.json").read_text())
+        text.update(number=3, keys={})
+        rig.write_snapshot(json.dumps(text))
+        until(lambda: rig.state()["number"] == 3)
+        revoked.sendall(parts[2])
+        assert read_answers(revoked, 1)[0][0] == 401
+
+
 def test_a_snapshot_that_is_not_valid_changes_nothing(served, make_variant, until):
     for text in (
         "{",

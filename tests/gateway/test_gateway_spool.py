@@ -5,8 +5,6 @@ import os
 import resource
 import signal
 
-import pytest
-
 from loopline.domain.capture import META_FIELDS, encode_record, iter_records
 from loopline.gateway import spool as spool_module
 from loopline.gateway.spool import Segment, Spool
@@ -93,26 +91,31 @@ def test_segments_rotate_by_size(tmp_path, monkeypatch):
     assert numbers == list(range(50))
 
 
-def test_a_write_that_fails_half_way_leaves_no_torn_record(tmp_path, monkeypatch):
+def test_a_write_that_fails_half_way_keeps_whole_records_and_cuts_the_torn_one_off(tmp_path, monkeypatch):
     segment = Segment(tmp_path)
-    segment.append(encode_record({"n": 1}))
-    real = os.write
+    records = [encode_record({"n": number}) for number in range(5)]
+    assert segment.append(records[:1]) == (1, None)
+    real, room = os.write, [len(records[1]) + 10]
 
-    def half(descriptor, data):
-        if len(data) > 20:
-            return real(descriptor, data[:20])
-        raise OSError(28, "No space left on device")
+    def full(descriptor, data):
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        count = real(descriptor, data[: room[0]])
+        room[0] -= count
+        return count
 
-    monkeypatch.setattr(os, "write", half)
-    with pytest.raises(OSError, match="No space"):
-        segment.append(encode_record({"n": 2}))
-    monkeypatch.setattr(os, "write", real)
-    segment.append(encode_record({"n": 3}))
-    segment.close()
+    monkeypatch.setattr(os, "write", full)
+    kept, error = segment.append(records[1:4])
+    assert kept == 1
+    assert "No space" in str(error)
     (path,) = tmp_path.glob("*.seg")
-    records, consumed = iter_records(path.read_bytes())
-    assert [record.meta["n"] for record in records] == [1, 3]
-    assert consumed == path.stat().st_size
+    seen = path.stat().st_size  # a reader may be here already
+    monkeypatch.setattr(os, "write", real)
+    assert segment.append(records[4:]) == (1, None)
+    segment.close()
+    found, consumed = iter_records(path.read_bytes())
+    assert [record.meta["n"] for record in found] == [0, 1, 4]
+    assert consumed == path.stat().st_size > seen
 
 
 def test_a_full_disk_drops_captures_with_a_count_and_one_line_while_answers_go_on(rig, make_variant, until):

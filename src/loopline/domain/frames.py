@@ -8,6 +8,8 @@ for the model server, which may import nothing of this package; a test holds the
 import struct
 from typing import NamedTuple
 
+from loopline.errors import Corrupt
+
 HEAD = struct.Struct(">IQB")
 TEXT = struct.Struct(">H")
 ANSWER = struct.Struct(">HH")
@@ -25,10 +27,6 @@ class Frame(NamedTuple):
     payload: bytes
 
 
-class FrameError(ValueError):
-    """The bytes are no frames: the connection has to be closed."""
-
-
 class FrameReader:
     """Cuts a byte stream into frames."""
 
@@ -38,7 +36,7 @@ class FrameReader:
         self._need = 0
 
     def feed(self, data: bytes) -> list[Frame]:
-        """The frames that ``data`` completes. Raises ``FrameError`` for one that is too long or too short."""
+        """The frames that ``data`` completes. Raises ``Corrupt`` for one that is too long or too short."""
         if self._parts:
             self._parts.append(data)
             self._size += len(data)
@@ -50,7 +48,7 @@ class FrameReader:
         while size - at >= HEAD.size:
             length, number, kind = HEAD.unpack_from(data, at)
             if not _REST <= length <= MAX_FRAME_BYTES:
-                raise FrameError(f"a frame of {length} bytes is not allowed")
+                raise Corrupt(f"a frame of {length} bytes is not allowed")
             end = at + 4 + length
             if end > size:
                 need = 4 + length
@@ -72,11 +70,11 @@ def encode_predict(number: int, content_type: bytes, body: bytes) -> bytes:
 
 
 def decode_answer(payload: bytes) -> tuple[int, bytes, bytes]:
-    """(HTTP status, content type, body) of an answer. Raises ``FrameError`` when it is cut short."""
+    """(HTTP status, content type, body) of an answer. Raises ``Corrupt`` when it is cut short."""
     if len(payload) < ANSWER.size:
-        raise FrameError("an answer frame without a status")
+        raise Corrupt("an answer frame without a status")
     status, length = ANSWER.unpack_from(payload)
     end = ANSWER.size + length
     if end > len(payload) or not 200 <= status <= 599:
-        raise FrameError("an answer frame that is cut short or has no HTTP status")
+        raise Corrupt("an answer frame that is cut short or has no HTTP status")
     return status, payload[ANSWER.size : end], payload[end:]

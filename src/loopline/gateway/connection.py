@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from loopline.errors import InvalidInput
 from loopline.gateway.answers import CLOSE, RETRY_AFTER, error_body, whole_answer
 from loopline.gateway.exchange import Exchange, Reply
-from loopline.gateway.head import MAX_HEAD_BYTES, MAX_HEADERS, Head, Refusal, malformed, too_big
+from loopline.gateway.head import MAX_HEAD_BYTES, MAX_HEADERS, Head, malformed, refusal, too_big
 from loopline.gateway.invocation import Invocation
 from loopline.gateway.proxy import Proxied
 
@@ -43,7 +44,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._unparsed = 0
-        self._refusal: Refusal | None = None
+        self._refusal: InvalidInput | None = None
         self._body_head = b""  # set between the head of an upgrade that is declined and its body
 
     # the transport
@@ -165,9 +166,9 @@ class Connection(asyncio.Protocol):
         if self._head_bytes > MAX_HEAD_BYTES or len(self._headers) > MAX_HEADERS:
             self._refuse(too_big())
 
-    def _refuse(self, refusal: Refusal) -> None:
-        self._refusal = refusal
-        raise refusal
+    def _refuse(self, error: InvalidInput) -> None:
+        self._refusal = error
+        raise error
 
     def on_headers_complete(self) -> None:
         if self._body_head:
@@ -177,8 +178,8 @@ class Connection(asyncio.Protocol):
         try:
             head = Head(parser.get_method(), self._url, parser.get_http_version(), self._headers)
             exchange = self._exchange(head)
-        except Refusal as refusal:
-            self._refuse(refusal)
+        except InvalidInput as error:
+            self._refuse(error)
             return
         self._headers = []  # what follows are trailers: counted, and dropped
         self.deadline = self.gateway.now() + BODY_SECONDS
@@ -310,25 +311,26 @@ class Connection(asyncio.Protocol):
             else:
                 self.transport.close()
 
-    def _fail(self, refusal: Refusal) -> None:
+    def _fail(self, error: InvalidInput) -> None:
         """Answer after what is still to be answered, then close: where the next request begins is not known."""
         if self.transport is None or self._finished:
             return
         self._finished = True
         self._receiving = True
+        status, code = int(error.details["status"]), str(error.details["code"])
         current, self._current = self._current, None
         if current is not None and not current.done and current in self._queue:
             self._queue.remove(current)
-            current.abandon(refusal.status)
+            current.abandon(status)
             if current.begun:
                 self.transport.abort()
                 return
         request_id = self.gateway.request_ids.new()
         reply = Exchange(self, _NO_HEAD, request_id)
         reply.close = True
-        body = error_body(refusal.code, str(refusal), request_id)
+        body = error_body(code, error.message, request_id)
         self._queue.append(reply)
-        self.deliver(reply, whole_answer(refusal.status, body, request_id, CLOSE), last=True)
+        self.deliver(reply, whole_answer(status, body, request_id, CLOSE), last=True)
 
     def close_now(self) -> None:
         """Drop the connection; used where an answer that was begun cannot be ended."""
@@ -346,7 +348,7 @@ class Connection(asyncio.Protocol):
     def expire(self) -> None:
         """The deadline has passed."""
         if self._receiving and not self._finished:
-            self._fail(Refusal(408, "timeout", "the request took too long to arrive"))
+            self._fail(refusal(408, "timeout", "the request took too long to arrive"))
             self.deadline = self.gateway.now() + LINGER_SECONDS
         elif self.transport is not None:
             self.transport.abort()
@@ -357,9 +359,9 @@ class Connection(asyncio.Protocol):
             self._linger()
 
 
-def _internal(error: BaseException) -> Refusal:
+def _internal(error: BaseException) -> InvalidInput:
     cause = error.__context__ or error
-    if isinstance(cause, Refusal):
+    if isinstance(cause, InvalidInput):
         return cause
     raise cause
 

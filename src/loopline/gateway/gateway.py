@@ -125,7 +125,7 @@ class Gateway:
         """Open connections to new servers, then change the table at once, then let go of the old servers."""
         wanted = snapshot.sockets()
         links = {path: self._links.get(path) or Link(path) for path in wanted}
-        fresh = [asyncio.ensure_future(link.opened.wait()) for link in links.values() if not link.connected]
+        fresh = [asyncio.ensure_future(link.tried.wait()) for link in links.values() if not link.tried.is_set()]
         if fresh:
             _, late = await asyncio.wait(fresh, timeout=OPEN_WAIT_SECONDS)
             for waiting in late:
@@ -150,7 +150,7 @@ class Gateway:
     def _write_state(self) -> None:
         """Write run/gateway-<n>.json by rename."""
         state = {
-            "number": self.table.number if self.table else None,
+            "number": self.table.number if self.table else 0,
             "pid": os.getpid(),
             "at": time.time(),
             "captures_dropped": self.spool.dropped,

@@ -4,6 +4,8 @@ What llhttp refuses by itself (Transfer-Encoding beside Content-Length, repeated
 line feeds, control characters, malformed chunks) is not repeated here.
 """
 
+from loopline.errors import InvalidInput
+
 MAX_HEADERS = 100
 MAX_HEAD_BYTES = 32 * 1024
 
@@ -20,29 +22,25 @@ _FIELDS = {
 _BEARER = b"bearer "
 
 
-class Refusal(Exception):
-    """The request is answered with ``status`` and the connection is closed."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+def refusal(status: int, code: str, message: str) -> InvalidInput:
+    """An error after which the connection is closed; its ``details`` are the HTTP status and the code to answer."""
+    return InvalidInput(message, status=status, code=code)
 
 
-def malformed(message: str) -> Refusal:
+def malformed(message: str) -> InvalidInput:
     """400: not HTTP as the gateway speaks it."""
-    return Refusal(400, "bad_request", message)
+    return refusal(400, "bad_request", message)
 
 
-def misdirected() -> Refusal:
+def misdirected() -> InvalidInput:
     """421: a request for another host, as DNS rebinding makes a browser send it."""
-    return Refusal(421, "misdirected", "this server does not answer for that host")
+    return refusal(421, "misdirected", "this server does not answer for that host")
 
 
-def too_big() -> Refusal:
+def too_big() -> InvalidInput:
     """431: more or larger headers than anybody needs."""
     message = f"at most {MAX_HEADERS} headers with together {MAX_HEAD_BYTES} bytes are accepted"
-    return Refusal(431, "headers_too_large", message)
+    return refusal(431, "headers_too_large", message)
 
 
 class Head:
@@ -65,9 +63,9 @@ class Head:
     )
 
     def __init__(self, method: bytes, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
-        """Raises ``Refusal`` for a request that is ambiguous or not for an HTTP/1 origin server."""
+        """Raises ``InvalidInput`` for a request that is ambiguous or not for an HTTP/1 origin server."""
         if version not in {"1.1", "1.0"}:
-            raise Refusal(505, "bad_request", "only the HTTP versions 1.0 and 1.1 are spoken here")
+            raise refusal(505, "bad_request", "only the HTTP versions 1.0 and 1.1 are spoken here")
         self.method = method
         self.headers = headers
         self.old = version == "1.0"
@@ -91,12 +89,12 @@ class Head:
             raise malformed("the only transfer encoding is chunked, in HTTP/1.1")
         self.expects = expect is not None and not self.old
         if self.expects and expect is not None and expect.lower() != b"100-continue":
-            raise Refusal(417, "bad_request", "the only expectation is 100-continue")
+            raise refusal(417, "bad_request", "the only expectation is 100-continue")
         bearer = authorization is not None and authorization[:7].lower() == _BEARER
         self.credential = authorization[7:].strip() if bearer and authorization else api_key
 
     def check_host(self, hosts: frozenset[bytes]) -> None:
-        """Raises ``Refusal`` unless the Host header is exactly one of ``hosts``."""
+        """Raises ``InvalidInput`` unless the Host header is exactly one of ``hosts``."""
         if self._host not in hosts and self._host.lower() not in hosts:
             raise misdirected()
 

@@ -4,11 +4,11 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from loopline.errors import LooplineError, Overloaded, Timeout, TooLarge, Unavailable
+from loopline.errors import LooplineError, NotFound, Overloaded, Timeout, TooLarge, Unavailable
 from loopline.gateway.answers import CONTINUE, RETRY_AFTER, error_body, status_line, with_request_id
 from loopline.gateway.exchange import CLIENT_GONE, Exchange
 from loopline.gateway.head import Head
-from loopline.gateway.routing import Endpoint, Key, Variant
+from loopline.gateway.routing import Endpoint, Key, Table, Variant
 
 if TYPE_CHECKING:
     from loopline.gateway.connection import Connection
@@ -46,12 +46,14 @@ class Invocation(Exchange):
         "_holds_slot",
         "_key",
         "_started",
+        "_table",
         "_variant",
         "expired",
     )
 
     def __init__(self, connection: "Connection", head: Head, request_id: str, endpoint: Endpoint) -> None:
         super().__init__(connection, head, request_id)
+        self._table = connection.gateway.table_in_force
         self._endpoint = endpoint
         self._key: Key | None = None
         self._variant: Variant | None = None
@@ -65,16 +67,31 @@ class Invocation(Exchange):
     def start(self) -> None:
         """Check the key and the announced size before any of the body is read."""
         head = self.head
-        if self._endpoint.spec.auth:
-            try:
-                self._key = self.connection.gateway.table_in_force.authorise(head.credential, self._endpoint.name)
-            except LooplineError as error:
-                self._refuse(error)
-                return
+        if not self._authorise():
+            return
         if head.length > self._endpoint.max_body_bytes:
             self._refuse_size()
         elif head.expects and self.connection.is_turn_of(self):
             self.connection.deliver(self, CONTINUE, last=False)
+
+    def _authorise(self) -> bool:
+        """Whether the key may invoke the endpoint; refuses when it may not."""
+        if self._endpoint.spec.auth:
+            try:
+                self._key = self._table.authorise(self.head.credential, self._endpoint.name)
+            except LooplineError as error:
+                self._refuse(error)
+                return False
+        return True
+
+    def _follow(self, table: Table) -> bool:
+        """Go by a table that came into force while the body was arriving; whether the request is still allowed."""
+        endpoint = table.endpoints.get(self._endpoint.name.encode())
+        if endpoint is None:
+            self._refuse(NotFound("there is no endpoint by that name"))
+            return False
+        self._table, self._endpoint = table, endpoint
+        return self._authorise()
 
     def turn(self) -> None:
         if self.head.expects and not self.received and not self.done:
@@ -107,7 +124,10 @@ class Invocation(Exchange):
         if self.done:
             return
         body = self._body = bytes(self._body)
-        endpoint, gateway = self._endpoint, self.connection.gateway
+        gateway = self.connection.gateway
+        if gateway.table is not self._table and not self._follow(gateway.table_in_force):
+            return
+        endpoint = self._endpoint
         now = self._started = time.perf_counter()
         if endpoint.slots.used >= endpoint.spec.max_concurrent:
             self._refuse(Overloaded(), RETRY_AFTER)

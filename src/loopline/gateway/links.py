@@ -3,7 +3,8 @@
 import asyncio
 from typing import Protocol, cast
 
-from loopline.domain.frames import HEAD, PREDICT, TEXT, FrameError, FrameReader, decode_answer
+from loopline.domain.frames import HEAD, PREDICT, TEXT, FrameReader, decode_answer
+from loopline.errors import Corrupt
 from loopline.gateway.logs import log
 
 FIRST_RETRY_SECONDS = 0.01
@@ -35,7 +36,7 @@ class Link(asyncio.Protocol):
         self.connected = False
         self.congested = False
         self.pending: dict[int, Waiting] = {}
-        self.opened = asyncio.Event()
+        self.tried = asyncio.Event()  # the first attempt to connect is over, well or badly
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader()
@@ -52,6 +53,7 @@ class Link(asyncio.Protocol):
             try:
                 await self._loop.create_unix_connection(lambda: self, self.path)
             except OSError:
+                self.tried.set()
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, LAST_RETRY_SECONDS)
                 continue
@@ -64,13 +66,12 @@ class Link(asyncio.Protocol):
         self._reader = FrameReader()
         self.congested = False
         self.connected = True
-        self.opened.set()
+        self.tried.set()
 
     def connection_lost(self, _: Exception | None) -> None:
         self.connected = False
         self._transport = None
         self._out.clear()
-        self.opened.clear()
         self._closed.set()
         pending, self.pending = self.pending, {}
         if pending and not self._retired:
@@ -106,8 +107,8 @@ class Link(asyncio.Protocol):
                     waiting = self.pending.pop(number, None)
                     if waiting is not None:
                         waiting.answered(*decode_answer(payload))
-        except FrameError as error:
-            log("model server broke the framing", path=self.path, error=str(error))
+        except Corrupt as error:
+            log("model server broke the framing", path=self.path, error=error.message)
             if self._transport is not None:
                 self._transport.abort()
         if self._retired and not self.pending:
@@ -134,6 +135,7 @@ class Link(asyncio.Protocol):
         self._close()
 
     def _close(self) -> None:
+        self.connected = False
         self._task.cancel()
         if self._transport is not None:
             self._transport.close()

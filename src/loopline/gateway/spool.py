@@ -25,18 +25,22 @@ class Segment:
         self._opened_at = 0.0
         self._last_name = 0
 
-    def append(self, data: bytes) -> None:
-        """Write all of ``data`` or nothing of it. Raises ``OSError``."""
-        if self._descriptor < 0 or self._size >= SEGMENT_BYTES or time.time() - self._opened_at >= SEGMENT_SECONDS:
-            self._rotate()
-        written = 0
+    def append(self, records: list[bytes]) -> tuple[int, OSError | None]:
+        """Write records; returns how many are in the file now, and what kept the others out.
+
+        A record that is in the file whole stays there, because a reader may have seen it already; the torn one behind
+        it is cut off.
+        """
+        data, written = b"".join(records), 0
         try:
+            if self._descriptor < 0 or self._size >= SEGMENT_BYTES or time.time() - self._opened_at >= SEGMENT_SECONDS:
+                self._rotate()
             while written < len(data):
                 written += os.write(self._descriptor, memoryview(data)[written:])
-        except OSError:
-            self._take_back()
-            raise
+        except OSError as error:
+            return self._keep_whole(records, written), error
         self._size += written
+        return len(records), None
 
     def _rotate(self) -> None:
         self.close()
@@ -51,12 +55,19 @@ class Segment:
         self._last_name = name
         self._size = 0
 
-    def _take_back(self) -> None:
-        """Cut a half-written record off; where that fails too, leave the segment with its torn tail for a new one."""
-        try:
-            os.ftruncate(self._descriptor, self._size)
-        except OSError:
-            self.close()
+    def _keep_whole(self, records: list[bytes], written: int) -> int:
+        """Cut a torn record off; where that fails too, leave the segment with its torn tail for a new one."""
+        kept = 0
+        while kept < len(records) and written >= len(records[kept]):
+            written -= len(records[kept])
+            self._size += len(records[kept])
+            kept += 1
+        if self._descriptor >= 0 and written:
+            try:
+                os.ftruncate(self._descriptor, self._size)
+            except OSError:
+                self.close()
+        return kept
 
     def close(self) -> None:
         """Finish the segment."""
@@ -75,7 +86,7 @@ class Spool:
         self._buffer: list[bytes] = []
         self._size = 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
-        self._writing: asyncio.Future[None] | None = None
+        self._writing: asyncio.Future[tuple[int, OSError | None]] | None = None
         self._failing = False
 
     def record(self, meta: bytes, body: bytes, answer: bytes) -> None:
@@ -94,14 +105,14 @@ class Spool:
         if self._buffer and self._writing is None:
             records, self._buffer, self._size = self._buffer, [], 0
             loop = asyncio.get_running_loop()
-            self._writing = loop.run_in_executor(self._thread, self._segment.append, b"".join(records))
+            self._writing = loop.run_in_executor(self._thread, self._segment.append, records)
             self._writing.add_done_callback(lambda done: self._written(done, len(records)))
 
-    def _written(self, done: "asyncio.Future[None]", count: int) -> None:
+    def _written(self, done: "asyncio.Future[tuple[int, OSError | None]]", count: int) -> None:
         self._writing = None
-        error = done.exception()
+        kept, error = done.result()
         if error is not None:
-            self._drop(count, str(error))
+            self._drop(count - kept, str(error))
         elif self._failing:
             self._failing = False
             log("captures are written again", dropped=self.dropped)
