@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from loopline.control import alarms, endpoints, firings, jobs, monitoring, snapshots
+from loopline.control import alarms, endpoints, firings, jobs, monitoring, repositories, snapshots
 from loopline.control.context import Context
 
 
@@ -24,4 +24,5 @@ TICKS = (
     Tick("monitoring.prune", 60.0, monitoring.prune),
     Tick("alarms.evaluate", 1.0, alarms.evaluate),
     Tick("triggers.cron", 1.0, firings.cron),
+    Tick("repositories.sweep", 2.0, repositories.sweep),
 )
