@@ -6,101 +6,27 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
 from loopline import errors
-from loopline.config import load
 from loopline.control import access
-from loopline.control.context import Clock, Context, Ids
+from loopline.control.context import Context
 from loopline.domain.access import Actor, Permission
 from loopline.errors import InvalidInput, LooplineError, NotFound
 from loopline.fronts.native import build, documents
 from loopline.fronts.native.routes import Route, read_all
-from loopline.store.blobs import LocalBlobs
-from loopline.store.db import Db
-from loopline.store.schema import metadata
+from loopline.testing.asgi import ask
+from loopline.testing.world import World
 
 
 @pytest.fixture(scope="module")
 def ctx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    folder = tmp_path_factory.mktemp("data")
-    settings = load({}, dir=str(folder))
-    clock = Clock()
-    ids = Ids(clock)
-    db = Db(settings.database, clock=clock.now, new_id=ids.new)
-    metadata.create_all(db.engine)
-    unused: Any = None
-    yield Context(
-        settings=settings,
-        db=db,
-        blobs=LocalBlobs(folder / "blobs"),
-        secrets=unused,
-        signer=unused,
-        compute=unused,
-        environments=unused,
-        outbound=unused,
-        clock=clock,
-        ids=ids,
-        host="here",
-    )
-    db.close()
-
-
-class Answer:
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status, self.headers, self.body = status, headers, body
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-def ask(
-    app: Starlette,
-    method: str,
-    path: str,
-    body: Any = b"",
-    *,
-    key: str | None = None,
-    headers: dict[str, str] | None = None,
-    chunks: int = 1,
-) -> Answer:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    given = {"authorization": f"Bearer {key}"} if key else {}
-    size = -(-len(data) // chunks) or 1
-    parts = [data[start : start + size] for start in range(0, len(data), size)] or [b""]
-    path, _, query = path.partition("?")
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": query.encode(),
-        "headers": [(k.encode(), v.encode()) for k, v in {"host": "t", **given, **(headers or {})}.items()],
-        "server": ("t", 80),
-        "client": ("c", 1),
-    }
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        if not parts:
-            await anyio.sleep_forever()  # the client stays and says nothing more
-        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    anyio.run(app, scope, receive, send)
-    found = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
-    return Answer(sent[0]["status"], found, b"".join(m.get("body", b"") for m in sent[1:]))
+    world = World(tmp_path_factory.mktemp("data"))
+    yield world.ctx
+    world.close()
 
 
 # -- use cases to serve -----------------------------------------------------------------------------------------------
