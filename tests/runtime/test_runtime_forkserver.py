@@ -221,17 +221,18 @@ def test_the_shim_that_waits_ends_with_the_forkserver_and_is_replaced_when_it_wa
 ) -> None:
     said = start()
 
-    def spare() -> int:
-        children = Path(f"/proc/{said['pid']}/task/{said['pid']}/children").read_text().split()
-        return int(children[0]) if len(children) == 1 else 0
+    def spare() -> tuple[int, int] | None:
+        """The only child and its only child; a shim that is about to end has none."""
+        shims = processes.children(said["pid"])
+        jobs = processes.children(shims[0]) if len(shims) == 1 else []
+        return (shims[0], jobs[0]) if len(jobs) == 1 else None
 
-    first = wait_for(spare, "the waiting shim")
+    first, _ = wait_for(spare, "the waiting shim")
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{first}").exists(), "its end")
     assert run(backend, "at_direct", "print('direct')") == "direct\n"
     assert not backend._started
-    second = wait_for(spare, "the next one")
-    (waiting,) = wait_for(lambda: processes.children(second), "its job-to-be")
+    second, waiting = wait_for(spare, "the next one")
     said["process"].kill()
     said["process"].wait()
     for pid in (second, waiting):
