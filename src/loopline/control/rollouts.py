@@ -4,22 +4,31 @@ Weights, statuses and alias commit together with a numbered snapshot; a step cou
 gateway has acknowledged that number. The predecessor stays warm, which is why the way back takes under a second.
 """
 
-import time
 from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import artifacts, endpoints, outputs, processes, registry, snapshots, traffic
+from loopline.control import (
+    artifacts,
+    endpoints,
+    outputs,
+    processes,
+    registry,
+    rollbacks,
+    snapshots,
+    traffic,
+    variants,
+)
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import rollouts as rules
 from loopline.domain import states, warmup
 from loopline.domain.access import Actor
 from loopline.domain.states import EndpointStatus, RolloutStatus, VariantStatus, VersionStatus
-from loopline.errors import Conflict, GateRefused, InvalidInput, LooplineError, NotFound, Timeout
+from loopline.errors import Conflict, GateRefused, InvalidInput, LooplineError, NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import endpoints as endpoints_table
-from loopline.store.schema import rollouts, variants, versions
+from loopline.store.schema import rollouts, versions
 
 POLL_SECONDS = 0.1
 ROLLBACK_WAIT_SECONDS = 5.0
@@ -103,7 +112,7 @@ def begin(
     plan = settings.get("rollout") or {}
     chosen = strategy or plan.get("strategy", "canary")
     shares = rules.plan(chosen, plan.get("steps", (5.0, 50.0)), first=before is None)
-    variant = _variant(tx, endpoint, version, actor)
+    variant = variants.ensure(tx, endpoint, version, actor)
     row = records.create(
         tx,
         "rollout",
@@ -127,31 +136,6 @@ def begin(
     if endpoint["status"] == EndpointStatus.FAILED:
         records.move(tx, "endpoint", endpoint["id"], EndpointStatus.CREATING, actor=actor)
     queue.ask(tx, "rollout.advance", row["id"])
-    return row
-
-
-def _variant(tx: Tx, endpoint: Row, version: Row, actor: str) -> Row:
-    """The endpoint's variant for a version: the one that is there already, or a new one."""
-    name = f"v{version['number']}"
-    if endpoint["model"] is None:
-        name = f"{version['model']}-{name}"
-    row = records.find(tx, "variant", endpoint=endpoint["name"], name=name)
-    if row is None:
-        return records.create(
-            tx,
-            "variant",
-            actor=actor,
-            endpoint=endpoint["name"],
-            name=name,
-            version=version["id"],
-            model=version["model"],
-            number=version["number"],
-            weight=0.0,
-            instances=int((endpoint["settings"] or {}).get("instances", 1)),
-            digest=version["artifact"]["sha256"],
-        )
-    if row["status"] in (VariantStatus.STOPPED, VariantStatus.FAILED):
-        row = records.move(tx, "variant", row["id"], VariantStatus.STARTING, actor=actor, server=None, weight=0.0)
     return row
 
 
@@ -267,25 +251,20 @@ def _await_servers(ctx: Context, row: Row) -> float | None:
     with ctx.db.transaction() as tx:
         if variant["status"] != VariantStatus.READY:
             records.move(tx, "variant", variant["id"], VariantStatus.READY, actor=SYSTEM.name)
-        _shift(ctx, tx, row, row["plan"]["shares"][0])
+        if row["kind"] == "rollback":
+            left = records.get(tx, "variant", row["predecessor"])
+            rollbacks.leave(tx, left, row["by"], row["reason"])
+        variants.shift(ctx, tx, row, row["plan"]["shares"][0])
         records.move(
-            tx, "rollout", row["id"], RolloutStatus.SHIFTING, actor=SYSTEM.name, step=0, **_snapshot(ctx, tx, row)
+            tx,
+            "rollout",
+            row["id"],
+            RolloutStatus.SHIFTING,
+            actor=SYSTEM.name,
+            step=0,
+            **variants.snapshot(ctx, tx, row),
         )
     return POLL_SECONDS / 2
-
-
-def _shift(ctx: Context, tx: Tx, row: Row, share: float) -> None:
-    """Give the new variant its share and the predecessor the rest."""
-    for variant in tx.rows(sa.select(variants).where(variants.c.endpoint == row["endpoint"])):
-        weight = share if variant["id"] == row["variant"] else 0.0
-        if variant["id"] == row["predecessor"]:
-            weight = 100.0 - share
-        if variant["weight"] != weight:
-            records.set(tx, "variant", variant["id"], actor=SYSTEM.name, weight=weight)
-
-
-def _snapshot(ctx: Context, tx: Tx, row: Row) -> dict[str, Any]:
-    return {"snapshot": snapshots.write(ctx, tx, actor=row["by"], reason=f"rollout {row['id']}"), "step_at": tx.now}
 
 
 def _await_gateways(ctx: Context, row: Row) -> float | None:
@@ -320,13 +299,13 @@ def _bake(ctx: Context, row: Row) -> float | None:
     }
     decisions = [*row["decisions"], note]
     if decision.verdict == "back":
-        _return(ctx, row, f"at {share:g} %: {decision.reason}", decisions)
+        rollbacks.turn_back(ctx, row, f"at {share:g} %: {decision.reason}", decisions)
         return POLL_SECONDS / 2
     if row["step"] + 1 >= len(row["plan"]["shares"]):
         _succeed(ctx, {**row, "decisions": decisions})
         return None
     with ctx.db.transaction() as tx:
-        _shift(ctx, tx, row, row["plan"]["shares"][row["step"] + 1])
+        variants.shift(ctx, tx, row, row["plan"]["shares"][row["step"] + 1])
         records.move(
             tx,
             "rollout",
@@ -336,7 +315,7 @@ def _bake(ctx: Context, row: Row) -> float | None:
             reason=decision.reason,
             step=row["step"] + 1,
             decisions=decisions,
-            **_snapshot(ctx, tx, row),
+            **variants.snapshot(ctx, tx, row),
         )
     return POLL_SECONDS / 2
 
@@ -368,32 +347,6 @@ def _succeed(ctx: Context, row: Row) -> None:
         tx.after_commit.append(lambda: processes.write(ctx))
 
 
-# -- going back -------------------------------------------------------------------------------------------------------
-
-
-def _return(ctx: Context, row: Row, reason: str, decisions: list[dict[str, Any]], actor: str = SYSTEM.name) -> int:
-    """Give the traffic back to the predecessor; version, weights and snapshot commit together."""
-    with ctx.db.transaction(durable=True) as tx:
-        variant = records.get(tx, "variant", row["variant"])
-        _shift(ctx, tx, row, 0.0)
-        if variant["version"]:
-            version = records.get(tx, "version", variant["version"])
-            registry.reject_in(tx, version, actor=actor, comment=f"rolled back: {reason}", policy="rollout")
-        snapshot = _snapshot(ctx, tx, row)
-        records.move(
-            tx,
-            "rollout",
-            row["id"],
-            RolloutStatus.ROLLING_BACK,
-            actor=actor,
-            reason=reason,
-            decisions=decisions,
-            **snapshot,
-        )
-        queue.ask(tx, "rollout.advance", row["id"])
-    return int(snapshot["snapshot"])
-
-
 def _await_return(ctx: Context, row: Row) -> float | None:
     """When every gateway has left the version, its servers stop."""
     if not snapshots.acknowledged(ctx, row["snapshot"]):
@@ -416,123 +369,6 @@ def _await_return(ctx: Context, row: Row) -> float | None:
         endpoints.status_after(tx, endpoints.endpoint_row(tx, row["endpoint"]), SYSTEM.name)
         snapshots.write(ctx, tx, actor=SYSTEM.name, reason=f"rollout {row['id']} is over")
         tx.after_commit.append(lambda: processes.write(ctx))
-    return None
-
-
-def rollback(ctx: Context, actor: Actor, *, endpoint: str, reason: str = "rolled back by a person") -> dict[str, Any]:
-    """Put an endpoint back on the version it served before, and return when every gateway has switched.
-
-    A rollout that is going on is turned back. The version left behind becomes Rejected with the reason; the one that
-    serves again needs no approval. ``seconds`` in the answer is the time until the last gateway had switched.
-    """
-    began = time.monotonic()
-    number, row = _begin_rollback(ctx, actor.name, endpoint, reason)
-    while number is not None and not snapshots.acknowledged(ctx, number):
-        if time.monotonic() - began > ROLLBACK_WAIT_SECONDS:
-            raise Timeout(f"traffic snapshot {number} is written, but not every gateway has switched to it yet")
-        time.sleep(0.002)  # each look reads a small file per gateway
-    seconds = time.monotonic() - began
-    ctx.wake()
-    with ctx.db.read() as tx:
-        now = endpoints.serving(tx, endpoint)
-        return {
-            **records.get(tx, "rollout", row["id"]),
-            "seconds": round(seconds, 4),
-            "serving": None
-            if now is None
-            else {"variant": now["name"], "model": now["model"], "version": now["number"]},
-        }
-
-
-def _begin_rollback(ctx: Context, actor: str, endpoint: str, reason: str) -> tuple[int | None, Row]:
-    with ctx.db.read() as tx:
-        endpoints.endpoint_row(tx, endpoint)
-        active = endpoints.active_rollout(tx, endpoint)
-    if (
-        active is not None
-        and active["status"] in (RolloutStatus.SHIFTING, RolloutStatus.BAKING)
-        and active["predecessor"]
-    ):
-        return _return(ctx, active, reason, active["decisions"], actor), active
-    if active is not None:
-        raise Conflict(
-            f"the rollout {active['id']} is {active['status']}; it moves no traffic yet: try again in a moment"
-        )
-    with ctx.db.transaction(durable=True) as tx:
-        current = endpoints.serving(tx, endpoint)
-        before = _before(tx, endpoint, current)
-        if current is None or before is None:
-            raise Conflict(f"{endpoint} has served one version only; there is none to go back to")
-        row = _record_rollback(tx, endpoint, current, before, actor, reason)
-        if before["status"] != VariantStatus.WARM:
-            _variant(tx, endpoints.endpoint_row(tx, endpoint), records.get(tx, "version", before["version"]), actor)
-            queue.ask(tx, "rollout.advance", row["id"])
-            return None, row
-        return _switch_back(ctx, tx, row, current, before, actor, reason), row
-
-
-def _before(tx: Tx, endpoint: str, current: Row | None) -> Row | None:
-    """The variant that served before the current one, from the endpoint's finished rollouts."""
-    if current is None:
-        return None
-    query = sa.select(rollouts).where(
-        rollouts.c.endpoint == endpoint, rollouts.c.status == RolloutStatus.SUCCEEDED, rollouts.c.kind == "release"
-    )
-    wanted = current["id"]
-    for row in tx.rows(query.order_by(rollouts.c.ended_at.desc())):
-        if row["variant"] == wanted and row["predecessor"]:
-            before = records.get(tx, "variant", row["predecessor"])
-            version = records.find(tx, "version", id=before["version"]) if before["version"] else None
-            if version is None or version["status"] != VersionStatus.REJECTED:
-                return before
-            wanted = before["id"]
-    return None
-
-
-def _record_rollback(tx: Tx, endpoint: str, current: Row, before: Row, actor: str, reason: str) -> Row:
-    return records.create(
-        tx,
-        "rollout",
-        actor=actor,
-        endpoint=endpoint,
-        kind="rollback",
-        strategy="all-at-once",
-        variant=before["id"],
-        predecessor=current["id"],
-        plan={"shares": [100.0], "model": before["model"], "number": before["number"]},
-        step=0,
-        decisions=[],
-        trigger={"kind": "rollback", "reason": reason},
-        reason=reason,
-        by=actor,
-    )
-
-
-def _switch_back(ctx: Context, tx: Tx, row: Row, current: Row, before: Row, actor: str, reason: str) -> int:
-    """All of a rollback in one transaction: statuses, weights, approval, alias and snapshot."""
-    records.move(tx, "rollout", row["id"], RolloutStatus.STARTING, actor=actor)
-    records.move(tx, "variant", before["id"], VariantStatus.READY, actor=actor, warm_until=None)
-    _shift(ctx, tx, row, 100.0)
-    if current["version"]:
-        version = records.get(tx, "version", current["version"])
-        registry.reject_in(tx, version, actor=actor, comment=f"rolled back: {reason}", policy="rollback")
-    if before["model"]:
-        registry.set_alias_in(tx, before["model"], registry.CHAMPION, before["number"], actor=actor, reason=reason)
-    snapshot = _snapshot(ctx, tx, row)
-    records.move(tx, "rollout", row["id"], RolloutStatus.SHIFTING, actor=actor, **snapshot)
-    queue.ask(tx, "rollout.advance", row["id"])
-    return int(snapshot["snapshot"])
-
-
-def rollback_task(ctx: Context, key: str) -> float | None:
-    """Task: go back because an alarm asked for it; an endpoint that cannot is noted, not retried."""
-    try:
-        rollback(ctx, Actor("alarm", "admin"), endpoint=key, reason="an alarm asked for it")
-    except LooplineError as error:
-        with ctx.db.transaction() as tx:
-            row = records.find(tx, "endpoint", name=key)
-            if row is not None:
-                records.note(tx, "endpoint", row["id"], "rollback_refused", actor="alarm", reason=error.message)
     return None
 
 

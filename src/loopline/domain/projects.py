@@ -1,6 +1,6 @@
 """``loop.toml`` as values: what a project's loop consists of.
 
-The field names below are the file's keys. Every table may be left out except ``[project]`` and ``[model]``; a default is
+The names below are the file's keys. Every table may be left out except ``[project]`` and ``[model]``; a default is
 what a newcomer would expect, and nothing retrains by itself until ``[retrain] enabled = true``.
 """
 
@@ -13,21 +13,21 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of loop.toml: unknown keys are mistakes."""
 
 
-class Project(_Table):
+class Project(_Table, frozen=True):
     """``[project]``"""
 
     name: str
     description: str = ""
 
 
-class Checks(_Table):
+class Checks(_Table, frozen=True):
     """``[checks]``: commands that run on every push before anything else; argument lists are split as a shell would."""
 
     commands: tuple[str, ...] = ()
     timeout_seconds: float = 600
 
 
-class PipelineTable(_Table):
+class PipelineTable(_Table, frozen=True):
     """``[pipeline]``"""
 
     file: str = "pipeline.py"
@@ -37,20 +37,20 @@ class PipelineTable(_Table):
     cache: bool = True
 
 
-class EnvironmentTable(_Table):
+class EnvironmentTable(_Table, frozen=True):
     """``[environment]``"""
 
     requirements: str = "requirements.txt"
     preload: tuple[str, ...] = ()  # imported once in the forkserver, so that jobs start at once
 
 
-class Data(_Table):
+class Data(_Table, frozen=True):
     """``[data.NAME]``: a data asset that comes with the project."""
 
     path: str
 
 
-class Branch(_Table):
+class Branch(_Table, frozen=True):
     """``[branches."PATTERN"]``: what a push to a branch moves. ``*`` matches any text and stands for {branch}."""
 
     model: str | None = None
@@ -58,7 +58,7 @@ class Branch(_Table):
     parameters: dict[str, Any] = {}
 
 
-class Model(_Table):
+class Model(_Table, frozen=True):
     """``[model]``"""
 
     name: str
@@ -66,7 +66,7 @@ class Model(_Table):
     description: str = ""
 
 
-class Gate(_Table):
+class Gate(_Table, frozen=True):
     """``[gate]``: what a version must show before it may be approved or deployed."""
 
     mode: Literal["enforce", "advisory", "off"] = "enforce"
@@ -82,14 +82,14 @@ class Gate(_Table):
     min_rows: int = 30
 
 
-class Approval(_Table):
+class Approval(_Table, frozen=True):
     """``[approval]``"""
 
     policy: Literal["manual", "auto"] = "manual"  # auto: approved by policy when the gate passes
     four_eyes: bool = False  # the approver must not be the one who asked
 
 
-class EndpointTable(_Table):
+class EndpointTable(_Table, frozen=True):
     """``[endpoint]``"""
 
     name: str
@@ -102,7 +102,7 @@ class EndpointTable(_Table):
     keep_warm_seconds: float = 3600
 
 
-class RolloutTable(_Table):
+class RolloutTable(_Table, frozen=True):
     """``[rollout]``: how traffic moves, and the built-in alarms that turn it back."""
 
     strategy: Literal["canary", "all-at-once"] = "canary"
@@ -115,7 +115,7 @@ class RolloutTable(_Table):
     start_timeout_seconds: float = 120
 
 
-class MonitorTable(_Table):
+class MonitorTable(_Table, frozen=True):
     """``[monitor]``: drift and quality."""
 
     window_seconds: float = 3600
@@ -128,7 +128,7 @@ class MonitorTable(_Table):
     every_seconds: float = 60
 
 
-class AlarmTable(_Table):
+class AlarmTable(_Table, frozen=True):
     """``[[alarms]]``"""
 
     name: str
@@ -143,7 +143,7 @@ class AlarmTable(_Table):
     actions: tuple[Literal["notify", "rollback", "retrain"], ...] = ("notify",)
 
 
-class Retrain(_Table):
+class Retrain(_Table, frozen=True):
     """``[retrain]``"""
 
     enabled: bool = False
@@ -156,7 +156,7 @@ class Retrain(_Table):
     parameters: dict[str, Any] = {}
 
 
-class TriggerTable(_Table):
+class TriggerTable(_Table, frozen=True):
     """``[[triggers]]``"""
 
     kind: Literal["cron", "data"]
@@ -167,7 +167,7 @@ class TriggerTable(_Table):
     parameters: dict[str, Any] = {}
 
 
-class Notification(_Table):
+class Notification(_Table, frozen=True):
     """``[[notifications]]``"""
 
     kind: Literal["webhook", "slack"]
@@ -176,7 +176,7 @@ class Notification(_Table):
     events: tuple[str, ...] = ("push.Rejected", "execution.Failed", "version.*", "rollout.*", "alarm.*", "retraining.*")
 
 
-class Loop(_Table):
+class Loop(_Table, frozen=True):
     """The whole file."""
 
     project: Project

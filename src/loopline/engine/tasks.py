@@ -5,7 +5,18 @@ A task is called with its key; it gives None when it is done, or the seconds aft
 
 from collections.abc import Callable, Mapping
 
-from loopline.control import deliveries, environments, executions, gates, jobs, labels, pushes, retraining, rollouts
+from loopline.control import (
+    deliveries,
+    environments,
+    executions,
+    gates,
+    jobs,
+    labels,
+    pushes,
+    retraining,
+    rollbacks,
+    rollouts,
+)
 from loopline.control.context import Context
 from loopline.store.db import Row, Tx
 
@@ -13,7 +24,7 @@ Task = Callable[[Context, str], float | None]
 
 TASKS: Mapping[str, Task] = {
     "delivery.send": deliveries.send,
-    "endpoint.rollback": rollouts.rollback_task,
+    "endpoint.rollback": rollbacks.by_alarm,
     "environment.build": environments.build_again,
     "evaluation.judge": gates.judge,
     "execution.advance": executions.advance,

@@ -1,1 +1,4 @@
-"""What runs inside job and model-server processes: standard library only, nothing else of loopline, entered by path and never installed."""
+"""What runs inside job and model-server processes: standard library only, nothing else of loopline, entered by path.
+
+It is never installed into an environment.
+"""
