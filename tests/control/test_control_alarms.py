@@ -37,6 +37,12 @@ def clock() -> ManualClock:
     return ManualClock(NOW)
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests report is complete."""
+    monkeypatch.setattr(alarms, "SETTLE_SECONDS", 0.0)
+
+
 @pytest.fixture
 def ctx(tmp_path: Path, clock: ManualClock) -> Iterator[Context]:
     settings = load({}, dir=str(tmp_path / "data"))
@@ -203,6 +209,21 @@ def test_what_each_metric_of_traffic_means(
     clock.advance(10)
     points = alarms.show(ctx, ANA, name="patients-a")["evaluation"]["datapoints"]
     assert [point["value"] for point in points] == [pytest.approx(value, rel=0.02)]
+
+
+def test_a_period_is_judged_when_its_last_requests_have_been_reported(
+    ctx: Context, clock: ManualClock, tell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms, "SETTLE_SECONDS", 2.0)
+    install(ctx, loop(AlarmTable("few", "requests", 100, statistic="Sum", comparison="<", period_seconds=60)))
+    tell([traffic(NOW + 10, 60)])
+    clock.advance(60)
+    alarms.evaluate(ctx)
+    assert state(ctx, "patients-few") == "INSUFFICIENT_DATA"
+    tell([traffic(NOW + 59, 60)])
+    clock.advance(2)
+    alarms.evaluate(ctx)
+    assert state(ctx, "patients-few") == "OK"
 
 
 def test_a_metric_that_nothing_measures_is_refused(ctx: Context) -> None:

@@ -469,6 +469,7 @@ def test_why_joins_everything_that_a_prediction_rests_on(ctx: Context) -> None:
             dirty=False,
             commit="abc123",
             metrics={"accuracy": 0.9},
+            inputs=[{"asset": "visits:2", "digest": "d" * 64}, {"asset": "elsewhere", "digest": "e" * 64}],
         )
         version = records.find(tx, "version", model="patients", number=3)
         assert version is not None
@@ -493,7 +494,11 @@ def test_why_joins_everything_that_a_prediction_rests_on(ctx: Context) -> None:
     assert found["request"]["user"] == "clinic" and found["request"]["output"] == {"predictions": ["ill"]}
     assert found["version"]["decided_by"] == "eve" and found["version"]["comment"] == "looks good"
     assert found["push"]["commit"] == "abc123" and found["run"]["metrics"] == {"accuracy": 0.9}
-    assert found["data"][0]["digest"] == "d" * 64 and found["environment"]["lock"] == "numpy==2.4"
+    assert [(each["name"], each["use"], each["digest"][0]) for each in found["data"]] == [
+        ("visits", ["pipeline", "run"], "d"),
+        ("elsewhere", ["run"], "e"),
+    ]
+    assert found["environment"]["lock"] == "numpy==2.4"
     assert len(found["baseline"]["sha256"]) == 64
     json.dumps(found, allow_nan=False)
 

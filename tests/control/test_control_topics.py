@@ -262,6 +262,17 @@ def test_an_event_that_is_looked_at_twice_is_told_once(ctx: Context, clock: Manu
     assert len(receiver.seen) == 1
 
 
+def test_an_event_about_something_that_is_no_record_is_told_too(
+    ctx: Context, clock: ManualClock, receiver: Receiver
+) -> None:
+    topics.create(ctx, ANA, name="all", events=["*.*"])
+    topics.subscribe(ctx, ANA, topic="all", kind="webhook", url=receiver.url)
+    with ctx.db.transaction() as tx:
+        records.note(tx, "gateway", "gateway-0", "acknowledged", actor="loopline", number=7)
+    work(ctx, clock)
+    assert [json.loads(body)["type"] for _, _, body in receiver.seen] == ["gateway.acknowledged"]
+
+
 def test_a_topic_of_another_project_or_other_events_hears_nothing(
     ctx: Context, clock: ManualClock, receiver: Receiver
 ) -> None:

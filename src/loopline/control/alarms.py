@@ -26,6 +26,7 @@ ACTIONS = ("notify", "rollback", "retrain")
 DRIFT_PERIOD_SECONDS = 5
 FROM_FILE = "loop.toml"
 BY_HAND = "api"
+SETTLE_SECONDS = 2.0  # a period is judged so long after its end: its last requests are reported within a second
 SELDOM_SECONDS = 10.0  # alarms with periods above a minute are looked at this often
 _FIELDS = (
     "metric",
@@ -127,7 +128,7 @@ def alarm_row(tx: Tx, name: str) -> Row:
 
 def show(ctx: Context, actor: Actor, *, name: str) -> dict[str, Any]:
     """An alarm, with what it sees now: the datapoints that decide and the reason in words."""
-    now = ctx.clock.now()
+    now = ctx.clock.now() - SETTLE_SECONDS
     with ctx.db.read() as tx:
         row = alarm_row(tx, name)
         rule = rule_of(row["definition"])
@@ -211,7 +212,7 @@ def _drift_alarm(loop: Loop) -> tuple[dict[str, Any], list[str]]:
 
 def evaluate(ctx: Context) -> int:
     """Tick: look at every enabled alarm; gives how many changed their state. Actions are taken on the change only."""
-    now = ctx.clock.now()
+    now = ctx.clock.now() - SETTLE_SECONDS
     looked: dict[str, float] = ctx.cache.setdefault("alarms_looked_at", {})
     changes: list[tuple[Row, rules.Evaluation]] = []
     with ctx.db.read() as tx:

@@ -337,14 +337,17 @@ def _data(tx: Tx, run: Row | None, execution: Row | None, evaluation: Row | None
         name, number = item.get("name") or item.get("asset"), item.get("version")
         if name is None:
             continue
+        before, colon, after = str(name).rpartition(":")
+        if number is None and colon and after.isdecimal():  # NAME:VERSION, as a run notes what it read
+            name, number = before, int(after)
         row = tx.row(_asset_query(str(name), number, item.get("project") or (execution or {}).get("project")))
         if row is not None:
-            found[row["name"], row["version"]] = {
-                "use": use,
-                **_some(row, "name", "version", "digest", "kind", "size_bytes", "source", "created_at"),
-            }
+            told = _some(row, "name", "version", "digest", "kind", "size_bytes", "source", "created_at")
         else:
-            found[str(name), int(number or 0)] = {"use": use, **item}
+            told = {"name": str(name), **item}
+        entry = found.setdefault((str(told["name"]), int(told.get("version") or number or 0)), {"use": [], **told})
+        if use not in entry["use"]:
+            entry["use"].append(use)
     return list(found.values())
 
 

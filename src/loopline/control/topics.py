@@ -16,7 +16,7 @@ from loopline.domain.projects import Notification
 from loopline.errors import Conflict, InvalidInput, NotFound
 from loopline.store import records
 from loopline.store.db import Row, Tx
-from loopline.store.schema import subscriptions, topics
+from loopline.store.schema import NOUNS, subscriptions, topics
 
 FROM_FILE = "loop.toml"
 DEFAULT_EVENTS = Notification(kind="webhook", url="").events
@@ -281,7 +281,8 @@ _ENDPOINT_NOUNS = ("rollout", "retraining", "variant", "alarm")
 
 def facts_of(tx: Tx, event: dict[str, Any]) -> dict[str, Any]:
     """What a record says of itself for people: project, model, version, endpoint, name and numbers."""
-    row = records.find(tx, event["noun"], id=event["record"]) or dict(event.get("data") or {})
+    there = records.find(tx, event["noun"], id=event["record"]) if event["noun"] in NOUNS else None
+    row = there or dict(event.get("data") or {})
     facts: dict[str, Any] = {
         name: row.get(name) for name in ("name", "project", "model", "endpoint", "branch", "commit") if row.get(name)
     }
