@@ -19,6 +19,7 @@ from loopline.control import (
     pushes,
     registry,
     requests,
+    retraining,
     rollbacks,
     rollouts,
     status,
