@@ -1,0 +1,114 @@
+"""What the demo shows: coloured on a terminal, plain text everywhere else."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 112  # of a line of a command's output; more is cut
+
+
+class DemoFailed(Exception):
+    """Something that the demo promises did not happen."""
+
+
+class Declined(Exception):
+    """A person said no: the demo ends there, as the loop does."""
+
+
+def expect(holds: object, otherwise: str) -> None:
+    """Go on only when this holds."""
+    if not holds:
+        raise DemoFailed(otherwise)
+
+
+class Done(NamedTuple):
+    """A stage that is over."""
+
+    number: int
+    title: str
+    result: str
+    seconds: float
+
+
+class Screen:
+    """Prints stages, commands and figures, and keeps each stage's result for the table at the end."""
+
+    def __init__(self) -> None:
+        self._out = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+        self.interactive = os.environ.get("INTERACTIVE") == "1"
+        self.done: list[Done] = []
+        self._result = ""
+
+    @contextmanager
+    def stage(self, number: int, title: str) -> Iterator[None]:
+        """A stage: its heading, then whatever is printed inside, then how long it took."""
+        began = time.monotonic()
+        self._result = ""
+        self._print(Text(f"\n{number:>2}  {title}", style="bold cyan"))
+        yield
+        seconds = time.monotonic() - began
+        self.done.append(Done(number, title, self._result, seconds))
+        self._print(Text(f"    {seconds:.1f} s", style="dim"))
+
+    def result(self, text: str) -> None:
+        """What the stage came to, for the table at the end."""
+        self._result = text
+
+    def say(self, text: str) -> None:
+        """A sentence."""
+        self._print(Text(f"    {text}"))
+
+    def good(self, text: str) -> None:
+        """A figure or an outcome worth looking at."""
+        self._print(Text.assemble("    ", ("* ", "bold green"), text))
+
+    def command(self, words: Sequence[str], who: str | None = None) -> None:
+        """A command that is about to run, as one would type it."""
+        as_whom = f"    (as {who})" if who else ""
+        self._print(Text.assemble("    ", ("$ ", "dim"), (shlex.join(words), "bold"), (as_whom, "dim")))
+
+    def output(self, text: str, lines: int = 8) -> None:
+        """What a command printed: its first lines, and no line longer than the screen."""
+        found = [line.rstrip() for line in text.replace("\t", "  ").splitlines() if line.strip()]
+        shown = found if len(found) <= lines else found[: lines - 1]
+        for line in shown:
+            cut = line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+            self._print(Text(f"      {cut}", style="dim"))
+        if len(found) > len(shown):
+            self._print(Text(f"      … {len(found) - len(shown)} more lines", style="dim"))
+
+    def ask(self, question: str) -> bool:
+        """A person's yes or no."""
+        while True:
+            answer = self._out.input(Text(f"    {question} [y/n] ", style="bold yellow")).strip().lower()
+            if answer in ("y", "yes", "n", "no"):
+                return answer.startswith("y")
+
+    def summary(self) -> None:
+        """The table at the end."""
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for title in ("", "stage", "result"):
+            table.add_column(title, overflow="fold")
+        table.add_column("seconds", justify="right")
+        for done in self.done:
+            table.add_row(str(done.number), done.title, done.result, f"{done.seconds:.1f}")
+        table.add_row("", "", "all stages", f"{sum(done.seconds for done in self.done):.1f}", style="bold")
+        self._print(Text(""))
+        self._out.print(table)
+
+    def failed(self, text: str) -> None:
+        """Why the demo ends early."""
+        self._print(Text(f"\n    FAILED: {text}", style="bold red"))
+
+    def _print(self, text: Text) -> None:
+        self._out.print(text)
+        self._out.file.flush()
