@@ -147,6 +147,7 @@ def test_mistakes_behind_a_mistake_of_grammar_are_told_too() -> None:
         ("[retrain]\nenabled=true", 5, "retrain.asset", "does not say", "captured = false"),
         ('[branches."x/*"]\nmodel="a b"', 6, 'branches."x/*".model', "not a name", "letters"),
         ("[pipeline]\nparameters={when=2024-01-01}", 6, "pipeline.parameters.when", "is a date", '"2024-01-01"'),
+        ('[endpoint]\nname="e"\n[monitor]\nrule="psi over 1"', 8, "monitor.rule", "no drift rule", "psi > 0.1"),
         ('[pipeline]\nfile="../x.py"', 6, "pipeline.file", "not a path in the project", "relative"),
     ],
 )
@@ -165,6 +166,7 @@ ALARM = '[endpoint]\nname="e"\n[[alarms]]\nname="a"\n'
     [
         ('metric="error_rate"\nthreshold=5', "alarms[0].threshold", "can never fire", "error"),
         ('metric="accuracy"\nthreshold=0.9', "alarms[0].comparison", "is good", "warning"),
+        ('metric="roc_auc"\nthreshold=0.5\ncomparison="<"', "alarms[0].metric", "only a gate measures", "error"),
         ('metric="latncy_ms"\nthreshold=5', "alarms[0].metric", "nothing measures", "error"),
         ('metric="latency_ms"\nthreshold=5\nstatistic="p101"', "alarms[0].statistic", "no statistic", "error"),
         (

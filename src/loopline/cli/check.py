@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
-from loopline.cli import source, tree
-from loopline.config import MAX_LOOP_TOML_BYTES
-from loopline.domain.loopfile import Problem, parse
 from loopline.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from loopline.domain.loopfile import Problem
 
 
 @click.command()
@@ -19,6 +19,10 @@ from loopline.errors import InvalidInput
 def check(folder: Path, as_json: bool, debug: bool) -> int:
     """Explain every mistake in loop.toml, pipeline.py and predict.py; exits 1 when there is one."""
     del debug  # read by ``root.run``
+    import msgspec
+
+    from loopline.cli import tree
+
     root = tree.root_of(folder)
     problems = problems_of(root)
     errors = sum(problem.level == "error" for problem in problems)
@@ -32,8 +36,12 @@ def check(folder: Path, as_json: bool, debug: bool) -> int:
     return int(bool(errors))
 
 
-def problems_of(root: Path) -> list[Problem]:
+def problems_of(root: Path) -> "list[Problem]":
     """Every mistake of a project that can be seen without running it."""
+    from loopline.cli import source, tree
+    from loopline.config import MAX_LOOP_TOML_BYTES
+    from loopline.domain.loopfile import parse
+
     path = root / "loop.toml"
     if path.stat().st_size > MAX_LOOP_TOML_BYTES:
         raise InvalidInput(f"{path} is larger than {MAX_LOOP_TOML_BYTES} bytes")
@@ -46,11 +54,7 @@ def problems_of(root: Path) -> list[Problem]:
     name = loop.pipeline.name if loop else None
     parameters = tuple(loop.pipeline.parameters) if loop else ()
     if (root / file).is_file():
-        problems += source.check_pipeline(_text(root / file), file, name, parameters)
+        problems += source.check_pipeline((root / file).read_bytes(), file, name, parameters)
     if (root / "predict.py").is_file() and (loop is None or loop.model.handler == "predict"):
-        problems += source.check_predict(_text(root / "predict.py"), "predict.py")
+        problems += source.check_predict((root / "predict.py").read_bytes(), "predict.py")
     return problems
-
-
-def _text(path: Path) -> bytes:
-    return path.read_bytes()

@@ -51,8 +51,8 @@ def create(
 
 
 @keys.command()
-@click.argument("key")
+@click.argument("key_id", metavar="KEY")
 @options
-def revoke(session: Session, key: str) -> None:
+def revoke(session: Session, key_id: str) -> None:
     """Make a key useless, at once. KEY: its id, the 8 characters after lk_."""
-    session.done(session.client.delete("keys", key), f"key {key} revoked")
+    session.done(session.client.delete("keys", key_id), f"key {key_id} revoked")

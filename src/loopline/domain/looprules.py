@@ -17,6 +17,8 @@ from cronsim import CronSim, CronSimError
 
 from loopline.domain import names, states
 from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
+from loopline.domain.drift import Rule
+from loopline.domain.measures import MEASURES
 from loopline.domain.projects import AlarmTable, Loop, TriggerTable
 from loopline.domain.tomllines import Path
 from loopline.errors import InvalidInput
@@ -87,13 +89,13 @@ RANGES: dict[tuple[str, str], Range] = {
     ("triggers", "every"): _ONE_UP,
 }
 
-# Metric of a gate or of quality monitoring -> what it can be.
-QUALITY_METRICS: dict[str, Range] = {
+_BOUNDS: dict[str, Range] = {
     **dict.fromkeys(("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "brier"), _SHARE),
-    **dict.fromkeys(("mcc", "spearman"), Range(-1, 1)),
-    **dict.fromkeys(("log_loss", "mae", "mse", "rmse", "ece"), Range(0)),
+    **dict.fromkeys(("log_loss", "mae", "mse", "rmse"), Range(0)),
     "r2": Range(-math.inf, 1),
 }
+# Metric that a gate measures -> what it can be.
+QUALITY_METRICS: dict[str, Range] = {name: _BOUNDS.get(name, Range()) for name in MEASURES}
 # Metric of an endpoint -> what it can be.
 TRAFFIC_METRICS: dict[str, Range] = {
     **dict.fromkeys(("requests", "errors_4xx", "errors_5xx", "latency_ms"), Range(0)),
@@ -101,7 +103,8 @@ TRAFFIC_METRICS: dict[str, Range] = {
     "drift": Range(0),
     "labels": Range(0),
 }
-_ABOUT_LABELS = frozenset(QUALITY_METRICS)
+# What labels that arrive late can tell about a running endpoint; the others need scores of a whole data set.
+PRODUCTION_METRICS = frozenset(("accuracy", "balanced_accuracy", "precision", "recall", "f1", "mae", "mse", "rmse"))
 
 
 def check(loop: Loop, present: frozenset[Path], say: Say, files: Collection[str] | None) -> None:
@@ -298,7 +301,7 @@ def _alarm(alarm: AlarmTable, path: Path, loop: Loop, say: Say) -> None:
 
 
 def _alarm_metric(alarm: AlarmTable, path: Path, say: Say) -> None:
-    known = TRAFFIC_METRICS | QUALITY_METRICS
+    known = TRAFFIC_METRICS | {metric: _BOUNDS[metric] for metric in sorted(PRODUCTION_METRICS)}
     family, dot, feature = alarm.metric.partition(".")
     if dot and family in ("psi", "drift"):
         if not feature:
@@ -309,7 +312,8 @@ def _alarm_metric(alarm: AlarmTable, path: Path, say: Say) -> None:
     else:
         close = difflib.get_close_matches(alarm.metric, known, 1)
         cure = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}, psi.FEATURE"
-        say((*path, "metric"), f"nothing measures {alarm.metric!r}", cure)
+        what = "only a gate measures" if alarm.metric in QUALITY_METRICS else "nothing measures"
+        say((*path, "metric"), f"{what} {alarm.metric!r}", cure)
         return
     if alarm.statistic in ("Sum", "SampleCount"):
         return
@@ -318,12 +322,7 @@ def _alarm_metric(alarm: AlarmTable, path: Path, say: Say) -> None:
             f"the alarm {alarm.name!r} can never fire: {alarm.metric} is never {alarm.comparison} {alarm.threshold:g}"
         )
         say((*path, "threshold"), message, f"{alarm.metric} is {allowed}")
-    elif (
-        alarm.metric in _ABOUT_LABELS
-        and alarm.comparison in (">", ">=")
-        and allowed.high == 1
-        and alarm.metric != "brier"
-    ):
+    elif alarm.metric in PRODUCTION_METRICS and alarm.comparison in (">", ">=") and allowed.high == 1:
         message = f"the alarm {alarm.name!r} fires when {alarm.metric} is good"
         say((*path, "comparison"), message, 'write comparison = "<"', "warning")
 
@@ -338,11 +337,12 @@ def _can_fire(alarm: AlarmTable, allowed: Range) -> bool:
 
 
 def _monitor(loop: Loop, present: frozenset[Path], say: Say) -> None:
-    rule = loop.monitor.rule
-    if rule != "default":
-        found = re.fullmatch(r"\s*([a-z_]+)\s*(>=|>|<=|<)\s*([0-9.]+(?:e-?[0-9]+)?)\s*", rule)
-        if not found:
-            say(("monitor", "rule"), f"{rule!r} is not a rule", 'write "default", or e.g. "psi > 0.1"')
+    if loop.monitor.rule != "default":
+        try:
+            Rule.parse(loop.monitor.rule)
+        except InvalidInput as error:
+            message, _, cure = error.message.partition(": ")
+            say(("monitor", "rule"), message, cure)
     if ("monitor",) in present and not _deploys(loop):
         message = "[monitor] has nothing to watch: there is no endpoint"
         say(("monitor",), message, 'add [endpoint] with name = "..."', "warning")

@@ -199,7 +199,7 @@ class Loop(_Table, frozen=True):
 
 def to_dict(loop: Loop) -> dict[str, Any]:
     """The plain form that is stored and that ``from_dict`` reads."""
-    plain: dict[str, Any] = msgspec.to_builtins(loop)
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(loop))  # lists, not tuples: as it comes back
     return plain
 
 
