@@ -6,6 +6,7 @@ A setting comes from, in this order: the caller (a command-line option), the env
 
 import hashlib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -156,9 +157,17 @@ def search_path(environ: Mapping[str, str] | None = None) -> str:
     return environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
 
 
+_CHILD = re.compile(r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|SSL_CERT_\w+")
+_PACKAGES = re.compile(r"(UV|PIP|XDG)_\w+|REQUESTS_CA_BUNDLE|\w+_(PROXY|proxy)")
+
+
 def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a program started by loopline may see of this process's environment: no key and no token of anybody."""
+    """What user code may see of this process's environment: no key, token or address of anybody."""
     environ = os.environ if environ is None else environ
-    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-    prefixes = ("UV_", "PIP_")
-    return {k: v for k, v in environ.items() if k in kept or k.startswith(prefixes)}
+    return {name: value for name, value in environ.items() if _CHILD.fullmatch(name)}
+
+
+def package_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What loopline's own processes see: the above, and where packages come from, which may hold credentials."""
+    environ = os.environ if environ is None else environ
+    return {name: value for name, value in environ.items() if _CHILD.fullmatch(name) or _PACKAGES.fullmatch(name)}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from loopline.children import DRAIN_SECONDS, KINDS, Child, Spec, cut_log, kill_group, read_processes, start_time
-from loopline.config import SETTINGS, Settings, child_environment
+from loopline.config import SETTINGS, Settings, package_environment
 from loopline.errors import Conflict, Forbidden, InvalidInput
 
 POLL_SECONDS = 0.5
@@ -37,7 +37,7 @@ Programs = Callable[[Settings, int, int], list[Spec]]
 
 def programs(settings: Settings, listen_fd: int, port: int) -> list[Spec]:
     """loopline's own processes; ``port`` is the bound one. They load the settings that this process has."""
-    environ = {**child_environment(), "PYTHONUNBUFFERED": "1"}
+    environ = {**package_environment(), "PYTHONUNBUFFERED": "1"}
     for setting in SETTINGS[1:]:
         value = getattr(settings, setting.name)
         environ[f"LOOPLINE_{setting.name.upper()}"] = ",".join(value) if isinstance(value, tuple) else str(value)

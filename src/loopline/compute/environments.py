@@ -26,6 +26,7 @@ import uv
 from packaging.requirements import InvalidRequirement, Requirement
 
 from loopline.compute.subprocess import RUNTIME
+from loopline.config import package_environment
 from loopline.errors import InvalidInput, Timeout, Unavailable
 
 KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -34,8 +35,6 @@ OUTPUT_LINES = 20
 MAX_REQUIREMENTS_BYTES = 1024 * 1024
 # What uv says when it cannot reach an index; then its cache may still know enough.
 UNREACHABLE = re.compile(r"error sending request|dns error|failed to fetch|timed out|connect|network", re.IGNORECASE)
-# What of this process's environment a build may see: where to find things, and no secrets of loopline.
-PASSED = re.compile(r"(HOME|USER|LANG|LC_\w+|TZ|UV_\w+|XDG_\w+|SSL_CERT_\w+|\w+_PROXY|\w+_proxy)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +215,7 @@ class Environments:
 
     def _run_once(self, arguments: list[str], scratch: Path) -> None:
         """One run of uv, confined: packages without a wheel run code of their own while they are built."""
-        environ = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)}
+        environ = package_environment()
         environ |= {"PATH": "/usr/local/bin:/usr/bin:/bin", "TMPDIR": str(scratch), "UV_NO_PROGRESS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-I", str(RUNTIME / "confined.py"), *self._allowed(scratch), "--", self.uv, *arguments],
@@ -244,8 +243,8 @@ class Environments:
     def _allowed(self, scratch: Path) -> list[str]:
         """What a build may write and read besides the system: its own folder, uv's cache, uv's files at home."""
         home = Path.home()
-        caches = os.environ.get("XDG_CACHE_HOME") or str(home / ".cache")
-        cache = Path(os.environ.get("UV_CACHE_DIR") or f"{caches}/uv")
+        caches = package_environment().get("XDG_CACHE_HOME") or str(home / ".cache")
+        cache = Path(package_environment().get("UV_CACHE_DIR") or f"{caches}/uv")
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
         read = [home / ".config" / "uv", home / ".local" / "share" / "uv", Path(self.uv).parent, *_local_indexes()]
@@ -275,7 +274,7 @@ def _local_indexes() -> list[Path]:
     """Folders that an administrator named as package sources."""
     found = []
     for name in ("UV_FIND_LINKS", "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"):
-        for part in re.split(r"[\s,]+", os.environ.get(name, "")):
+        for part in re.split(r"[\s,]+", package_environment().get(name, "")):
             path = part.partition("=")[2] if "=file:" in part else part
             path = path.removeprefix("file://")
             if path.startswith("/"):
