@@ -96,11 +96,12 @@ class Watched:
             seen += [name for name in (PREDICTION, SCORE) if name in baseline.features]
         if not seen:
             raise InvalidInput("the baseline has none of the features that requests carry")
+        usual = DriftPolicy()
         policy = DriftPolicy(
-            rule=str(settings.get("rule", "default")),
-            psi=float(settings.get("psi", 0.1)),
-            alpha=float(settings.get("alpha", 0.01)),
-            min_rows=int(settings.get("min_rows", 100)),
+            rule=str(settings.get("rule", usual.rule)),
+            psi=float(settings.get("psi", usual.psi)),
+            alpha=float(settings.get("alpha", usual.alpha)),
+            min_rows=int(settings.get("min_rows", usual.min_rows)),
             features=tuple(seen),
         )
         kept = Baseline(baseline.rows, {name: baseline.features[name] for name in seen})
