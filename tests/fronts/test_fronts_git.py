@@ -128,6 +128,13 @@ def eventually(found: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.01)  # between two looks
 
 
+def children_called(name: str) -> list[str]:
+    """Descendants of this process's children that run a program of this name."""
+    listed = subprocess.run(["ps", "-eo", "ppid=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 1) for line in listed.splitlines()]
+    return [args for parent, args in lines if int(parent) == os.getpid() and args.startswith(name)]
+
+
 def refs(world: World, name: str = PROJECT) -> dict[str, str]:
     listed = repositories.list_(world.ctx, world.actor)["items"]
     return next((item["branches"] for item in listed if item["project"] == name), {})
@@ -420,6 +427,7 @@ def test_a_client_that_goes_away_in_the_middle_leaves_no_process_and_no_branch(
         eventually(lambda: any(notes.iterdir()))
     eventually(lambda: not any(notes.iterdir()))
     assert len(recorded(world)) == 1
+    eventually(lambda: children_called("git") == [])
 
 
 # -- crashes ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +32,7 @@ SECONDS = 120.0  # the longest that one of git's own questions may take
 MAX_MESSAGE = 2000
 MAX_BRANCH_BYTES = 120  # of a branch's name in a delivery key; a longer one is hashed
 CHUNK_BYTES = 1 << 18
+OLD_LOCK_SECONDS = 7200.0
 _SEEN = "refs/loopline/seen/"
 _HEADS = "refs/heads/"
 _PENDING = ".pending"  # no project's name begins with a dot
@@ -217,7 +218,10 @@ def sweep(ctx: Context) -> int:
     folder = root(ctx) / _PENDING
     with _active(ctx) as active:
         left = [path for path in sorted(folder.glob("rq_*")) if path.name not in active]
-    wanted = {project: SYSTEM.name for project in _all(ctx)} if not ctx.cache.get("git swept") else {}
+    wanted = {}
+    if not ctx.cache.get("git swept"):
+        wanted = {project: SYSTEM.name for project in _all(ctx)}
+        _unlock(ctx, wanted)
     notes = {}
     for note in left:
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -236,6 +240,15 @@ def sweep(ctx: Context) -> int:
             note.unlink(missing_ok=True)
     ctx.cache["git swept"] = True
     return recorded
+
+
+def _unlock(ctx: Context, projects_: Iterable[str]) -> None:
+    """Remove the lock files that a killed git left; no git of this installation runs for as long as they are old."""
+    for project in projects_:
+        for lock in path_of(ctx, project).rglob("*.lock"):
+            with suppress(OSError):
+                if ctx.clock.now() - lock.stat().st_mtime > OLD_LOCK_SECONDS:
+                    lock.unlink()
 
 
 def _all(ctx: Context) -> list[str]:

@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import binascii
+import functools
 import logging
 import re
+from collections.abc import Callable
 from urllib.parse import parse_qs
 
 import anyio
@@ -37,12 +39,12 @@ _HEADERS = [(b"x-content-type-options", b"nosniff")]
 def routes(ctx: Context, table: tuple[Route, ...] = TABLE) -> list[StarletteRoute]:
     """The routes below ``/git``; raises ``TypeError`` when one declares no permission."""
     check(table)
-    limiter = asyncio.Semaphore(AT_ONCE)
     places: dict[tuple[str, str], list[Route]] = {}
+    slots, threads = asyncio.Semaphore(AT_ONCE), anyio.CapacityLimiter(2 * AT_ONCE)
     for route in table:
         places.setdefault((route.method, route.place), []).append(route)
     return [
-        StarletteRoute(f"/git/{{project}}.git/{place}", _Place(ctx, found, limiter), methods=[method])
+        StarletteRoute(f"/git/{{project}}.git/{place}", _Place(ctx, found, slots, threads), methods=[method])
         for (method, place), found in places.items()
     ]
 
@@ -50,8 +52,10 @@ def routes(ctx: Context, table: tuple[Route, ...] = TABLE) -> list[StarletteRout
 class _Place:
     """One path; what is asked for there is told by ``service``."""
 
-    def __init__(self, ctx: Context, table: list[Route], limiter: asyncio.Semaphore) -> None:
-        self._ctx, self._table, self._limiter = ctx, table, limiter
+    def __init__(
+        self, ctx: Context, table: list[Route], slots: asyncio.Semaphore, threads: anyio.CapacityLimiter
+    ) -> None:
+        self._ctx, self._table, self._slots, self._threads = ctx, table, slots, threads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -63,7 +67,7 @@ class _Place:
                 raise TypeError("a route without a permission is served")
             access.require(actor, route.permission)
             project = names.check_name(request.path_params["project"], "a project")
-            async with self._limiter, asyncio.timeout(LONGEST_SECONDS):
+            async with self._slots, asyncio.timeout(LONGEST_SECONDS):
                 await self._serve(route, actor, project, request, answer)
         except ClientDisconnect:
             return
@@ -87,11 +91,11 @@ class _Place:
             lambda: repositories.open_repository(self._ctx, actor, project=project, create=pushing)
         )
         environ = _environment(self._ctx, request, route, actor, repository.name)
-        program = repositories.program(self._ctx)
+        begin = functools.partial(cgi.Backend, repositories.program(self._ctx), environ, self._threads)
         if pushing and route.method == "POST":
-            await _receive(self._ctx, actor, project, request, answer, program, environ)
+            await _receive(repositories.receive(self._ctx, actor, project=project), request, answer, environ, begin)
             return
-        async with cgi.Backend(program, environ) as backend:
+        async with begin() as backend:
             await _relay(backend, request, answer)
 
 
@@ -124,22 +128,19 @@ async def _relay(backend: cgi.Backend, request: Request, answer: _Answer) -> Non
 
 
 async def _receive(
-    ctx: Context,
-    actor: Actor,
-    project: str,
+    receipt: repositories.Receipt,
     request: Request,
     answer: _Answer,
-    program: str,
     environ: dict[str, str],
+    begin: Callable[..., cgi.Backend],
 ) -> None:
     """Receive a push. What it moved is recorded as soon as git's hook says so, and at the latest when git has ended,
     whether the client is still there or not."""
-    receipt = await anyio.to_thread.run_sync(lambda: repositories.receive(ctx, actor, project=project))
     with Channel() as channel:
         environ["LOOPLINE_REPORT"], environ["LOOPLINE_ANSWER"] = map(str, channel.theirs)
         told = asyncio.create_task(_tell(channel, receipt))
         try:
-            async with cgi.Backend(program, environ, channel.theirs) as backend:
+            async with begin(descriptors=channel.theirs) as backend:
                 channel.close_theirs()  # so that ours ends when the last of git's processes has
                 await _relay(backend, request, answer)
         finally:
