@@ -129,7 +129,10 @@ def release(
     """Move an endpoint's traffic to a version (default: the newest Approved one)."""
     made = session.client.post("endpoints", endpoint, "release", number=version, force=force or None, **body)
     if not wait:
-        session.done(made, f"rollout {made['id']} {made['status']}: {endpoint} moves to {made['variant']}")
+        plan = made["plan"]
+        session.done(
+            made, f"rollout {made['id']} {made['status']}: {endpoint} moves to {plan['model']} v{plan['number']}"
+        )
         return 0
     told: list[str] = []
 

@@ -1,16 +1,23 @@
 """Rollouts: list, show."""
 
+from typing import Any
+
 import click
 
 from loopline.cli.session import Session, limit_option, options
+
+
+def _to(rollout: dict[str, Any]) -> str:
+    plan = rollout["plan"] or {}
+    return f"{plan['model']} v{plan['number']}" if plan.get("number") else str(rollout["variant"])
+
 
 COLUMNS = (
     ("ROLLOUT", "id"),
     ("STATUS", "status"),
     ("ENDPOINT", "endpoint"),
     ("KIND", "kind"),
-    ("TO", "variant"),
-    ("FROM", "predecessor"),
+    ("TO", _to),
     ("BY", "by"),
     ("CREATED", "created_at"),
     ("REASON", "reason"),

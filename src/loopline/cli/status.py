@@ -62,5 +62,5 @@ def _served(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _steps(execution: dict[str, Any]) -> str:
-    done = sum(step["status"] == "Succeeded" for step in execution["steps"])
-    return f"{done}/{len(execution['steps'])}"
+    taken = [step for step in execution["steps"] if step["status"] != "Skipped"]
+    return f"{sum(step['status'] == 'Succeeded' for step in taken)}/{len(taken)}"
