@@ -6,6 +6,7 @@ survive a killed process but may lose their last moments with the power.
 """
 
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,58 @@ Row = dict[str, Any]
 _EVENT_LOCK = 0x6C6F6F70  # any constant of our own: numbers are handed out under it
 
 
+class Prepared:
+    """A statement that is built once and run often, with its parameters given by name.
+
+    On SQLite it runs on the driver's own connection: what SQLAlchemy does around each execution costs several times
+    what the statement does. Its types still convert what goes in and what comes out. Parameters that are lists
+    (``IN``) are not for it.
+    """
+
+    def __init__(self, statement: Any) -> None:
+        self.statement = statement
+        self._compiled: _Compiled | None = None
+
+    def compiled(self, dialect: Any) -> "_Compiled":
+        """The text for SQLite's driver."""
+        if self._compiled is None:
+            self._compiled = _Compiled(self.statement, dialect)
+        return self._compiled
+
+
+class _Compiled:
+    """A statement as text, the order of its parameters, and what converts parameters and columns."""
+
+    def __init__(self, statement: Any, dialect: Any) -> None:
+        compiled = statement.compile(dialect=dialect)
+        self.text = str(compiled)
+        fixed = compiled.params
+        self.parameters = [
+            (compiled.bind_names[bind], bind.type.dialect_impl(dialect).bind_processor(dialect), fixed.get(name))
+            for name in compiled.positiontup or ()
+            for bind in (compiled.binds[name],)
+        ]
+        columns = statement.exported_columns  # of a change: what it returns
+        self.names = [column.key for column in columns]
+        processors = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+        self.converted = [(name, f) for name, f in zip(self.names, processors, strict=True) if f is not None]
+
+    def values(self, given: Mapping[str, Any]) -> list[Any]:
+        """The parameters in order."""
+        found = []
+        for name, process, fixed in self.parameters:
+            value = given.get(name, fixed)
+            found.append(value if process is None else process(value))
+        return found
+
+    def row(self, values: tuple[Any, ...]) -> Row:
+        """What the driver gave, by name."""
+        row = dict(zip(self.names, values, strict=True))
+        for name, convert in self.converted:
+            row[name] = convert(row[name])
+        return row
+
+
 @dataclass
 class Tx:
     """An open write transaction. ``now`` is its one time; ``after_commit`` runs when it has been committed."""
@@ -33,6 +86,37 @@ class Tx:
     postgres: bool
     after_commit: list[Callable[[], object]] = field(default_factory=list)
     wrote_event: bool = False
+    asked: bool = False  # whether a task was asked for
+
+    def fetch(self, prepared: Prepared, **values: Any) -> list[Row]:
+        """All rows of a prepared statement."""
+        if self.postgres:
+            return [dict(row) for row in self.connection.execute(prepared.statement, values).mappings()]
+        compiled = prepared.compiled(self.connection.dialect)
+        return [compiled.row(row) for row in self._run(compiled, values)]
+
+    def fetch_one(self, prepared: Prepared, **values: Any) -> Row | None:
+        """The first row of a prepared statement, or None."""
+        if self.postgres:
+            found = self.connection.execute(prepared.statement, values).mappings().first()
+            return None if found is None else dict(found)
+        compiled = prepared.compiled(self.connection.dialect)
+        row = self._run(compiled, values).fetchone()
+        return None if row is None else compiled.row(row)
+
+    def change(self, prepared: Prepared, **values: Any) -> int:
+        """Run a prepared statement that changes rows; says how many."""
+        if self.postgres:
+            return self.connection.execute(prepared.statement, values).rowcount
+        return self._run(prepared.compiled(self.connection.dialect), values).rowcount
+
+    def _run(self, compiled: _Compiled, values: Mapping[str, Any]) -> sqlite3.Cursor:
+        driver: Any = self.connection.connection.driver_connection
+        try:
+            found: sqlite3.Cursor = driver.execute(compiled.text, compiled.values(values))
+        except sqlite3.IntegrityError as error:
+            raise sa.exc.IntegrityError(compiled.text, None, error) from error
+        return found
 
     def execute(self, statement: sa.Executable, values: Any = None) -> sa.CursorResult[Any]:
         """Run a statement; ``values`` may be one mapping or a list of them."""
@@ -65,8 +149,13 @@ class Tx:
         if self.postgres and not self.wrote_event:
             self.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _EVENT_LOCK})
         self.wrote_event = True
-        result = self.execute(events.insert().values(at=self.now, **values))
-        return int(result.inserted_primary_key[0])  # type: ignore[index]
+        written = self.fetch_one(_WRITE_EVENT, at=self.now, **values)
+        assert written is not None
+        return int(written["number"])
+
+
+_EVENT_COLUMNS = {c.name: sa.bindparam(c.name, type_=c.type) for c in events.c if c is not events.c.number}
+_WRITE_EVENT = Prepared(events.insert().values(_EVENT_COLUMNS).returning(events.c.number))
 
 
 class Db:
@@ -80,6 +169,7 @@ class Db:
         self._held = threading.local()
         self.engine = _make_engine(url, postgres=self.postgres)
         self.on_event: list[Callable[[], None]] = []  # told after each commit that wrote an event
+        self.on_ask: list[Callable[[], None]] = []  # told after each commit that asked for a task
 
     @contextmanager
     def transaction(self, *, durable: bool = False, rehearsal: bool = False) -> Iterator[Tx]:
@@ -100,9 +190,8 @@ class Db:
             connection.commit()
         for callback in tx.after_commit:
             callback()
-        if tx.wrote_event:
-            for listener in self.on_event:
-                listener()
+        for listener in (*(self.on_event if tx.wrote_event else ()), *(self.on_ask if tx.asked else ())):
+            listener()
 
     @contextmanager
     def read(self) -> Iterator[Tx]:

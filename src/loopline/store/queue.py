@@ -5,6 +5,7 @@ database's time; each claim raises the token, and a result is recorded only whil
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Task:
 def ask(tx: Tx, kind: str, key: str, run_at: float | None = None) -> None:
     """Ask for a task, now or at ``run_at``. One that waits already runs at the earlier time; one that is being worked
     on runs once more when that is finished."""
+    tx.asked = True
     values: dict[str, Any] = {"kind": kind, "key": key, "token": 0, "tries": 0, "again": False}
     if run_at is None and tx.postgres:
         tx.execute(_ASK_NOW, values)  # the server's time, which claim() goes by
@@ -90,6 +92,20 @@ def backoff_seconds(tries: int) -> float:
     """How long to wait after the failure that follows ``tries`` others: 1 s doubled each time up to 5 minutes, less up
     to a fifth by chance, so that what failed together does not come back together."""
     return min(MAX_BACKOFF_SECONDS, 2.0 ** min(tries, 16)) * random.uniform(0.8, 1.0)  # noqa: S311
+
+
+def release(db: Db, is_dead: Callable[[str], bool]) -> int:
+    """Give back every task whose owner is dead, at once: waiting for its lease to lapse would serve nobody.
+
+    ``is_dead`` judges the ``owner`` that claimed. It counts as a failure, as a lapsed lease does. Gives how many.
+    """
+    with db.transaction() as tx:
+        now = db.database_time(tx)
+        held = sa.select(table.c.id, table.c.owner).where(table.c.owner.is_not(None), table.c.lease_until > now)
+        dead = [row.id for row in tx.execute(held) if is_dead(row.owner)]
+        if dead:
+            tx.execute(table.update().where(table.c.id.in_(dead)).values(lease_until=now))
+    return len(dead)
 
 
 def next_due(db: Db, kinds: list[str] | None = None) -> float | None:

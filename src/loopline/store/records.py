@@ -5,13 +5,14 @@
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
 
 from loopline.domain import states
 from loopline.errors import Conflict, NotFound
-from loopline.store.db import Row, Tx
+from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import NOUNS
 
 # What an event need not repeat: it is large, or it is a secret's digest.
@@ -57,7 +58,7 @@ def create(tx: Tx, noun: str, *, actor: str, reason: str | None = None, **values
         values.setdefault("created_at", tx.now)
     try:
         with tx.connection.begin_nested() if tx.postgres else _nothing():
-            tx.execute(table.insert().values(**values))
+            tx.change(_inserting(noun, tuple(values)), **values)
     except sa.exc.IntegrityError as error:
         raise Conflict(f"this {noun} exists already") from error
     _record(tx, noun, values["id"], "created", actor, reason=reason, after=values.get("status"), data=values)
@@ -66,8 +67,7 @@ def create(tx: Tx, noun: str, *, actor: str, reason: str | None = None, **values
 
 def get(tx: Tx, noun: str, identifier: str) -> Row:
     """The record with this id; raises ``NotFound``."""
-    table = NOUNS[noun]
-    row = tx.row(sa.select(table).where(table.c.id == identifier))
+    row = tx.fetch_one(_finding(noun, ("id",), ()), where_id=identifier)
     if row is None:
         raise NotFound(f"there is no {noun.replace('_', ' ')} {identifier!r}")
     return row
@@ -75,8 +75,9 @@ def get(tx: Tx, noun: str, identifier: str) -> Row:
 
 def find(tx: Tx, noun: str, **where: Any) -> Row | None:
     """The record whose columns have these values, or None."""
-    table = NOUNS[noun]
-    return tx.row(sa.select(table).where(*(table.c[name] == value for name, value in where.items())))
+    absent = tuple(name for name, value in where.items() if value is None)
+    given = {f"where_{name}": value for name, value in where.items() if value is not None}
+    return tx.fetch_one(_finding(noun, tuple(where), absent), **given)
 
 
 def move(tx: Tx, noun: str, identifier: str, to: str, *, actor: str, reason: str | None = None, **values: Any) -> Row:
@@ -90,10 +91,8 @@ def move(tx: Tx, noun: str, identifier: str, to: str, *, actor: str, reason: str
     states.check_move(noun, before, to)
     if reason is not None and "reason" in table.c:
         values.setdefault("reason", reason)
-    changed = tx.execute(
-        table.update().where(table.c.id == identifier, table.c.status == before).values(status=str(to), **values)
-    )
-    if changed.rowcount != 1:
+    changing = _changing(noun, ("status", *values), True)
+    if tx.change(changing, where_id=identifier, where_status=before, status=str(to), **values) != 1:
         raise Conflict(f"the {noun} {identifier} was changed by somebody else at the same moment; look and try again")
     row.update(values, status=str(to))
     _record(tx, noun, identifier, "moved", actor, reason=reason, before=before, after=str(to), data=values)
@@ -104,9 +103,7 @@ def set(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = 
     """Change columns other than the status."""
     if "status" in values:
         raise ValueError("a status changes by move() alone")
-    table = NOUNS[noun]
-    changed = tx.execute(table.update().where(table.c.id == identifier).values(**values))
-    if changed.rowcount != 1:
+    if tx.change(_changing(noun, tuple(values), False), where_id=identifier, **values) != 1:
         raise NotFound(f"there is no {noun} {identifier!r}")
     _record(tx, noun, identifier, "changed", actor, reason=reason, data=values)
 
@@ -149,6 +146,32 @@ def _record(
             "data": public or None,
         }
     )
+
+
+# Each form of statement is built once: building one anew for each call cost more than running it.
+
+
+@cache
+def _inserting(noun: str, names: tuple[str, ...]) -> Prepared:
+    table = NOUNS[noun]
+    return Prepared(table.insert().values({name: sa.bindparam(name, type_=table.c[name].type) for name in names}))
+
+
+@cache
+def _finding(noun: str, names: tuple[str, ...], absent: tuple[str, ...]) -> Prepared:
+    table = NOUNS[noun]
+    conditions = [
+        table.c[name].is_(None) if name in absent else table.c[name] == sa.bindparam(f"where_{name}") for name in names
+    ]
+    return Prepared(sa.select(table).where(*conditions))
+
+
+@cache
+def _changing(noun: str, names: tuple[str, ...], from_status: bool) -> Prepared:
+    table = NOUNS[noun]
+    values = {name: sa.bindparam(name, type_=table.c[name].type) for name in names}
+    statement = table.update().where(table.c.id == sa.bindparam("where_id")).values(values)
+    return Prepared(statement.where(table.c.status == sa.bindparam("where_status")) if from_status else statement)
 
 
 class _nothing:  # noqa: N801 - a context manager that does nothing; SQLite needs no savepoint for a failed insert
