@@ -119,7 +119,7 @@ def _ends_well(tx: Tx, last: Row | None) -> Problem | None:
 
 def _walk(ctx: Context, end: int, known: tuple[int, str] | None) -> tuple[Problem | None, int]:
     """Compare events and links up to ``end``, batch by batch; the first problem, and how many hold before it."""
-    position, previous, checked = 0, START, 0
+    position, previous, checked = -(1 << 62), START, 0  # a number below the first is not ours either
     while position < end:
         with ctx.db.read() as tx:
             after = (audit.c.number > position, audit.c.number <= end)
