@@ -6,7 +6,9 @@ The composition root: nothing else builds a ``Context``.
 """
 
 import argparse
+import fcntl
 import logging
+import os
 import signal
 import socket
 import sys
@@ -21,7 +23,7 @@ from loopline import config
 from loopline.compute.environments import Environments
 from loopline.compute.subprocess import SubprocessBackend
 from loopline.config import Settings
-from loopline.control import access, environments, executions, processes, pushes, rollouts, snapshots
+from loopline.control import access, environments, executions, jobs, processes, pushes, rollouts, snapshots
 from loopline.control.context import Clock, Context, Ids
 from loopline.engine.tasks import JOB_OWNERS
 from loopline.engine.worker import Engine
@@ -64,6 +66,7 @@ def recover(ctx: Context) -> None:
     snapshots.publish(ctx)
     processes.write(ctx)
     environments.recover(ctx)
+    jobs.recover(ctx)
     pushes.recover(ctx)
     executions.recover(ctx)
     rollouts.recover(ctx)
@@ -92,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = config.load(dir=given.dir)
+    lock = _become_the_only_one(settings.dir)
     ctx = open_context(settings)
     url = f"http://{settings.host}:{settings.port}"
     first_key = access.bootstrap(ctx, url)
@@ -105,7 +109,16 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         engine.stop()
         ctx.db.close()
+        os.close(lock)
     return 0
+
+
+def _become_the_only_one(directory: Path) -> int:
+    """Wait until no other control serves this directory; the kernel gives the lock back when a process dies."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(directory / "control.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def _show_once(path: Path, key: str) -> None:

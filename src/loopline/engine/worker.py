@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from loopline.engine.reactions import REACTIONS
 from loopline.engine.tasks import SLOW, TASKS
 from loopline.engine.ticks import TICKS
 from loopline.errors import LooplineError, StaleToken
+from loopline.runtime import processes
 from loopline.store import queue
 
 log = logging.getLogger("loopline.engine")
@@ -45,7 +47,10 @@ class Engine:
         ctx.db.on_event.append(self.wake)
 
     def start(self) -> None:
-        """Start every thread."""
+        """Take over what earlier processes of this host left, and start every thread."""
+        taken = queue.release(self.ctx.db, partial(_is_dead, self.ctx.host))
+        if taken:
+            log.info("took over %d tasks of a process that is gone", taken)
         self._socket = _bind(self.ctx.settings.run_dir / "wake.sock")
         self._thread("wake", self._listen)
         self._thread("events", self._react)
@@ -61,6 +66,8 @@ class Engine:
         self._stopping.set()
         self.wake()
         if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # closing alone would leave the listener waiting
             self._socket.close()
         for thread in self._threads:
             thread.join(5)
@@ -87,7 +94,10 @@ class Engine:
         listener = self._socket
         while listener is not None and not self._stopping.is_set():
             try:
-                message = json.loads(listener.recv(MAX_WAKE_BYTES))
+                data = listener.recv(MAX_WAKE_BYTES)
+                if not data and self._stopping.is_set():
+                    return
+                message = json.loads(data)
                 kind = message.get("kind")
             except (ValueError, AttributeError):
                 continue
@@ -131,7 +141,7 @@ class Engine:
         bell = self._bell()
 
         def work() -> None:
-            owner = f"{self.ctx.host}:{os.getpid()}:{threading.current_thread().name}"
+            owner = f"{self.ctx.host}:{_this_process()}:{threading.current_thread().name}"
             while not self._stopping.is_set():
                 bell.clear()
                 if not self._safely("claiming", lambda: self._work_once(kinds, owner)):
@@ -209,6 +219,22 @@ class _Renewal:
             self._over = True
             if self._timer is not None:
                 self._timer.cancel()
+
+
+def _this_process() -> str:
+    """This process as no other on this host is ever called: its pid, and when it began (boots included)."""
+    return f"{os.getpid()}.{processes.start_time(os.getpid())}.{processes.boot_id()[:8]}"
+
+
+def _is_dead(host: str, owner: str) -> bool:
+    """Whether a task's owner was a process of this host that is gone. Of another host only its lease can tell."""
+    there, _, rest = owner.rpartition(":")[0].rpartition(":")
+    pid, _, began = rest.partition(".")
+    if there != host or not pid.isdecimal():
+        return False
+    start, _, boot = began.partition(".")
+    same_boot = boot == processes.boot_id()[:8]
+    return not (same_boot and start.isdecimal() and processes.alive(int(pid), int(start)))
 
 
 def _bind(path: Path) -> socket.socket:
