@@ -6,7 +6,9 @@ the attempt's files before it acts. A result commits only while the attempt is s
 """
 
 import json
+import logging
 import shutil
+import signal
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,8 @@ from loopline.errors import Conflict, LooplineError, NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import attempts, jobs
+
+log_ = logging.getLogger(__name__)
 
 MAX_LOST = 5  # attempts of one job that may vanish with their host before the job fails
 MAX_BACKOFF_SECONDS = 3600.0
@@ -246,6 +250,8 @@ def _finish(
 def _attempt_status(exit_: dict[str, Any]) -> AttemptStatus:
     if exit_.get("reason") == "ok":
         return AttemptStatus.SUCCEEDED
+    if exit_.get("reason") == "error" and exit_.get("signal") == signal.SIGKILL:
+        return AttemptStatus.LOST  # nothing of ours killed it: that says as little about the work as a dead host
     return AttemptStatus.STOPPED if exit_.get("reason") == "stopped" else AttemptStatus.FAILED
 
 
@@ -255,6 +261,8 @@ def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], resu
         return records.move(
             tx, "job", job["id"], JobStatus.SUCCEEDED, actor=SYSTEM.name, result=results, ended_at=tx.now
         )
+    if status == AttemptStatus.LOST:
+        return _settle_lost(tx, job, reason)
     if status == AttemptStatus.STOPPED and job["status"] == JobStatus.STOPPING:
         return records.move(tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, reason=reason, ended_at=tx.now)
     tries = job["tries"] + 1
@@ -290,23 +298,23 @@ def _lose(ctx: Context, attempt_id: str) -> None:
         job = records.get(tx, "job", attempt["job"])
         if states.is_terminal("job", job["status"]):
             return
-        lost = int(
-            tx.execute(
-                sa.select(sa.func.count()).where(attempts.c.job == job["id"], attempts.c.status == AttemptStatus.LOST)
-            ).scalar_one()
-        )
-        if job["status"] == JobStatus.STOPPING:
-            job = records.move(
-                tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, reason=reason, ended_at=tx.now
-            )
-        elif lost >= MAX_LOST:
-            text = f"{lost} attempts vanished without a result"
-            job = records.move(tx, "job", job["id"], JobStatus.FAILED, actor=SYSTEM.name, reason=text, ended_at=tx.now)
-        else:
-            job = records.move(tx, "job", job["id"], JobStatus.PENDING, actor=SYSTEM.name, reason=reason)
-            _fill(ctx, tx)
+        job = _settle_lost(tx, job, reason)
         if states.is_terminal("job", job["status"]):
             ctx.job_owners[job["owner"]](ctx, tx, job)
+        _fill(ctx, tx)
+
+
+def _settle_lost(tx: Tx, job: Row, reason: str) -> Row:
+    """A job whose attempt vanished: it waits for its next start, unless that has happened too often."""
+    gone = (attempts.c.job == job["id"], attempts.c.status == AttemptStatus.LOST)
+    lost = int(tx.execute(sa.select(sa.func.count()).where(*gone)).scalar_one())
+    values: dict[str, Any] = {"reason": reason, "ended_at": tx.now}
+    if job["status"] == JobStatus.STOPPING:
+        return records.move(tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, **values)
+    if lost >= MAX_LOST:
+        values["reason"] = f"{lost} attempts vanished without a result; the last one: {reason}"
+        return records.move(tx, "job", job["id"], JobStatus.FAILED, actor=SYSTEM.name, **values)
+    return records.move(tx, "job", job["id"], JobStatus.PENDING, actor=SYSTEM.name, reason=reason)
 
 
 def exit_reason(exit_: dict[str, Any]) -> str:
@@ -348,6 +356,26 @@ def watch(ctx: Context) -> None:
     for attempt_id in found:
         collect(ctx, attempt_id)
     start_ready(ctx)
+
+
+def recover(ctx: Context) -> None:
+    """At start: attempts of this host that were recorded but never begun. Nobody else can be about to begin them.
+
+    One that is handed over twice is run once, since shims claim their folder; one that was not even laid out whole is
+    lost, and its job starts anew.
+    """
+    with ctx.db.read() as tx:
+        live = (AttemptStatus.STARTING, AttemptStatus.RUNNING)
+        query = sa.select(attempts).where(attempts.c.host == ctx.host, attempts.c.status.in_(live))
+        found = [(attempt, records.get(tx, "job", attempt["job"])) for attempt in tx.rows(query)]
+    for attempt, job in found:
+        try:
+            if ctx.compute.poll(attempt["id"]).state == "unclaimed":
+                ctx.compute.submit(_job_spec(ctx, attempt, job))
+        except NotFound:
+            _lose(ctx, attempt["id"])
+        except (LooplineError, OSError) as error:
+            log_.warning("attempt %s was not handed over again: %s", attempt["id"], error)  # `watch` will lose it
 
 
 # -- stopping and reading ---------------------------------------------------------------------------------------------
