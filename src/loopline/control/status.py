@@ -108,25 +108,26 @@ def _traffic(tx: Tx) -> dict[tuple[str, str], dict[str, int]]:
 
 
 def _rollout(tx: Tx, endpoint: str) -> dict[str, Any] | None:
-    """The newest rollout, with whether traffic is still moving."""
+    """The newest rollout, ``to`` and ``from`` which version, and whether traffic is still moving."""
     query = sa.select(rollouts).where(rollouts.c.endpoint == endpoint).order_by(rollouts.c.created_at.desc()).limit(1)
     row = tx.row(query)
     if row is None:
         return None
-    keys = (
-        "id",
-        "status",
-        "kind",
-        "strategy",
-        "variant",
-        "predecessor",
-        "step",
-        "reason",
-        "by",
-        "created_at",
-        "ended_at",
-    )
-    return {**{key: row[key] for key in keys}, "moving": not is_terminal("rollout", RolloutStatus(row["status"]))}
+    keys = ("id", "status", "kind", "strategy", "step", "reason", "by", "created_at", "ended_at")
+    return {
+        **{key: row[key] for key in keys},
+        "to": _version_of(tx, row["variant"]),
+        "from": _version_of(tx, row["predecessor"]),
+        "moving": not is_terminal("rollout", RolloutStatus(row["status"])),
+    }
+
+
+def _version_of(tx: Tx, variant: str | None) -> str | None:
+    """What a variant runs, as people say it."""
+    row = tx.row(sa.select(variants).where(variants.c.id == variant))
+    if row is None:
+        return None
+    return f"{row['model']} v{row['number']}" if row["number"] else str(row["name"])
 
 
 def _executions(tx: Tx) -> list[dict[str, Any]]:
