@@ -179,20 +179,22 @@ def test_a_client_that_goes_leaves_its_slot_until_the_server_has_answered(rig, m
     assert recorded[0] == b'{"x": 1}'
 
 
-def test_the_gateway_ends_with_its_parent(rig, make_variant, until):
+def test_the_gateway_ends_with_its_parent(rig, until):
     script = "import subprocess, sys\np = subprocess.Popen(sys.argv[1:])\nprint(p.pid, flush=True)\np.wait()"
     command = [sys.executable, "-m", "loopline.gateway", "--dir", str(rig.folder), "--bind", "127.0.0.1:0"]
-    pipe = subprocess.PIPE
-    parent = subprocess.Popen([sys.executable, "-c", script, *command], stdout=pipe, stderr=pipe, env=rig.environ)
+    log = rig.folder / "gateway.log"
+    with log.open("wb") as file:
+        parent = subprocess.Popen(
+            [sys.executable, "-c", script, *command], stdout=subprocess.PIPE, stderr=file, env=rig.environ
+        )
+    rig.processes["parent"] = parent
     child = int(parent.stdout.readline())
-    assert b"listening" in parent.stderr.readline()
-    parent.kill()
-    parent.wait()
-    until(lambda: b"parent ended" in parent.stderr.readline(), 5)
-    until(lambda: b"stopped" in parent.stderr.readline(), 5)
-    until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2], 5)
     parent.stdout.close()
-    parent.stderr.close()
+    until(lambda: b"listening" in log.read_bytes())
+    rig.kill("parent")
+    until(lambda: b"parent ended" in log.read_bytes(), 5)
+    until(lambda: b"stopped" in log.read_bytes(), 5)
+    until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2], 5)
 
 
 def test_a_late_answer_is_504_and_the_connection_goes_on(rig, make_variant, until):

@@ -28,9 +28,9 @@ def listening_socket(descriptor: int | None, address: str | None) -> socket.sock
     return listening
 
 
-async def run(settings: Settings, index: int, listening: socket.socket) -> None:
+async def run(settings: Settings, index: int, listening: socket.socket, parent: int) -> None:
     """Serve until SIGTERM or the parent's end."""
-    gateway = Gateway(settings, index, make_rng(settings.seed, index))
+    gateway = Gateway(settings, index, make_rng(settings.seed, index), parent)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, gateway.request_stop)
     await gateway.start(listening)
@@ -39,6 +39,7 @@ async def run(settings: Settings, index: int, listening: socket.socket) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one gateway; the process's exit code."""
+    parent = os.getppid()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", required=True)
     parser.add_argument("--index", type=int, default=0)
@@ -51,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.suppress(ValueError, OSError):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    uvloop.run(run(load(dir=given.dir), given.index, listening_socket(given.listen_fd, given.bind)))
+    listening = listening_socket(given.listen_fd, given.bind)
+    uvloop.run(run(load(dir=given.dir), given.index, listening, parent))
     return 0
 
 

@@ -30,9 +30,9 @@ STOP_SECONDS = 10.0
 
 
 class Gateway:
-    """One gateway process. ``rng`` makes traffic choices and request ids."""
+    """One gateway process. ``rng`` makes traffic choices and request ids; it stops when ``parent`` is gone."""
 
-    def __init__(self, settings: Settings, index: int, rng: random.Random) -> None:
+    def __init__(self, settings: Settings, index: int, rng: random.Random, parent: int) -> None:
         self.name = f"gateway-{index}"
         self.control_socket = settings.run_dir / "control.sock"
         self.connections: set[Connection] = set()
@@ -55,6 +55,7 @@ class Gateway:
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported_drops = 0
+        self._parent = parent
 
     @property
     def table_in_force(self) -> Table:
@@ -176,7 +177,6 @@ class Gateway:
     # housekeeping
 
     async def _tick(self) -> None:
-        parent = os.getppid()
         next_sweep = 0.0
         while True:
             await asyncio.sleep(TICK_SECONDS)
@@ -188,16 +188,16 @@ class Gateway:
             now = self.now()
             if now >= next_sweep:
                 next_sweep = now + SWEEP_SECONDS
-                self._sweep(now, parent)
+                self._sweep(now)
 
-    def _sweep(self, now: float, parent: int) -> None:
+    def _sweep(self, now: float) -> None:
         for connection in list(self.connections):
             if connection.deadline < now:
                 connection.expire()
         if self.spool.dropped != self._reported_drops:
             self._reported_drops = self.spool.dropped
             self._write_state()
-        if os.getppid() != parent:
+        if os.getppid() != self._parent:
             log("parent ended", gateway=self.name)
             self.request_stop()
 
