@@ -10,7 +10,7 @@ from loopline.domain.names import check_name
 from loopline.errors import Conflict
 
 NAME = "{{name}}"  # stands in a template's files for the project's name
-TEMPLATES = ("tabular",)
+TEMPLATES = ("tabular", "plain")
 
 
 @click.command()
