@@ -1,14 +1,14 @@
 """The event log for readers: everything that happened, in order, and pages of lists."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from loopline.control.context import Context
 from loopline.domain.access import Actor
 from loopline.errors import InvalidInput
-from loopline.store.db import Row, Tx
+from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import consumers, events
 
 BATCH = 200
@@ -54,44 +54,86 @@ def cursor_offset(cursor: str | None) -> int:
     return int(cursor)
 
 
+class Log:
+    """The event log as one round of consumers reads it: a stretch that several of them want is read once."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._read: dict[int, list[Row]] = {}
+
+    def after(self, position: int) -> list[Row]:
+        """The next events, at most ``BATCH``."""
+        if position not in self._read:
+            with self._ctx.db.read() as tx:
+                self._read[position] = tx.fetch(_AFTER, position=position)
+        return self._read[position]
+
+
 def consume(
-    ctx: Context, name: str, react: Callable[[Context, Tx, Row], None], nouns: frozenset[str] | None = None
+    ctx: Context,
+    name: str,
+    react: Callable[[Context, Tx, Row], None],
+    nouns: frozenset[str] | None = None,
+    log: Log | None = None,
 ) -> int:
     """Give one consumer every event of its nouns that it has not had, moving its position in the same transaction.
 
-    Returns how many. A consumer that is new begins at the first event.
+    Returns how many. A consumer that is new begins at the first event. ``log``: the round's, where there are others.
     """
+    log = log or Log(ctx)
+    positions: dict[str, _Position] = ctx.cache.setdefault("consumers", {})
     total = 0
     while True:
-        with ctx.db.read() as tx:
-            position = max(_position(tx, name), ctx.cache.get(f"seen:{name}", 0))
-            newest = tx.execute(sa.select(sa.func.max(events.c.number))).scalar_one() or 0
-            waiting = newest > position and tx.row(_after(position, nouns).limit(1)) is not None
-        if not waiting and newest - position < UNMOVED:
-            ctx.cache[f"seen:{name}"] = max(newest, position)  # nothing for this consumer up to there
+        if name not in positions:
+            with ctx.db.read() as tx:
+                positions[name] = _stored(tx, name)
+        known = positions[name]
+        rows = log.after(known.seen)
+        if not rows:
             return total
-        total += _deliver(ctx, name, react, nouns, newest)
+        reached = rows[-1]["number"]
+        wanted = [row for row in rows if nouns is None or row["noun"] in nouns]
+        if not wanted and reached - known.stored < UNMOVED:
+            positions[name] = _Position(known.stored, reached)
+        elif _deliver(ctx, name, react, known.stored, reached, wanted):
+            positions[name] = _Position(reached, reached)
+            total += len(wanted)
+        else:
+            del positions[name]  # somebody else has moved this consumer: look anew
+
+
+class _Position(NamedTuple):
+    """How far a consumer has come: as the database says, and the last event that was looked at."""
+
+    stored: int
+    seen: int
 
 
 def _deliver(
-    ctx: Context, name: str, react: Callable[[Context, Tx, Row], None], nouns: frozenset[str] | None, newest: int
-) -> int:
-    """One batch; the position moves to its last event, or to ``newest`` when there was none left before that."""
+    ctx: Context,
+    name: str,
+    react: Callable[[Context, Tx, Row], None],
+    stored: int,
+    reached: int,
+    wanted: list[Row],
+) -> bool:
+    """React to one stretch of the log; False when the consumer's position is not where it was thought to be."""
     with ctx.db.transaction() as tx:
-        position = _position(tx, name)
-        batch = tx.rows(_after(position, nouns).where(events.c.number <= newest).limit(BATCH))
-        for event in batch:
+        if _stored(tx, name).stored != stored:
+            return False
+        for event in wanted:
             react(ctx, tx, event)
-        reached = batch[-1]["number"] if len(batch) == BATCH else max(newest, position)
         tx.upsert(consumers, [{"name": name, "position": reached}], ("name",), ("position",))
-    return len(batch)
+    return True
 
 
-def _after(position: int, nouns: frozenset[str] | None) -> sa.Select[Any]:
-    query = sa.select(events).where(events.c.number > position).order_by(events.c.number)
-    return query if nouns is None else query.where(events.c.noun.in_(sorted(nouns)))
+def _stored(tx: Tx, name: str) -> _Position:
+    row = tx.fetch_one(_POSITION, name=name)
+    number = 0 if row is None else int(row["position"])
+    return _Position(number, number)
 
 
-def _position(tx: Tx, name: str) -> int:
-    row = tx.row(sa.select(consumers.c.position).where(consumers.c.name == name))
-    return 0 if row is None else int(row["position"])
+_AFTER = Prepared(
+    sa.select(events).where(events.c.number > sa.bindparam("position")).order_by(events.c.number).limit(BATCH)
+)
+_POSITION = Prepared(sa.select(consumers.c.position).where(consumers.c.name == sa.bindparam("name")))

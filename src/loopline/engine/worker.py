@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,11 @@ log = logging.getLogger("loopline.engine")
 
 LEASE_SECONDS = 60.0
 IDLE_SECONDS = 0.5
-BREATH_SECONDS = 0.02  # between two rounds of reactions, so that a burst of events is read in a few batches
+BREATH_SECONDS = 0.05  # between two rounds of reactions, so that a burst of events is read in a few batches
+SWITCH_SECONDS = 0.001  # how long one thread computes while others wait: what starts the next step must not wait long
 MAX_ERROR = 2000
 MAX_WAKE_BYTES = 4096
+QUICK = frozenset(TASKS) - SLOW
 QUICK_WORKERS = 2
 SLOW_WORKERS = 3
 
@@ -41,25 +44,30 @@ class Engine:
         self.ctx = ctx
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._bells: list[threading.Event] = []
+        self._events = threading.Event()
+        # The bells of those who work on these kinds of tasks.
+        self._tasks: dict[frozenset[str], list[threading.Event]] = {QUICK: [], SLOW: []}
+        self._leases = _Leases(ctx)
         self._socket: socket.socket | None = None
         ctx.wake = self.wake
-        ctx.db.on_event.append(self.wake)
+        ctx.db.on_event.append(self._events.set)
+        ctx.db.on_ask.append(self._asked)
 
     def start(self) -> None:
         """Take over what earlier processes of this host left, and start every thread."""
         taken = queue.release(self.ctx.db, partial(_is_dead, self.ctx.host))
         if taken:
             log.info("took over %d tasks of a process that is gone", taken)
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._socket = _bind(self.ctx.settings.run_dir / "wake.sock")
         self._thread("wake", self._listen)
         self._thread("events", self._react)
         self._thread("ticks", self._tick)
-        quick = [kind for kind in TASKS if kind not in SLOW]
+        self._thread("leases", lambda: self._leases.renew_until(self._stopping))
         for number in range(QUICK_WORKERS):
-            self._thread(f"tasks-{number}", self._worker(quick))
+            self._thread(f"tasks-{number}", self._worker(QUICK))
         for number in range(SLOW_WORKERS):
-            self._thread(f"slow-{number}", self._worker(sorted(SLOW)))
+            self._thread(f"slow-{number}", self._worker(SLOW))
 
     def stop(self) -> None:
         """Ask every thread to end and wait for what it is doing, up to a few seconds each."""
@@ -74,18 +82,20 @@ class Engine:
 
     def wake(self) -> None:
         """Make every thread look now."""
-        for bell in self._bells:
-            bell.set()
+        self._events.set()
+        self._asked(frozenset(TASKS))
+
+    def _asked(self, kinds: Set[str]) -> None:
+        """Tasks of these kinds were asked for."""
+        for worked_on, bells in self._tasks.items():
+            if not worked_on.isdisjoint(kinds):
+                for bell in bells:
+                    bell.set()
 
     def _thread(self, name: str, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
-
-    def _bell(self) -> threading.Event:
-        bell = threading.Event()
-        self._bells.append(bell)
-        return bell
 
     # -- wake-ups -----------------------------------------------------------------------------------------------------
 
@@ -116,14 +126,14 @@ class Engine:
     # -- events and ticks ---------------------------------------------------------------------------------------------
 
     def _react(self) -> None:
-        bell = self._bell()
         while not self._stopping.is_set():
-            bell.clear()
+            self._events.clear()
+            written = events.Log(self.ctx)
             for reaction in REACTIONS:
-                consume = partial(events.consume, self.ctx, reaction.name, reaction.react, reaction.nouns)
+                consume = partial(events.consume, self.ctx, *reaction, written)
                 self._safely(f"reaction {reaction.name}", consume)
             self._stopping.wait(BREATH_SECONDS)
-            bell.wait(IDLE_SECONDS)
+            self._events.wait(IDLE_SECONDS)
 
     def _tick(self) -> None:
         due = {tick.name: 0.0 for tick in TICKS}
@@ -137,8 +147,10 @@ class Engine:
 
     # -- tasks --------------------------------------------------------------------------------------------------------
 
-    def _worker(self, kinds: list[str]) -> Callable[[], None]:
-        bell = self._bell()
+    def _worker(self, group: frozenset[str]) -> Callable[[], None]:
+        bell = threading.Event()
+        self._tasks[group].append(bell)
+        kinds = sorted(group)
 
         def work() -> None:
             owner = f"{self.ctx.host}:{_this_process()}:{threading.current_thread().name}"
@@ -162,7 +174,7 @@ class Engine:
         return IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(0.002, due - self.ctx.clock.now()))
 
     def _work_on(self, task: queue.Task) -> None:
-        renewal = _Renewal(self.ctx, task)
+        self._leases.hold(task)
         try:
             again = TASKS[task.kind](self.ctx, task.key)
         except StaleToken:
@@ -173,7 +185,7 @@ class Engine:
             queue.fail(self.ctx.db, task, message[:MAX_ERROR])
             return
         finally:
-            renewal.stop()
+            self._leases.let_go(task)
         with self.ctx.db.transaction() as tx:
             queue.finish(tx, task)
             if again is not None:
@@ -190,35 +202,43 @@ class Engine:
             return None
 
 
-class _Renewal:
-    """Renews a task's lease while it is being worked on."""
+class _Leases:
+    """Renews the leases of the tasks that are being worked on; one thread does it for all of them."""
 
-    def __init__(self, ctx: Context, task: queue.Task) -> None:
-        self._ctx, self._task = ctx, task
-        self._timer: threading.Timer | None = None
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._held: dict[int, tuple[queue.Task, float]] = {}  # by id, with when to renew
         self._lock = threading.Lock()
-        self._over = False
-        self._arm()
 
-    def _arm(self) -> None:
+    def hold(self, task: queue.Task) -> None:
+        """From now on."""
         with self._lock:
-            if not self._over:
-                self._timer = threading.Timer(LEASE_SECONDS / 3, self._renew)
-                self._timer.daemon = True
-                self._timer.start()
+            self._held[task.id] = task, time.monotonic() + LEASE_SECONDS / 3
 
-    def _renew(self) -> None:
+    def let_go(self, task: queue.Task) -> None:
+        """The work is over."""
+        with self._lock:
+            self._held.pop(task.id, None)
+
+    def renew_until(self, stopping: threading.Event) -> None:
+        """Look a few times within each lease."""
+        while not stopping.wait(LEASE_SECONDS / 12):
+            with self._lock:
+                due = [task for task, at in self._held.values() if at <= time.monotonic()]
+            for task in due:
+                self._renew(task)
+
+    def _renew(self, task: queue.Task) -> None:
         try:
-            queue.heartbeat(self._ctx.db, self._task, LEASE_SECONDS)
+            queue.heartbeat(self._ctx.db, task, LEASE_SECONDS)
         except StaleToken:
-            return
-        self._arm()
-
-    def stop(self) -> None:
-        with self._lock:
-            self._over = True
-            if self._timer is not None:
-                self._timer.cancel()
+            self.let_go(task)
+        except Exception:
+            log.exception("the lease of %s %s was not renewed", task.kind, task.key)
+        else:
+            with self._lock:
+                if task.id in self._held:
+                    self._held[task.id] = task, time.monotonic() + LEASE_SECONDS / 3
 
 
 def _this_process() -> str:

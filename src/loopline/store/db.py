@@ -8,7 +8,7 @@ survive a killed process but may lose their last moments with the power.
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +86,7 @@ class Tx:
     postgres: bool
     after_commit: list[Callable[[], object]] = field(default_factory=list)
     wrote_event: bool = False
-    asked: bool = False  # whether a task was asked for
+    asked: set[str] = field(default_factory=set)  # the kinds of the tasks that were asked for
 
     def fetch(self, prepared: Prepared, **values: Any) -> list[Row]:
         """All rows of a prepared statement."""
@@ -169,7 +169,7 @@ class Db:
         self._held = threading.local()
         self.engine = _make_engine(url, postgres=self.postgres)
         self.on_event: list[Callable[[], None]] = []  # told after each commit that wrote an event
-        self.on_ask: list[Callable[[], None]] = []  # told after each commit that asked for a task
+        self.on_ask: list[Callable[[Set[str]], None]] = []  # told the kinds after each commit that asked for tasks
 
     @contextmanager
     def transaction(self, *, durable: bool = False, rehearsal: bool = False) -> Iterator[Tx]:
@@ -190,8 +190,12 @@ class Db:
             connection.commit()
         for callback in tx.after_commit:
             callback()
-        for listener in (*(self.on_event if tx.wrote_event else ()), *(self.on_ask if tx.asked else ())):
-            listener()
+        if tx.wrote_event:
+            for listener in self.on_event:
+                listener()
+        if tx.asked:
+            for told in self.on_ask:
+                told(tx.asked)
 
     @contextmanager
     def read(self) -> Iterator[Tx]:

@@ -35,7 +35,7 @@ class Task:
 def ask(tx: Tx, kind: str, key: str, run_at: float | None = None) -> None:
     """Ask for a task, now or at ``run_at``. One that waits already runs at the earlier time; one that is being worked
     on runs once more when that is finished."""
-    tx.asked = True
+    tx.asked.add(kind)
     values: dict[str, Any] = {"kind": kind, "key": key, "token": 0, "tries": 0, "again": False}
     if run_at is None and tx.postgres:
         tx.execute(_ASK_NOW, values)  # the server's time, which claim() goes by
