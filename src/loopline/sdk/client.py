@@ -33,7 +33,7 @@ class Client:
     """
 
     def __init__(self, url: str | None = None, key: str | None = None, timeout: float = 60.0) -> None:
-        self.url, self._key = _address(url, key)
+        self.url, self.key = _address(url, key)
         self.timeout = timeout
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -158,8 +158,8 @@ class Client:
         pairs = urlencode({name: _in_query(value) for name, value in _present(query).items()}, doseq=True)
         connection = self._connect(self._host, self._port, timeout=self.timeout)
         given = {"accept": "application/json", **(headers or {})}
-        if self._key:
-            given["authorization"] = f"Bearer {self._key}"
+        if self.key:
+            given["authorization"] = f"Bearer {self.key}"
         try:
             try:
                 connection.request(method, f"{target}?{pairs}" if pairs else target, data, given)
