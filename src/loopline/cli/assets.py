@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from loopline.cli import tree
 from loopline.cli.runs import save
 from loopline.cli.session import Session, limit_option, options
 
@@ -46,13 +47,21 @@ def show(session: Session, project: str, asset: str) -> None:
 @assets.command()
 @click.argument("project")
 @click.argument("name")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
 @options
-def put(session: Session, project: str, name: str, file: Path) -> None:
-    """Add a version from a file; the same bytes add none."""
-    made = session.client.upload(
-        "PUT", "assets", project, name, data=chunks(file), size=file.stat().st_size, file=file.name
-    )
+def put(session: Session, project: str, name: str, path: Path) -> None:
+    """Add a version from a file or a folder; the same bytes add none."""
+    if path.is_dir():
+        found = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+        packed, size = tree.pack(path, found)
+        with packed:
+            made = session.client.upload(
+                "PUT", "assets", project, name, "folder", data=iter(lambda: packed.read(1 << 20), b""), size=size
+            )
+    else:
+        made = session.client.upload(
+            "PUT", "assets", project, name, data=chunks(path), size=path.stat().st_size, file=path.name
+        )
     session.done(made, f"{project}/{made['name']}:{made['version']}")
 
 

@@ -78,6 +78,26 @@ def upload(
     return {**row, "new": new}
 
 
+def upload_folder(ctx: Context, actor: Actor, *, project: str, name: str, stream: Iterator[bytes]) -> dict[str, Any]:
+    """Add a version from a tar (plain or gzip) of a folder; the same files as the newest version add none."""
+    with ctx.db.read() as tx:
+        project_row(tx, project)
+    blob = ctx.blobs.put_tar(stream)
+    with ctx.db.transaction() as tx:
+        row, new = put_in(
+            tx,
+            project=project,
+            name=name,
+            digest=blob.digest,
+            size_bytes=blob.size_bytes,
+            kind="folder",
+            file_name=name,
+            actor=actor.name,
+            source={"kind": "upload"},
+        )
+    return {**row, "new": new}
+
+
 def from_step(
     ctx: Context, actor: Actor, *, project: str, name: str, execution: str, step: str, output: str = "result"
 ) -> dict[str, Any]:

@@ -69,6 +69,14 @@ _PROJECTS = (
     Route("GET", "/api/assets/{project}/{reference}/content", READ, assets.content, download=True),
     Route("POST", "/api/assets/{project}/{name}/from-step", WRITE, assets.from_step, status=201),
     Route("PUT", "/api/assets/{project}/{name}", WRITE, assets.upload, raw=True, max_body_bytes=MAX_ASSET_BYTES),
+    Route(
+        "PUT",
+        "/api/assets/{project}/{name}/folder",
+        WRITE,
+        assets.upload_folder,
+        raw=True,
+        max_body_bytes=MAX_TREE_BYTES,
+    ),
     Route("GET", "/api/environments", READ, environments.list_),
     Route("GET", "/api/environments/{environment}", READ, environments.show),
 )
