@@ -50,5 +50,5 @@ def head(session: Session) -> None:
 def verify(session: Session, anchor: str | None) -> int:
     """Compute the whole chain anew; exits 1 when it does not hold."""
     found = session.client.get("audit", "verify", anchor=anchor)
-    session.record(found)
+    session.record(found, ("valid", "events", "waiting", "head.anchor", "problem"))
     return 0 if found["valid"] else 1

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -69,9 +70,30 @@ def why(session: Session, request_id: str) -> None:
     if session.as_json:
         session.json(found)
         return
-    for part, value in found.items():
+    for part, value in _told(found).items():
         if isinstance(value, dict):
             click.echo(click.style(part, bold=True))
-            session.record({f"  {key}": item for key, item in value.items() if key != "lock"})
+            session.record({f"  {key}": item for key, item in value.items()})
         else:
             session.record({part: value})
+
+
+def _told(found: dict[str, Any]) -> dict[str, Any]:
+    """The answer without what only programs read; ``--json`` has it."""
+    told = {part: dict(value) if isinstance(value, dict) else value for part, value in found.items()}
+    hidden = {"environment": ("lock", "python"), "evaluation": ("verdict", "asset"), "version": ("artifact", "tree")}
+    for part, keys in hidden.items():
+        for key in keys:
+            if isinstance(told.get(part), dict):
+                told[part].pop(key, None)
+    artifact = (found.get("version") or {}).get("artifact")
+    if artifact:
+        told["version"]["model_file"] = f"{artifact.get('format')} {artifact['sha256']}, {artifact.get('trust')}"
+    if told.get("baseline"):
+        told["baseline"]["features"] = len(told["baseline"].get("features") or ())
+    if told.get("data"):
+        told["data"] = {
+            f"{asset['name']}:{asset['version']}": f"{asset['digest']} for {', '.join(asset['use'])}"
+            for asset in found["data"]
+        }
+    return told

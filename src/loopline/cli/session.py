@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Column = tuple[str, str | Callable[[dict[str, Any]], Any]]
 
+_ID = re.compile(r"[a-z]{2}_[0-9a-z]{20}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
 _COLOURS = {
     **dict.fromkeys(("Succeeded", "Approved", "InService", "Ready", "OK", "Passed", "Started", "Delivered"), "green"),
@@ -129,8 +130,9 @@ def _rich_table(titles: list[str], rows: list[list[str]]) -> None:
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(title, overflow="fold")
+    for position, title in enumerate(titles):
+        whole = all(_ID.fullmatch(row[position]) for row in rows)  # an id that is cut in two cannot be copied
+        table.add_column(title, overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
     Console().print(table)

@@ -24,7 +24,7 @@ COLUMNS = (
 )
 SHOWN = (
     *("model", "number", "status", "metrics", "aliases", "execution", "run", "requested_by", "created_at"),
-    *("decided_by", "decided_at", "policy", "comment", "copied_from", "evaluation"),
+    *("decided_by", "decided_at", "policy", "comment", "copied_from", "evaluation", "gate"),
 )
 
 
@@ -52,7 +52,11 @@ def list_(session: Session, model: str, status: str | None, order: str | None, l
 def show(session: Session, model: str, version: int | None) -> None:
     """One version: loopline versions show patients 3 (or patients:3)."""
     name, number = model_and_number(model, version)
-    session.record(session.client.get("models", name, "versions", number), None if session.as_json else SHOWN)
+    found = session.client.get("models", name, "versions", number)
+    if found.get("evaluation") and not session.as_json:
+        judged = session.client.get("evaluations", found["evaluation"])
+        found["gate"] = f"{judged['status']}: {judged['reason'] or (judged['verdict'] or {}).get('summary')}"
+    session.record(found, None if session.as_json else SHOWN)
 
 
 @versions.command()
