@@ -7,7 +7,7 @@ N ?= 100
 ARGS ?=
 UPGRADE ?=
 # What the demo's project needs: its wheels are put into uv's cache before the demo's clock starts.
-DEMO_REQUIREMENTS ?= examples/demo/requirements.txt
+DEMO_REQUIREMENTS ?= src/loopline/cli/templates/tabular/requirements.txt
 
 VENV := .venv
 RUN := $(VENV)/bin/python

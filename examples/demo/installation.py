@@ -1,18 +1,24 @@
 """loopline as the demo starts and uses it: the same commands that a person would type."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from screen import DemoFailed, Screen, expect
+from screen import WIDTH, DemoFailed, Screen, expect
 
 from loopline.config import run_dir_for
 from loopline.sdk.client import Client
@@ -23,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.05
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 READY = re.compile(r"loopline is up at (http://\S+)")
 
 
@@ -69,7 +76,10 @@ class Installation:
         words = ["up", "--dir", str(self.data), "--port", "0"]
         self.screen.command(["loopline", *words])
         environ = self._environ() | {f"LOOPLINE_{name.upper()}": value for name, value in settings.items()}
+        # The packages are in uv's cache already; without a network uv need not ask four times before it looks there.
+        environ.setdefault("UV_HTTP_RETRIES", "0")
         began = time.monotonic()
+        self.log.touch(mode=0o600)  # the administrator's key is said there once
         with self.log.open("w") as log:
             process = subprocess.Popen(
                 [*self._program, *words],
@@ -136,6 +146,7 @@ class Installation:
     def _environ(self, who: str | None = None) -> dict[str, str]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("LOOPLINE_", "GIT_"))}
         environ |= {"LOOPLINE_DIR": str(self.data), "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+        environ |= {"TERM": "xterm", "COLUMNS": str(WIDTH)}
         return environ | ({"LOOPLINE_KEY": self.keys[who], "LOOPLINE_URL": self.url} if who else {})
 
     def loopline(
@@ -165,12 +176,12 @@ class Installation:
         if show:
             self.screen.command(shown, who)
         cwd = self.project if self.project.exists() else self.folder
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=cwd, env=self._environ(who))
-        said = f"{done.stderr}{done.stdout}"
+        code, output, remarks = _as_on_a_terminal(argv, cwd, self._environ(who))
+        said = f"{remarks}{output}"
         if show:
             self.screen.output(re.sub(hide, "…", said) if hide else said, lines)
-        expect(done.returncode in ok, f"{' '.join(shown)} exited {done.returncode}: {said.strip()}")
-        return done.stdout.strip()
+        expect(code in ok, f"{' '.join(shown)} exited {code}: {said.strip()}")
+        return output.strip()
 
     def client(self, who: str | None = None) -> Client:
         """The REST API, for what the demo waits for."""
@@ -180,6 +191,31 @@ class Installation:
     def get(self, *path: str | int, **query: Any) -> dict[str, Any]:
         """Ask as the administrator."""
         return self.client().get(*path, **query)
+
+
+def _as_on_a_terminal(argv: list[str], cwd: Path, environ: dict[str, str]) -> tuple[int, str, str]:
+    """(exit code, output, remarks) of a command, which shows its tables as it would to a person; without colours."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))
+    pieces: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # the other end is closed: that is how a terminal ends
+            while piece := os.read(ours, 65536):
+                pieces.append(piece)
+
+    reader = threading.Thread(target=read, daemon=True)
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, text=True, cwd=cwd, env=environ
+    ) as process:
+        os.close(theirs)
+        reader.start()
+        assert process.stderr is not None
+        remarks = process.stderr.read()
+    reader.join()
+    os.close(ours)
+    output = ANSI.sub("", b"".join(pieces).decode(errors="replace")).replace("\r\n", "\n")
+    return process.returncode, output, remarks
 
 
 _MAIN = "import sys; from loopline.cli import main; sys.exit(main())"

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ class Screen:
     """Prints stages, commands and figures, and keeps each stage's result for the table at the end."""
 
     def __init__(self) -> None:
-        self._out = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+        width = None if sys.stdout.isatty() else WIDTH + 6
+        self._out = Console(highlight=False, soft_wrap=True, file=sys.stdout, width=width)
         self.interactive = os.environ.get("INTERACTIVE") == "1"
         self.done: list[Done] = []
         self._result = ""
@@ -69,7 +71,10 @@ class Screen:
 
     def good(self, text: str) -> None:
         """A figure or an outcome worth looking at."""
-        self._print(Text.assemble("    ", ("* ", "bold green"), text))
+        first, *rest = textwrap.wrap(text, WIDTH)
+        self._print(Text.assemble("    ", ("* ", "bold green"), first))
+        for line in rest:
+            self._print(Text(f"      {line}"))
 
     def command(self, words: Sequence[str], who: str | None = None) -> None:
         """A command that is about to run, as one would type it."""
@@ -77,14 +82,15 @@ class Screen:
         self._print(Text.assemble("    ", ("$ ", "dim"), (shlex.join(words), "bold"), (as_whom, "dim")))
 
     def output(self, text: str, lines: int = 8) -> None:
-        """What a command printed: its first lines, and no line longer than the screen."""
+        """What a command printed: its first ``lines``, or its last when negative; a long line takes two at most."""
         found = [line.rstrip() for line in text.replace("\t", "  ").splitlines() if line.strip()]
-        shown = found if len(found) <= lines else found[: lines - 1]
-        for line in shown:
-            cut = line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
-            self._print(Text(f"      {cut}", style="dim"))
-        if len(found) > len(shown):
-            self._print(Text(f"      … {len(found) - len(shown)} more lines", style="dim"))
+        room = abs(lines)
+        if len(found) > room:
+            left = f"… {len(found) - room + 1} more lines"
+            found = [*found[: room - 1], left] if lines > 0 else [left, *found[1 - room :]]
+        for line in found:
+            for piece in textwrap.wrap(line, WIDTH, max_lines=2, placeholder=" …", subsequent_indent="  "):
+                self._print(Text(f"      {piece}", style="dim"))
 
     def ask(self, question: str) -> bool:
         """A person's yes or no."""
@@ -102,8 +108,7 @@ class Screen:
         for done in self.done:
             table.add_row(str(done.number), done.title, done.result, f"{done.seconds:.1f}")
         table.add_row("", "", "all stages", f"{sum(done.seconds for done in self.done):.1f}", style="bold")
-        self._print(Text(""))
-        self._out.print(table)
+        self._out.print(table, soft_wrap=False)
 
     def failed(self, text: str) -> None:
         """Why the demo ends early."""

@@ -31,6 +31,7 @@ class Demo:
         self.invoker = ""  # the callers' API key
         self.stream: Stream | None = None
         self.burst: list[Answer] = []
+        self.canary_at = 0.0  # when two versions shared the traffic
 
     def calls(self, rate: float | None) -> Traffic:
         """Callers of the endpoint, at a rate a second or as fast as they are answered."""
@@ -51,7 +52,8 @@ class Demo:
         push = client.wait_push(push["id"], WAIT_SECONDS)
         expect(push["status"] == "Started", f"push {push['id']} {push['status']}: {push['reason']}")
         execution = client.wait_execution(push["execution"], WAIT_SECONDS)
-        steps = ", ".join(f"{step['name']} {_seconds(step)}" for step in execution["steps"])
+        ran = [step for step in execution["steps"] if step["kind"] in ("job", "register")]
+        steps = ", ".join(f"{step['name']} {_seconds(step)}" for step in ran)
         self.screen.good(f"execution {execution['id']} {execution['status']}: {steps}")
         expect(execution["status"] == "Succeeded", f"the execution {execution['status']}: {execution['reason']}")
         return execution
@@ -78,7 +80,9 @@ class Demo:
         expect(version["evaluations"], f"v{version['number']} was not evaluated")
         found = version["evaluations"][-1]
         for check in (found["verdict"] or {}).get("checks", ()):
-            self.screen.good(f"{'passed ' if check['passed'] else 'REFUSED'} {check['message']}")
+            what, _, figures = check["message"].partition(": ")
+            self.screen.good(f"{'passed ' if check['passed'] else 'REFUSED'} {what}")
+            self.screen.output(figures)
         return found
 
     def rollout(self, number: int) -> dict[str, Any] | None:
@@ -98,7 +102,7 @@ def start(demo: Demo) -> None:
     screen, loopline = demo.screen, demo.loopline
     loopline.prepare()
     seconds = loopline.up(outbound_allow=demo.sink.place)
-    screen.output(loopline.log.read_text().replace(str(loopline.folder), loopline.folder.name), 3)
+    screen.output("\n".join(loopline.log.read_text().splitlines()[:2]))
     memory, count = loopline.memory_mb()
     screen.good(f"ready in {seconds:.2f} s; {count} processes, {memory:.0f} MB (proportional set size)")
     screen.result(f"{loopline.url}, ready in {seconds:.2f} s, {memory:.0f} MB")
@@ -174,12 +178,12 @@ def pipeline(demo: Demo, push: dict[str, Any]) -> None:
     screen, loopline = demo.screen, demo.loopline
     execution = demo.follow(push)
     environment = loopline.get("environments")["items"][0]
-    packages = len(environment["packages"] or ())
-    screen.good(f"environment of {packages} packages, built by uv in {environment.get('seconds') or 0:.1f} s")
+    packages, seconds = environment["packages"], environment["seconds"]
+    screen.good(f"environment of {packages} packages, {environment['size_mb']:.0f} MB, built by uv in {seconds:.1f} s")
     run = loopline.get("runs", limit=1)["items"][0]
     metrics = ", ".join(f"{name} {value:.3f}" for name, value in sorted((run["metrics"] or {}).items()))
     screen.good(f"run {run['id']}: {metrics}")
-    screen.result(f"{len(execution['steps'])} steps, {metrics}")
+    screen.result(f"{execution['status']}: {metrics}")
 
 
 def gate(demo: Demo) -> None:
