@@ -10,14 +10,15 @@ import sqlalchemy as sa
 from loopline.control.context import Context
 from loopline.domain.access import Actor
 from loopline.errors import Conflict, InvalidInput
-from loopline.store.db import Row, Tx
+from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import audit, consumers, events
 
 CONSUMER = "audit"
 START = "0" * 64  # what the first event's digest covers in place of a previous one
 BATCH = 1000
 
-_LAST = sa.select(audit).order_by(audit.c.number.desc()).limit(1)
+_LAST = Prepared(sa.select(audit).order_by(audit.c.number.desc()).limit(1))
+_APPEND = Prepared(audit.insert().values({c.name: sa.bindparam(c.name) for c in audit.c}))
 
 
 def digest_of(event: Row, previous: str) -> str:
@@ -32,14 +33,14 @@ def chain(ctx: Context, tx: Tx, event: Row) -> None:
 
     Raises ``Conflict`` when the chain has gone past the event without it: a gap is never closed silently.
     """
-    last = tx.row(_LAST)
+    last = tx.fetch_one(_LAST)
     if last is not None and event["number"] <= last["number"]:
         if tx.row(sa.select(audit.c.number).where(audit.c.number == event["number"])) is None:
             raise Conflict(f"the audit chain has gone past event {event['number']}; run: loopline audit verify")
         return
     previous = START if last is None else last["digest"]
     digest = digest_of(event, previous)
-    tx.execute(audit.insert(), {"number": event["number"], "previous": previous, "digest": digest})
+    tx.change(_APPEND, number=event["number"], previous=previous, digest=digest)
 
 
 # -- verifying --------------------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ class Problem(NamedTuple):
 def head(ctx: Context, actor: Actor) -> dict[str, Any]:
     """The chain's newest link. Whoever keeps its ``anchor`` elsewhere can prove later that nothing changed."""
     with ctx.db.read() as tx:
-        last = tx.row(_LAST)
+        last = tx.fetch_one(_LAST)
         return {**_describe(last), "waiting": _waiting(tx, last)}
 
 
@@ -81,7 +82,7 @@ def verify(ctx: Context, actor: Actor, *, anchor: str | None = None) -> dict[str
     """
     known = _parse_anchor(anchor)
     with ctx.db.read() as tx:
-        last = tx.row(_LAST)
+        last = tx.fetch_one(_LAST)
         waiting = _waiting(tx, last)
         problem = _ends_well(tx, last)
     end = 0 if last is None else int(last["number"])

@@ -4,6 +4,7 @@
 that may start is taken from the cache, decided on the spot, or handed on as a job, all in one transaction.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,11 +13,11 @@ from loopline.control import events, jobs, registrations, specs, tracking
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import calls, pipelines, states
 from loopline.domain.access import Actor
-from loopline.domain.pipelines import ConditionStep, FailStep, JobStep, RegisterStep
+from loopline.domain.pipelines import ConditionStep, FailStep, JobStep, Output, RegisterStep
 from loopline.domain.states import ExecutionStatus, JobStatus, RunStatus, StepStatus
 from loopline.errors import Conflict, LooplineError, NotFound
 from loopline.store import queue, records
-from loopline.store.db import Row, Tx
+from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import cache, executions, runs, steps
 
 
@@ -131,28 +132,15 @@ class _View:
 
     def __init__(self, ctx: Context, tx: Tx, execution: Row) -> None:
         self.ctx, self.tx, self.execution = ctx, tx, execution
-        pipeline = records.find(
-            tx,
-            "pipeline",
-            project=execution["project"],
-            name=execution["pipeline"],
-            version=execution["pipeline_version"],
-        )
-        if pipeline is None:
-            raise NotFound(f"the pipeline of the execution {execution['id']} is gone")
-        self.index = specs.index(ctx, pipeline)
-        self.rows = {row["name"]: row for row in tx.rows(sa.select(steps).where(steps.c.execution == execution["id"]))}
+        self.index = specs.index_of(ctx, tx, execution)
+        self.rows = {row["name"]: row for row in tx.fetch(_STEPS, execution=execution["id"])}
         self.statuses = {name: row["status"] for name, row in self.rows.items()}
         self.running = sum(1 for row in self.rows.values() if row["status"] == StepStatus.RUNNING)
-        self.outputs = {
-            name: {key: specs.as_output(value) for key, value in (row["outputs"] or {}).items()}
-            for name, row in self.rows.items()
-            if row["status"] == StepStatus.SUCCEEDED
-        }
+        self.outputs = _Outputs(tx, execution["id"], self.statuses)
         self.results = {
-            name: bool(given["result"].value)
-            for name, given in self.outputs.items()
-            if isinstance(self.index.steps[name], ConditionStep)
+            name: bool(self.outputs[name]["result"].value)
+            for name, step in self.index.steps.items()
+            if isinstance(step, ConditionStep) and name in self.outputs
         }
         self._shared: dict[str, Any] = {}
 
@@ -177,9 +165,54 @@ class _View:
 
     def succeed(self, name: str, given: dict[str, Any], **values: Any) -> None:
         self.end(name, StepStatus.SUCCEEDED, outputs=given, **values)
-        self.outputs[name] = {key: specs.as_output(value) for key, value in given.items()}
+        self.outputs.keep(name, given)
         if isinstance(self.index.steps[name], ConditionStep):
             self.results[name] = bool(given["result"]["value"])
+
+
+class _Outputs(Mapping[str, Mapping[str, Output]]):
+    """What the steps that succeeded gave. Of many steps a decision needs few: each is read when it is asked for."""
+
+    def __init__(self, tx: Tx, execution: str, statuses: Mapping[str, str]) -> None:
+        self._tx, self._execution, self._statuses = tx, execution, statuses
+        self._read: dict[str, dict[str, Output]] = {}
+
+    def keep(self, name: str, given: dict[str, Any]) -> None:
+        """Of a step that has just succeeded."""
+        self._read[name] = {key: specs.as_output(value) for key, value in given.items()}
+
+    def __getitem__(self, name: str) -> dict[str, Output]:
+        if name not in self._read:
+            if name not in self:
+                raise KeyError(name)
+            row = self._tx.fetch_one(_GIVEN, execution=self._execution, name=name)
+            self.keep(name, (row or {}).get("outputs") or {})
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return self._statuses.get(str(name)) == StepStatus.SUCCEEDED
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._statuses if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+_STEPS = Prepared(
+    sa.select(*(column for column in steps.c if column is not steps.c.outputs)).where(
+        steps.c.execution == sa.bindparam("execution")
+    )
+)
+_GIVEN = Prepared(
+    sa.select(steps.c.outputs).where(
+        steps.c.execution == sa.bindparam("execution"), steps.c.name == sa.bindparam("name")
+    )
+)
+_CACHED = Prepared(sa.select(cache).where(cache.c.key == sa.bindparam("key")))
+_SET_JOB = Prepared(
+    steps.update().where(steps.c.id == sa.bindparam("step")).values(job=sa.bindparam("new_job", type_=sa.String))
+)
 
 
 def _start_step(view: _View, name: str) -> bool:
@@ -212,7 +245,7 @@ def _start_job(view: _View, name: str, step: JobStep) -> bool:
     arguments = calls.resolve_arguments(step, execution["parameters"], view.outputs, context.assets)
     key = calls.cache_key(view.index.spec, step, context.code_digest(step), context.environment["key"], arguments)
     if step.cache and execution["cache"]:
-        hit = tx.row(sa.select(cache).where(cache.c.key == key))
+        hit = tx.fetch_one(_CACHED, key=key)
         if hit is not None:
             view.succeed(name, hit["outputs"], cached_from=hit["execution"], cache_key=key)
             return True
@@ -232,7 +265,7 @@ def _start_job(view: _View, name: str, step: JobStep) -> bool:
         max_tries=step.retries + 1,
         backoff_seconds=step.backoff_seconds,
     )
-    tx.execute(steps.update().where(steps.c.id == row["id"]).values(job=job["id"]))
+    tx.change(_SET_JOB, step=row["id"], new_job=job["id"])
     view.rows[name]["job"] = job["id"]
     return False
 

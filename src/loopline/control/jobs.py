@@ -24,7 +24,7 @@ from loopline.domain.access import Actor
 from loopline.domain.states import AttemptStatus, JobStatus
 from loopline.errors import Conflict, LooplineError, NotFound
 from loopline.store import queue, records
-from loopline.store.db import Row, Tx
+from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import attempts, jobs
 
 log_ = logging.getLogger(__name__)
@@ -84,20 +84,38 @@ def start_ready(ctx: Context, _key: str = "all") -> float | None:
 
 def _fill(ctx: Context, tx: Tx) -> None:
     """Create an attempt for each job that may start now; they are handed to the backend after the commit."""
-    live = (AttemptStatus.STARTING, AttemptStatus.RUNNING)
-    busy = sa.select(sa.func.count()).where(attempts.c.host == ctx.host, attempts.c.status.in_(live))
-    free = ctx.settings.max_jobs - int(tx.execute(busy).scalar_one())
+    busy = tx.fetch_one(_BUSY, host=ctx.host)
+    free = ctx.settings.max_jobs - int(busy["count"] if busy else 0)
     if free <= 0:
         return
-    may_start = sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= tx.now)
-    query = sa.select(jobs).where(jobs.c.status == JobStatus.PENDING, may_start)
-    for job in tx.rows(query.order_by(jobs.c.created_at, jobs.c.id).limit(free)):
+    for job in tx.fetch(_READY, now=tx.now, most=free):
         attempt = _begin(ctx, tx, job)
         tx.after_commit.append(partial(_launch, ctx, attempt, job))
 
 
+_BUSY = Prepared(
+    sa.select(sa.func.count().label("count")).where(
+        attempts.c.host == sa.bindparam("host"),
+        sa.or_(attempts.c.status == AttemptStatus.STARTING, attempts.c.status == AttemptStatus.RUNNING),
+    )
+)
+_READY = Prepared(
+    sa.select(jobs)
+    .where(
+        jobs.c.status == JobStatus.PENDING,
+        sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= sa.bindparam("now")),
+    )
+    .order_by(jobs.c.created_at, jobs.c.id)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+_ATTEMPTS = Prepared(
+    sa.select(sa.func.count().label("count")).select_from(attempts).where(attempts.c.job == sa.bindparam("job"))
+)
+
+
 def _begin(ctx: Context, tx: Tx, job: Row) -> Row:
-    number = int(tx.execute(sa.select(sa.func.count()).where(attempts.c.job == job["id"])).scalar_one()) + 1
+    before = tx.fetch_one(_ATTEMPTS, job=job["id"])
+    number = int(before["count"] if before else 0) + 1
     attempt = records.create(
         tx, "attempt", actor=SYSTEM.name, job=job["id"], number=number, token=number, host=ctx.host
     )

@@ -13,21 +13,50 @@ from loopline.domain import calls, pipelines
 from loopline.domain.pipelines import Index, JobStep, Output, Step
 from loopline.errors import NotFound
 from loopline.store import folders, records
-from loopline.store.db import Row, Tx
+from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import assets as assets_table
+from loopline.store.schema import pipelines as pipelines_table
 
 MAX_CACHED = 64
 
 
 def index(ctx: Context, pipeline: Row) -> Index:
     """The indexed spec of a pipeline's version."""
-    kept: dict[str, Index] = ctx.cache.setdefault("indexes", {})
+    kept = _indexes(ctx)
     found = kept.get(pipeline["digest"])
     if found is None:
         if len(kept) >= MAX_CACHED:
             kept.clear()
         found = kept[pipeline["digest"]] = Index(pipelines.parse_spec(pipeline["spec"]))
     return found
+
+
+def index_of(ctx: Context, tx: Tx, execution: Row) -> Index:
+    """The indexed spec of what an execution runs; the spec itself is read only when it is not known here yet."""
+    where = {"project": execution["project"], "name": execution["pipeline"], "version": execution["pipeline_version"]}
+    known = tx.fetch_one(_DIGEST, **where)
+    if known is None:
+        raise NotFound(f"the pipeline of the execution {execution['id']} is gone")
+    found = _indexes(ctx).get(known["digest"])
+    if found is None:
+        pipeline = records.find(tx, "pipeline", **where)
+        assert pipeline is not None
+        found = index(ctx, pipeline)
+    return found
+
+
+def _indexes(ctx: Context) -> dict[str, Index]:
+    kept: dict[str, Index] = ctx.cache.setdefault("indexes", {})
+    return kept
+
+
+_DIGEST = Prepared(
+    sa.select(pipelines_table.c.digest).where(
+        pipelines_table.c.project == sa.bindparam("project"),
+        pipelines_table.c.name == sa.bindparam("name"),
+        pipelines_table.c.version == sa.bindparam("version"),
+    )
+)
 
 
 def kind_of(step: Step) -> str:

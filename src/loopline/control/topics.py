@@ -15,7 +15,7 @@ from loopline.domain.access import Actor
 from loopline.domain.projects import Notification
 from loopline.errors import Conflict, InvalidInput, NotFound
 from loopline.store import records
-from loopline.store.db import Row, Tx
+from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import NOUNS, subscriptions, topics
 
 FROM_FILE = "loop.toml"
@@ -250,14 +250,15 @@ def _apply_members(ctx: Context, tx: Tx, topic: str, members: list[Notification]
 # -- reacting to events -----------------------------------------------------------------------------------------------
 
 
+_TOPICS = Prepared(sa.select(topics))
+
+
 def notify(ctx: Context, tx: Tx, event: dict[str, Any]) -> None:
     """Reaction: make a delivery for each subscription whose topic carries this event; once for each event."""
     if event["noun"] in ("delivery", "subscription", "topic"):
         return
     carrying = [
-        row
-        for row in tx.rows(sa.select(topics))
-        if notifications.matches((row["match"] or {}).get("events") or (), event)
+        row for row in tx.fetch(_TOPICS) if notifications.matches((row["match"] or {}).get("events") or (), event)
     ]
     if not carrying or not _is_to_be_told(tx, event):
         return

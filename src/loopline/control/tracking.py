@@ -18,7 +18,7 @@ from loopline.domain.access import Actor
 from loopline.domain.states import RunStatus
 from loopline.errors import InvalidInput, NotFound
 from loopline.store import metrics, records
-from loopline.store.db import Row, Tx
+from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import artifacts, run_metrics, run_values, runs, spools, steps
 
 MAX_SPOOL_BYTES = 8 << 20  # of one ingestion
@@ -73,7 +73,7 @@ def ingest_in(ctx: Context, tx: Tx, attempt: Row, job: Row, found: list[dict[str
             {"run": run_id, "media_type": None, **entry, "path": f"{job['name']}/{entry['path']}"} for entry in found
         ]
         tx.upsert(artifacts, rows, ("run", "path"), ("digest", "size_bytes"))
-    tx.execute(spools.delete().where(spools.c.name == f"attempt:{attempt['id']}"))
+    tx.change(_FORGET, name=f"attempt:{attempt['id']}")
 
 
 def _spool(ctx: Context, attempt_id: str) -> Path:
@@ -84,10 +84,10 @@ def _ingest_spool(ctx: Context, tx: Tx, attempt_id: str, job: Row) -> str | None
     """Read whole lines from the stored offset, as many pieces as there are; returns the run they belong to."""
     run_id = _run_of(tx, job)
     path = _spool(ctx, attempt_id)
-    if run_id is None or not path.exists():
+    if run_id is None or not path.exists() or path.stat().st_size == 0:
         return run_id
     name = f"attempt:{attempt_id}"
-    stored = tx.row(sa.select(spools.c.position).where(spools.c.name == name))
+    stored = tx.fetch_one(_POSITION, name=name)
     start = position = 0 if stored is None else int(stored["position"])
     with path.open("rb") as file:
         file.seek(position)
@@ -106,8 +106,13 @@ def _ingest_spool(ctx: Context, tx: Tx, attempt_id: str, job: Row) -> str | None
 def _run_of(tx: Tx, job: Row) -> str | None:
     if job["owner"] != "step":
         return None
-    row = tx.row(sa.select(steps.c.run).where(steps.c.id == job["owner_id"]))
+    row = tx.fetch_one(_RUN, step=job["owner_id"])
     return None if row is None else row["run"]
+
+
+_FORGET = Prepared(spools.delete().where(spools.c.name == sa.bindparam("name")))
+_POSITION = Prepared(sa.select(spools.c.position).where(spools.c.name == sa.bindparam("name")))
+_RUN = Prepared(sa.select(steps.c.run).where(steps.c.id == sa.bindparam("step")))
 
 
 def _apply(tx: Tx, run_id: str, lines: list[bytes]) -> None:

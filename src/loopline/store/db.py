@@ -8,9 +8,10 @@ survive a killed process but may lose their last moments with the power.
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -118,13 +119,19 @@ class Tx:
             raise sa.exc.IntegrityError(compiled.text, None, error) from error
         return found
 
+    def _run_many(self, compiled: _Compiled, rows: Iterable[Mapping[str, Any]]) -> None:
+        driver: Any = self.connection.connection.driver_connection
+        driver.executemany(compiled.text, [compiled.values(row) for row in rows])
+
     def execute(self, statement: sa.Executable, values: Any = None) -> sa.CursorResult[Any]:
         """Run a statement; ``values`` may be one mapping or a list of them."""
         return self.connection.execute(statement, values)
 
     def rows(self, statement: sa.Select[Any]) -> list[Row]:
         """All rows as dictionaries."""
-        return [dict(row) for row in self.connection.execute(statement).mappings()]
+        found = self.connection.execute(statement)
+        names = tuple(found.keys())
+        return [dict(zip(names, row, strict=True)) for row in found]
 
     def row(self, statement: sa.Select[Any]) -> Row | None:
         """The first row, or None."""
@@ -139,10 +146,13 @@ class Tx:
 
     def upsert(self, table: sa.Table, rows: list[Row], key: tuple[str, ...], change: tuple[str, ...]) -> None:
         """Insert rows; where ``key`` exists, take ``change`` from the new row."""
-        if rows:
-            statement: Any = (postgresql.insert if self.postgres else sqlite.insert)(table)
-            excluded = {name: statement.excluded[name] for name in change}
-            self.execute(statement.on_conflict_do_update(index_elements=list(key), set_=excluded), rows)
+        if not rows:
+            return
+        prepared = _upserting(self.postgres, table, tuple(rows[0]), key, change)
+        if self.postgres:
+            self.execute(prepared.statement, rows)
+        else:
+            self._run_many(prepared.compiled(self.connection.dialect), rows)
 
     def record_event(self, values: Mapping[str, Any]) -> int:
         """Append to the event log and give the number; on PostgreSQL in commit order, so that no reader skips one."""
@@ -152,6 +162,16 @@ class Tx:
         written = self.fetch_one(_WRITE_EVENT, at=self.now, **values)
         assert written is not None
         return int(written["number"])
+
+
+@cache
+def _upserting(
+    postgres: bool, table: sa.Table, names: tuple[str, ...], key: tuple[str, ...], change: tuple[str, ...]
+) -> Prepared:
+    statement: Any = (postgresql.insert if postgres else sqlite.insert)(table)
+    statement = statement.values({name: sa.bindparam(name, type_=table.c[name].type) for name in names})
+    excluded = {name: statement.excluded[name] for name in change}
+    return Prepared(statement.on_conflict_do_update(index_elements=list(key), set_=excluded))
 
 
 _EVENT_COLUMNS = {c.name: sa.bindparam(c.name, type_=c.type) for c in events.c if c is not events.c.number}
