@@ -7,7 +7,6 @@ from loopline.cli.session import Session, options
 COLUMNS = (
     ("ENVIRONMENT", "id"),
     ("STATUS", "status"),
-    ("PYTHON", "python"),
     ("PACKAGES", "packages"),
     ("MB", "size_mb"),
     ("SECONDS", "seconds"),

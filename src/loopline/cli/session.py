@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Column = tuple[str, str | Callable[[dict[str, Any]], Any]]
 
-_ID = re.compile(r"[a-z]{2}_[0-9a-z]{20}")
+_WHOLE = re.compile(r"-|[a-z]{2}_[0-9a-z]{20}|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")  # cells that are not broken into lines
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
 _COLOURS = {
     **dict.fromkeys(("Succeeded", "Approved", "InService", "Ready", "OK", "Passed", "Started", "Delivered"), "green"),
@@ -64,7 +64,7 @@ class Session:
             _rich_table(titles, rows)
         else:
             self.note(empty)
-        if answer.get("next"):
+        if answer.get("next") and not _limited():
             self.note("there are more: --limit shows more of them")
 
     def record(self, answer: dict[str, Any], keys: Iterable[str] | None = None) -> None:
@@ -87,6 +87,12 @@ class Session:
             self.json(answer)
         else:
             click.echo(clean(sentence))
+
+
+def _limited() -> bool:
+    """Whether the person chose the length of the list."""
+    source = click.get_current_context().get_parameter_source("limit")
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _take(item: Any, column: str | Callable[[dict[str, Any]], Any]) -> Any:
@@ -131,7 +137,7 @@ def _rich_table(titles: list[str], rows: list[list[str]]) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for position, title in enumerate(titles):
-        whole = all(_ID.fullmatch(row[position]) for row in rows)  # an id that is cut in two cannot be copied
+        whole = all(_WHOLE.fullmatch(row[position]) for row in rows)
         table.add_column(title, overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
