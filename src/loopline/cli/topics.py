@@ -53,7 +53,10 @@ def delete(session: Session, name: str) -> None:
 def subscribe(session: Session, topic: str, kind: str, address: str, secret: str | None) -> None:
     """Send a topic's events to an address."""
     made = session.client.post("subscriptions", topic=topic, kind=kind, url=address, secret=secret)
-    session.done(made, f"subscription {made['id']}" + (f"; signing secret: {made['key']}" if made.get("key") else ""))
+    secret = made.get("signing_secret")  # only where it was just made
+    session.done(
+        made, f"subscription {made['id']}" + (f"; signing secret, shown this once: {secret}" if secret else "")
+    )
 
 
 @topics.command()
