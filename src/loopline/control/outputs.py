@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,21 @@ def lay_out(ctx: Context, folder: Path, place: str, digest: str, kind: str, name
     return str(target)
 
 
-def place_inputs(laid: dict[str, str], arguments: Any) -> Any:
+def place_inputs(laid: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A call's arguments with the path of each input in place of its number."""
-    if isinstance(arguments, list):
-        return [place_inputs(laid, item) for item in arguments]
-    if not isinstance(arguments, dict) or "value" in arguments:
-        return arguments
-    if "input" in arguments:
-        entry = arguments["input"]
+    return {name: _place(laid, argument) for name, argument in arguments.items()}
+
+
+def _place(laid: Mapping[str, str], argument: dict[str, Any]) -> dict[str, Any]:
+    """One argument, as ``domain.calls.call_arguments`` writes it. What stands below ``value`` is the user's."""
+    if "input" in argument:
+        entry = argument["input"]
         return {"input": {**entry, "path": laid[entry["path"]]}}
-    return {key: place_inputs(laid, item) for key, item in arguments.items()}
+    if "list" in argument:
+        return {"list": [_place(laid, item) for item in argument["list"]]}
+    if "dict" in argument:
+        return {"dict": place_inputs(laid, argument["dict"])}
+    return argument
 
 
 def tree_path(ctx: Context, digest: str) -> Path:

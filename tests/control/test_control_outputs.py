@@ -1,0 +1,38 @@
+"""What jobs take: inputs are put where a call names them, and nowhere else."""
+
+from typing import Any
+
+import pytest
+
+from loopline.control import outputs
+from loopline.domain import calls
+from loopline.domain.calls import Input, Plain
+
+FILE = Input(source="fit.model", format="file", sha256="0" * 64, path="outputs/model/model.bin")
+
+
+def called(argument: calls.Argument) -> Any:
+    """The argument as its job reads it, with every input laid down in /laid."""
+    laid: dict[str, str] = {}
+
+    def locate(given: Input) -> str:
+        laid[str(len(laid))] = f"/laid/{given.path}"
+        return str(len(laid) - 1)
+
+    return outputs.place_inputs(laid, calls.call_arguments({"x": argument}, locate))["x"]
+
+
+def test_each_input_gets_its_place_at_any_depth() -> None:
+    found = called({"a": [FILE, Plain(1, True)], "b": {"c": FILE}})
+    assert found["dict"]["a"]["list"][0]["input"]["path"] == "/laid/outputs/model/model.bin"
+    assert found["dict"]["a"]["list"][1] == {"value": 1}
+    assert found["dict"]["b"]["dict"]["c"]["input"]["path"] == "/laid/outputs/model/model.bin"
+
+
+@pytest.mark.parametrize("key", ["value", "input", "list", "dict", "given"])
+def test_a_dict_whose_keys_are_words_of_the_call_is_passed_as_it_is(key: str) -> None:
+    own = {key: {"path": "0"}, "other": 1}
+    assert called(Plain(own, True)) == {"value": own}
+    found = called({key: FILE, "other": Plain(own, True)})
+    assert found["dict"][key]["input"]["path"] == "/laid/outputs/model/model.bin"
+    assert found["dict"]["other"] == {"value": own}
