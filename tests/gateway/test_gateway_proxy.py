@@ -137,13 +137,11 @@ def test_headers_travel_except_those_of_one_hop_and_those_of_trust(shared_rig, c
         "host",
         "authorization",
         "content-length",
-        "connection",
         "x-request-id",
         "x-loopline-client",
     }
     assert sent["host"] == shared_rig.address
     assert sent["x-loopline-client"].startswith("127.0.0.1:")
-    assert sent["connection"] == "close"
     assert answer.headers.get_all("set-cookie") == ["a=1", "b=2"]
     assert answer.headers.get_all("x-request-id") == [sent["x-request-id"]]
     assert "x-hop" not in answer.headers
@@ -262,6 +260,25 @@ def test_an_early_refusal_reaches_the_client_and_ends_the_connection(shared_rig,
         assert head.startswith("HTTP/1.1 403 ")
         assert rest + sock.recv(10) in (b"no", b"no")
         assert sock.recv(10) == b""
+
+
+def test_an_answer_before_the_body_has_come_says_that_the_connection_ends(shared_rig, control):
+    answered = threading.Event()
+
+    def handler(sock, head, rest):
+        assert "connection: close" not in head.lower()  # or control would close before the body has been written
+        sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")
+        assert answered.wait(10)
+
+    control(handler)
+    with shared_rig.raw() as sock:
+        sock.sendall(b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n")
+        head, _ = read_head(sock)
+        answered.set()
+        sock.sendall(b"hello")
+        assert head.startswith("HTTP/1.1 404 ") and "connection: close" in head
+        while sock.recv(100):
+            pass
 
 
 def test_chunks_stay_chunked_in_both_directions(shared_rig, control):

@@ -71,7 +71,8 @@ class Proxied(Exchange):
                 lines.append(b"%b: %b" % (name, value))
         lines.append(b"x-request-id: " + self.request_id.encode())
         lines.append(b"x-loopline-client: " + self.connection.client_address())
-        lines.append(b"connection: close")
+        # Not "connection: close": control would close as soon as it has answered, and what is then written of a body
+        # that it did not want would break the connection before its answer has been read. This side closes.
         if head.chunked:
             lines.append(b"transfer-encoding: chunked")
         return b"\r\n".join(lines) + b"\r\n\r\n"
@@ -243,6 +244,7 @@ class Upstream(asyncio.Protocol):
 
     def _answer_head(self, status: int, reason: bytes, headers: list[tuple[bytes, bytes]], bodiless: bool) -> bytes:
         exchange = self._exchange
+        exchange.close = exchange.close or not exchange.received  # the rest of the request will not be read: say so
         lines = [b"HTTP/1.1 %d %b" % (status, reason)]
         sized = False
         for lower, name, value in _end_to_end(headers):
