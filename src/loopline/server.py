@@ -17,7 +17,6 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from loopline import config
 from loopline.compute.environments import Environments
@@ -78,7 +77,10 @@ def build(ctx: Context) -> Starlette:
     from loopline.fronts.git.app import routes as git_routes
     from loopline.fronts.native.app import build as build_native
 
-    return Starlette(routes=[*git_routes(ctx), *console_routes(ctx), Mount("/", build_native(ctx))])
+    app = Starlette(routes=[*git_routes(ctx), *console_routes(ctx)])
+    app.router.redirect_slashes = False
+    app.router.default = build_native(ctx)  # not mounted: a mount's pattern matches no path with a newline in it
+    return app
 
 
 class _Server(uvicorn.Server):
