@@ -46,7 +46,7 @@ def create(
     made = session.client.post(
         "keys", user=user, name=name, role=role, endpoints=list(endpoints) or None, expires_days=expires_days
     )
-    session.note(f"a {made['role']} key of {made['user']}, shown this once:")
+    session.note(f"key of {made['user']} with the role {made['role']}, shown this once:")
     session.done(made, made["key"])
 
 

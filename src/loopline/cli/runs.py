@@ -48,7 +48,11 @@ def list_(session: Session, limit: int, **filters: str | None) -> None:
 @options
 def show(session: Session, run: str) -> None:
     """One run."""
-    session.record(session.client.get("runs", run))
+    found = session.client.get("runs", run)
+    if not session.as_json:
+        found["metrics"] = {key: last["value"] for key, last in (found["metrics"] or {}).items()}
+        found["artifacts"] = [artifact["path"] for artifact in found["artifacts"]]
+    session.record(found)
 
 
 @runs.command()

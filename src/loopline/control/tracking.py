@@ -282,6 +282,8 @@ def points(ctx: Context, actor: Actor, *, run: str, key: str, after: int = -1, l
 def compare(ctx: Context, actor: Actor, *, a: str, b: str) -> dict[str, Any]:
     """Two runs side by side: every parameter, metric and fact in which they differ or agree."""
     first, second = show(ctx, actor, run=a), show(ctx, actor, run=b)
+    for run in (first, second):  # when a value was reported is no difference
+        run["metrics"] = {key: last["value"] for key, last in run["metrics"].items()}
     rows = []
     for section in ("parameters", "metrics", "tags"):
         left, right = first[section] or {}, second[section] or {}
