@@ -87,16 +87,16 @@ def create_key(
     """
     if expires_days is not None and not 0 < expires_days <= MAX_EXPIRY_DAYS:
         raise InvalidInput(f"expires_days must be more than 0 and at most {MAX_EXPIRY_DAYS}, not {expires_days}")
-    owner_name = user or actor.name
+    owner_name = actor.name if user is None else user
     with ctx.db.transaction(durable=True) as tx:
         if owner_name != actor.name:
             access.require(actor, Permission.ADMIN)
         owner = _user(tx, owner_name)
-        chosen = access.check_role(role or owner["role"])
+        chosen = access.check_role(owner["role"] if role is None else role)
         if not access.ROLES[chosen] <= access.ROLES[owner["role"]]:
             raise Forbidden(f"{owner_name} is {owner['role']}; a key of theirs cannot be {chosen}")
         scope = _scope(chosen, endpoints)
-        label = names.check_name(name or "default", "a key")
+        label = names.check_name("default" if name is None else name, "a key")
         live = [
             row
             for row in tx.rows(sa.select(keys).where(keys.c.user == owner_name, keys.c.name == label))
