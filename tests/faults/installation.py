@@ -183,15 +183,15 @@ class Installation:
 
     # -- talking
 
-    def call(self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, seconds: float = 20) -> Any:
-        """One request; while nobody serves it is asked again, so it has to be safe to repeat."""
+    def call(self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, seconds: float = 20.0) -> Any:
+        """One request; while nobody serves it is asked again for ``seconds``, so it has to be safe to repeat."""
         data = raw if raw is not None else (json.dumps(body).encode() if body is not None else None)
         kind = "application/octet-stream" if raw is not None else "application/json"
         headers = {"authorization": f"Bearer {self.key}", "content-type": kind}
         end = time.monotonic() + seconds
         while True:
             try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
                 connection.request(method, path, data, headers)
                 answer = connection.getresponse()
                 text = answer.read()

@@ -20,8 +20,8 @@ from installation import Installation, Refused, alive, state, until
 
 VICTIMS = ("supervisor", "control", "gateway", "server", "forkserver", "shim", "job", "monitor")
 HIT_SECONDS = 12.0
-END_SECONDS = 60.0  # how long a loop that is too slow is waited for, so that the next one starts clean
-HOLD_SECONDS = 0.3
+END_SECONDS = 40.0  # how long a loop that is too slow is waited for, so that the next one starts clean
+SEEN_SECONDS = 1.3  # an attempt is seen to run when control looks, once a second
 STOPPED = 0.5  # how long a stopped process may take to show it
 
 _PUSHES = """(SELECT p.id FROM pushes p WHERE p.delivery = :delivery
@@ -276,7 +276,7 @@ def begin_train(turn: Turn, moment: Moment, victim: str, rng: random.Random) -> 
     """Push, train, judge, approve by policy, release."""
     if victim in ("shim", "job") and not moment.own_job:
         turn.companion(1.0)
-    turn.push(projects.boxes(strategy="all-at-once"), HOLD_SECONDS)
+    turn.push(projects.boxes(strategy="all-at-once"), SEEN_SECONDS if moment.name == "attempt.Running" else 0.0)
 
 
 def begin_full(turn: Turn, moment: Moment, victim: str, rng: random.Random) -> None:
@@ -422,7 +422,7 @@ def run(there: Installation, moment: Moment, victim: str, name: str, rng: random
             return not reader.unfinished(turn.db) and not ended(turn, moment.scenario)
 
         until(over, END_SECONDS, "the loop has come to its end", 0.01)
-    except (TimeoutError, RuntimeError) as late:
+    except (TimeoutError, RuntimeError, Refused) as late:
         left = [*reader.unfinished(turn.db), *ended(turn, moment.scenario)]
         turn.problems.append(f"{late}: {'; '.join(left)}; {reasons(turn)}")
     finally:

@@ -145,4 +145,5 @@ def boxes(
 
 def companion() -> dict[str, str]:
     """A project whose one job keeps a slot busy, so that there is a job to kill whatever else is going on."""
-    return {"loop.toml": COMPANION_LOOP, "pipeline.py": COMPANION, "requirements.txt": ""}
+    files = {"loop.toml": COMPANION_LOOP, "pipeline.py": COMPANION, "requirements.txt": ""}
+    return {**files, "predict.py": PREDICT.format(load=0)}
