@@ -46,7 +46,8 @@ def create(
     made = session.client.post(
         "keys", user=user, name=name, role=role, endpoints=list(endpoints) or None, expires_days=expires_days
     )
-    session.note(f"key of {made['user']} with the role {made['role']}, shown this once:")
+    article = "an" if made["role"][0] in "aei" else "a"
+    session.note(f"{article} {made['role']} key of {made['user']}, shown this once:")
     session.done(made, made["key"])
 
 
