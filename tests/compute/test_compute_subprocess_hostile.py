@@ -219,7 +219,7 @@ def test_processor_time_is_bounded(backend: SubprocessBackend) -> None:
     backend.submit(python("at_cpu", "while True: pass", limits=Limits(cpu_seconds=1, timeout_seconds=30)))
     ended = wait_for_exit(backend, "at_cpu")
     assert ended.reason == "cpu" and ended.signal == signal.SIGXCPU
-    assert 0.9 < ended.cpu_seconds < 4
+    assert 0.5 < ended.cpu_seconds < 4
 
 
 def test_an_exception_in_a_step_is_told_with_its_place(

@@ -187,13 +187,13 @@ def test_address_and_key_come_from_the_environment_then_from_the_data_directory(
         Client()
     (tmp_path / "client.json").write_text(json.dumps({"url": "http://here:1", "key": "lk_file"}))
     found = Client()
-    assert (found.url, found._key) == ("http://here:1", "lk_file")
+    assert (found.url, found.key) == ("http://here:1", "lk_file")
     monkeypatch.setenv("LOOPLINE_URL", "http://there:2/")
     elsewhere = Client()
-    assert (elsewhere.url, elsewhere._key) == ("http://there:2", None)  # this machine's key stays on this machine
+    assert (elsewhere.url, elsewhere.key) == ("http://there:2", None)  # this machine's key stays on this machine
     monkeypatch.setenv("LOOPLINE_KEY", "lk_env")
-    assert Client()._key == "lk_env"
-    assert Client("http://x:3", "lk_arg")._key == "lk_arg"
+    assert Client().key == "lk_env"
+    assert Client("http://x:3", "lk_arg").key == "lk_arg"
 
 
 def test_an_address_that_is_none_is_told() -> None:
