@@ -6,7 +6,7 @@ from typing import Any
 
 from installation import until
 from screen import Declined, expect
-from stages import APPROVER, DATA_SCIENTIST, NAME, WAIT_SECONDS, Demo, moment
+from stages import APPROVER, DATA_SCIENTIST, NAME, TOPIC, WAIT_SECONDS, Demo, moment
 from traffic import Answer, accuracy
 
 RATE = 400.0  # requests a second while something is watched
@@ -261,7 +261,7 @@ def questions(demo: Demo) -> None:
     until("the audit chain", lambda: not loopline.get("audit")["waiting"], 20)
     loopline.loopline("audit", "verify")
     checked = loopline.get("audit", "verify")
-    loopline.client().delete("topics", "demo")  # its receiver ends with the demo
+    loopline.client().delete("topics", TOPIC)  # its receiver ends with the demo
     expect(checked["valid"], f"the audit chain is broken: {checked['problem']}")
     memory, count = loopline.memory_mb()
     screen.good(f"{count} processes with two versions loaded, {memory:.0f} MB (proportional set size)")

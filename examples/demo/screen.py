@@ -95,7 +95,10 @@ class Screen:
     def ask(self, question: str) -> bool:
         """A person's yes or no."""
         while True:
-            answer = self._out.input(Text(f"    {question} [y/n] ", style="bold yellow")).strip().lower()
+            try:
+                answer = self._out.input(Text(f"    {question} [y/n] ", style="bold yellow")).strip().lower()
+            except EOFError:
+                raise DemoFailed("INTERACTIVE=1 asks questions, and nobody is there to answer") from None
             if answer in ("y", "yes", "n", "no"):
                 return answer.startswith("y")
 

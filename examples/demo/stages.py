@@ -1,5 +1,6 @@
 """The first half of the demo: from nothing to a version in production."""
 
+import re
 import urllib.error
 import urllib.request
 from datetime import datetime
@@ -15,6 +16,8 @@ from traffic import Answer, Traffic, accuracy, percentile
 HERE = Path(__file__).resolve().parent
 NAME = "patients"
 DATA_SCIENTIST, APPROVER = "ana", "ben"
+TOPIC = "watchers"
+SECRET = re.compile(r"whsec_\S+")
 KEY = r"lk_\w+_[\w-]+"
 WAIT_SECONDS = 120.0
 BURST_SECONDS = 2.0
@@ -140,22 +143,18 @@ def push(demo: Demo) -> dict[str, Any]:
 
 
 def _repository(demo: Demo) -> None:
+    """A repository with the platform as a remote, and somebody who is told what happens."""
     loopline = demo.loopline
-    place = f"{loopline.url}/git/{NAME}.git"
-    loopline.git("init", "--quiet", "--initial-branch", "main", show=False)
-    for key, value in (
-        ("user.name", "Ana"),
-        ("user.email", "ana@example.org"),
-        ("commit.gpgsign", "false"),
-        # The API key is the password; git takes it from the environment, so that it stands in no file.
-        ("credential.helper", f'!f() {{ echo username={DATA_SCIENTIST}; echo "password=$LOOPLINE_KEY"; }}; f'),
-    ):
+    loopline.git("init", "--quiet", "--initial-branch", "main")
+    for key, value in (("user.name", "Ana"), ("user.email", "ana@example.org"), ("commit.gpgsign", "false")):
         loopline.git("config", key, value, show=False)
-    loopline.git("remote", "add", "loopline", place)
-    subscribed = loopline.client().post("topics", name="demo", events=["push.Rejected", "alarm.*", "rollout.*"])
-    wanted = {"topic": subscribed["name"], "kind": "webhook", "url": f"http://{demo.sink.place}/loopline"}
-    loopline.screen.command(["loopline", "topics", "subscribe", *map(str, wanted.values())])
-    demo.sink.secret = loopline.client().post("subscriptions", **wanted)["signing_secret"]
+    loopline.loopline("remote", "--set", who=DATA_SCIENTIST)
+    events = [word for event in ("push.Rejected", "alarm.*", "rollout.*") for word in ("--event", event)]
+    loopline.loopline("topics", "create", TOPIC, *events)
+    words = ("topics", "subscribe", TOPIC, "webhook", f"http://{demo.sink.place}/loopline")
+    told = SECRET.search(loopline.loopline(*words, hide=SECRET.pattern))
+    expect(told, "no signing secret was shown")
+    demo.sink.secret = told[0] if told else ""
 
 
 def _push(demo: Demo, message: str) -> dict[str, Any]:
