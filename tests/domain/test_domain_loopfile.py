@@ -1,13 +1,16 @@
 """loop.toml: every mistake is explained at once, with its line and its cure."""
 
+import re
 import tomllib
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.domain.loopfile import Problem, parse
+from loopline.domain.loopfile import Problem, check_endpoint, parse
 from loopline.domain.tomllines import key_lines
+from loopline.errors import InvalidInput
 
 MINIMAL = '[project]\nname = "p"\n[model]\nname = "m"\n'
 FULL = """\
@@ -249,3 +252,31 @@ def test_any_text_gets_an_answer(text: str) -> None:
 def test_any_order_of_lines_gets_an_answer(lines: list[str]) -> None:
     loop, problems = parse("\n".join(lines))
     assert (loop is None) == any(problem.level == "error" for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"capture": "a"}, "endpoint.capture"),
+        ({"capture": 2}, "endpoint.capture"),
+        ({"timeout_seconds": 0.0001}, "endpoint.timeout_seconds"),
+        ({"max_concurrent": 10**12}, "endpoint.max_concurrent"),
+        ({"instances": True}, "endpoint.instances"),
+        ({"auth": None}, "endpoint.auth"),
+        ({"surprise": 1}, "endpoint.surprise"),
+        ({"name": "other"}, "name"),
+        ({"rollout": 3}, "rollout"),
+        ({"rollout": {"steps": ["x"]}}, "rollout.steps"),
+        ({"monitor": {"rule": "psi >"}}, "monitor.rule"),
+    ],
+)
+def test_settings_of_an_endpoint_made_by_hand_are_judged_as_those_of_the_file(
+    settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"^{re.escape(named)}"):
+        check_endpoint("boxes", "boxes", settings)
+
+
+def test_right_settings_of_an_endpoint_are_taken() -> None:
+    check_endpoint("boxes", "boxes", {})
+    check_endpoint("boxes", "boxes", {"capture": 0.5, "rollout": {"steps": [5], "bake_seconds": 1}})

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from loopline.control import processes, snapshots
 from loopline.control.context import Context
-from loopline.domain import names, states
+from loopline.domain import loopfile, names, states
 from loopline.domain.access import Actor
 from loopline.domain.states import EndpointStatus, RolloutStatus, VariantStatus
 from loopline.errors import Conflict, InvalidInput, NotFound
@@ -49,8 +49,13 @@ def ensure(
 def create(
     ctx: Context, actor: Actor, *, name: str, model: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Create an endpoint by hand; projects create theirs when they are applied."""
+    """Create an endpoint by hand; projects create theirs when they are applied. ``settings``: as in ``[endpoint]``,
+    with ``rollout`` and ``monitor`` as tables in them."""
+    names.check_name(name, "an endpoint")
+    loopfile.check_endpoint(name, name, settings or {})
     with ctx.db.transaction() as tx:
+        if model is not None and records.find(tx, "model", name=model) is None:
+            raise NotFound(f"there is no model {model!r}")
         found = records.find(tx, "endpoint", name=name)
         if found is not None and found["status"] != EndpointStatus.DELETED:
             raise Conflict(f"there is an endpoint {name!r} already")

@@ -20,6 +20,7 @@ import msgspec
 from loopline.domain import looprules
 from loopline.domain.projects import Loop
 from loopline.domain.tomllines import Path, key_lines
+from loopline.errors import InvalidInput
 
 _UNREADABLE = "unreadable-line-"  # stands for a table whose header could not be read
 _RECOVERIES = 20  # mistakes of grammar that one reading goes over
@@ -55,6 +56,24 @@ def parse(
     problems += reader.problems
     problems.sort(key=lambda problem: (problem.line, problem.level))
     return (None if any(p.level == "error" for p in problems) else loop), problems
+
+
+def check_endpoint(name: str, model: str, settings: Mapping[str, Any]) -> None:
+    """Judge the settings of an endpoint made by hand: the keys of ``[endpoint]``, and those of ``[rollout]`` and
+    ``[monitor]`` as tables in it. Raises ``InvalidInput`` with every mistake.
+    """
+    tables = {key: value for key, value in settings.items() if key in ("rollout", "monitor")}
+    own = {key: value for key, value in settings.items() if key not in tables}
+    if "name" in own:
+        raise InvalidInput("name: it is the endpoint's own, and no setting")
+    names = {"project": {"name": model}, "model": {"name": model}}
+    reader = _Reader("settings", {}, set())
+    cleaned = reader.table({**names, **tables, "endpoint": {**own, "name": name}}, Loop, ())
+    if not any(problem.level == "error" for problem in reader.problems):
+        looprules.check(msgspec.convert(cleaned, Loop), frozenset(), reader.say, None)
+    errors = [problem for problem in reader.problems if problem.level == "error"]
+    if errors:
+        raise InvalidInput("\n".join(f"{problem.key}: {problem.message} ({problem.cure})" for problem in errors))
 
 
 def _lines_of(text: str, problems: list[Problem]) -> dict[Path, int]:
