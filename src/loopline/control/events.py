@@ -49,7 +49,7 @@ def cursor_offset(cursor: str | None) -> int:
     """The offset that a cursor stands for; raises ``InvalidInput`` for one that no list gave."""
     if cursor is None:
         return 0
-    if not cursor.isdecimal():
+    if not (cursor.isdecimal() and len(cursor) < 19):  # more does not fit into the database's numbers
         raise InvalidInput(f"{cursor!r} is not a cursor that a list gave")
     return int(cursor)
 
