@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from loopline.control import events
 from loopline.control.context import SYSTEM, Context
-from loopline.domain import states
+from loopline.domain import names, states
 from loopline.domain.access import Actor
 from loopline.domain.states import RunStatus
 from loopline.errors import InvalidInput, NotFound
@@ -23,6 +23,8 @@ from loopline.store.schema import artifacts, run_metrics, run_values, runs, spoo
 
 MAX_SPOOL_BYTES = 8 << 20  # of one ingestion
 MAX_KEY = 250
+MAX_TITLE = 250
+LATEST_AT = 253402300799.0  # the end of the year 9999
 MAX_VALUE_BYTES = 16 << 10
 
 
@@ -123,16 +125,39 @@ def _apply(tx: Tx, run_id: str, lines: list[bytes]) -> None:
             entry = json.loads(line)
             kind = entry["kind"]
             if kind == "metric":
-                value, key = float(entry["value"]), str(entry["key"])[:MAX_KEY]
-                points.append((key, value, int(entry.get("step") or 0), float(entry["at"])))
-                changes["metrics"][key] = value if math.isfinite(value) else str(value)
+                point = _point(entry, entry["at"])
+                points.append(point)
+                changes["metrics"][point[0]] = point[1] if math.isfinite(point[1]) else str(point[1])
             elif kind in ("param", "tag") and len(line) <= MAX_VALUE_BYTES:
-                changes["parameters" if kind == "param" else "tags"][str(entry["key"])[:MAX_KEY]] = entry["value"]
-        except (ValueError, KeyError, TypeError):
+                json.dumps(entry["value"], ensure_ascii=False).encode()  # half a surrogate pair cannot be stored
+                changes["parameters" if kind == "param" else "tags"][_key(entry["key"])] = entry["value"]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # a job may write anything into its spool; what is no entry is not one
     if points:
         metrics.log_points(tx, run_id, points)
     merge(tx, run_id, changes)
+
+
+def _point(entry: dict[str, Any], at: Any) -> tuple[str, float, int, float]:
+    """Key, value, step and time of a metric's point; raises ``ValueError``, ``KeyError`` or ``TypeError``.
+
+    The value may be NaN or infinite, which JSON carries as text: a training may diverge.
+    """
+    step, value = entry.get("step") or 0, entry["value"]
+    if isinstance(step, bool) or not isinstance(step, int) or not -(1 << 63) <= step < 1 << 63:
+        raise ValueError(f"step must be a whole number of at most 64 bits, not {str(step)[:40]}")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"value must be a number, not {str(value)[:40]}")
+    if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at <= LATEST_AT:
+        raise ValueError(f"at must be seconds since the epoch, not {str(at)[:40]}")
+    return _key(entry["key"]), float(value), step, float(at)
+
+
+def _key(value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY:
+        raise ValueError(f"key must be text of 1 to {MAX_KEY} characters")
+    value.encode()
+    return value
 
 
 def merge(tx: Tx, run_id: str, changes: dict[str, dict[str, Any]]) -> None:
@@ -157,6 +182,10 @@ def create_run(
     tags: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Open a run by hand, for work that happens outside the platform."""
+    names.check_name(project, "a project")
+    for what, title in (("experiment", experiment), ("name", name)):
+        if title is not None and not (1 <= len(title) <= MAX_TITLE and title.isprintable() and title.strip()):
+            raise InvalidInput(f"{what}: use 1 to {MAX_TITLE} printable characters", field=what)
     with ctx.db.transaction() as tx:
         return start(
             tx,
@@ -174,11 +203,8 @@ def log_metrics(ctx: Context, actor: Actor, *, run: str, points: list[dict[str, 
     """Add points ``{"key", "value", "step"?, "at"?}`` to an open run; their order is kept."""
     now = ctx.clock.now()
     try:
-        rows = [
-            (str(p["key"])[:MAX_KEY], float(p["value"]), int(p.get("step") or 0), float(p.get("at") or now))
-            for p in points
-        ]
-    except (KeyError, TypeError, ValueError) as error:
+        rows = [_point(point, point.get("at", now)) for point in points]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f'each point is {{"key": text, "value": number, "step": whole number}}: {error}') from None
     with ctx.db.transaction() as tx:
         row = records.get(tx, "run", run)
