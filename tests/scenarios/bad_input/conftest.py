@@ -1,0 +1,50 @@
+"""One real platform for everything that a hostile first user tries, with a model that serves."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from loopline.testing import boxes
+from loopline.testing.live import Platform, until
+
+SERVED = boxes.LOOP + '\n[endpoint]\nname = "boxes"\n\n[rollout]\nsteps = [50]\nbake_seconds = 0.2\n'
+
+
+@pytest.fixture(scope="session")
+def served_loop() -> str:
+    """The boxes project's loop.toml with an endpoint."""
+    return SERVED
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """``loopline up`` in a folder of its own, where version 1 of the boxes serves."""
+    running = Platform(tmp_path_factory.mktemp("bad") / "data", job_log_mb=1)
+    running.start()
+    try:
+        ended = running.run(boxes.project(loop_toml=SERVED))
+        assert ended["status"] == "Succeeded", ended
+        evaluated(running, 1)
+        running.call("POST", "/api/models/boxes/versions/1/approve", {"comment": "good"})
+        until(lambda: running.call("GET", "/api/live")["items"], "version 1 serves")
+        until(lambda: running.predict({"size": 3.0}).status == 200, "the endpoint answers")
+        yield running
+    finally:
+        running.stop()
+
+
+def evaluated(running: Platform, number: int) -> None:
+    """Wait until the gate has judged a version."""
+    path = f"/api/models/boxes/versions/{number}"
+    until(lambda: any(e["verdict"] for e in running.call("GET", path)["evaluations"]), "the gate has judged")
+
+
+@pytest.fixture(scope="session")
+def keys(platform: Platform) -> dict[str, str]:
+    """A key of each role but the administrator's."""
+    made = {}
+    for role in ("invoker", "viewer", "editor", "approver"):
+        platform.call("POST", "/api/users", {"name": role, "role": role})
+        scope = {"endpoints": ["*"]} if role == "invoker" else {}
+        made[role] = platform.call("POST", "/api/keys", {"user": role, "name": "hostile", **scope})["key"]
+    return made
