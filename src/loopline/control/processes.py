@@ -45,7 +45,7 @@ def _servers(tx: Tx) -> list[dict[str, Any]]:
 
 def _forkservers(ctx: Context, tx: Tx) -> list[dict[str, Any]]:
     """One for the environment of each project, as it was pushed last."""
-    query = sa.select(environments).join(projects, projects.c.environment == environments.c.id).distinct()
+    query = sa.select(environments).join(projects, projects.c.environment == environments.c.id)
     found: dict[str, Row] = {row["key"]: row for row in tx.rows(query) if row["status"] == "Ready"}
     return [_forkserver(ctx, row) for _, row in sorted(found.items())]
 

@@ -1,0 +1,67 @@
+"""The whole of control on PostgreSQL: from a tree to a version in production and back."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopline.control import audit, endpoints, executions, pushes, registry, rollbacks, rollouts
+from loopline.testing import postgres
+from loopline.testing.boxes import LOOP, follow, project
+from loopline.testing.fleet import Fleet
+from loopline.testing.world import World
+
+ENDPOINT = '\n[endpoint]\nname = "boxes"\n[rollout]\nstrategy = "all-at-once"\nbake_seconds = 0.1\n'
+
+
+@pytest.fixture
+def world(tmp_path: Path, postgres_url: str) -> Iterator[World]:
+    with postgres.Database(postgres_url, postgres.TEMPLATE) as url:
+        opened = World(tmp_path / "data", database_url=url)
+        yield opened
+        opened.close()
+
+
+def until(world: World, fleet: Fleet, done: Callable[[], bool]) -> None:
+    def looked() -> bool:
+        fleet.act()
+        return done()
+
+    world.settle(looked)
+
+
+def test_the_loop_on_postgresql(world: World) -> None:
+    fleet = Fleet(world.ctx)
+    shown: dict[str, Any] = {}
+    for shift in (0.0, 0.05):
+        tree = world.tree(project(loop_toml=LOOP + ENDPOINT))
+        push = pushes.run(world.ctx, world.actor, tree=tree, parameters={"shift": shift})["id"]
+        shown = follow(world, push)
+        assert shown["status"] == "Succeeded", shown["reason"]
+    for number in (1, 2):
+        registry.approve(world.ctx, world.actor, model="boxes", number=number)
+        until(world, fleet, lambda number=number: fleet_serves(world, number))
+    done = rollouts.list_(world.ctx, world.actor, endpoint="boxes")["items"]
+    until(world, fleet, lambda: all(row["status"] == "Succeeded" for row in rows(world)))
+    assert len(done) == 2
+    rollbacks.begin(world.ctx, "admin", "boxes", "only a test")
+    until(world, fleet, lambda: rows(world)[0]["status"] == "Succeeded" and fleet_serves(world, 1))
+    assert registry.show_version(world.ctx, world.actor, model="boxes", number=2)["status"] == "Rejected"
+    cached = {step["name"]: step["cached_from"] for step in shown["steps"]}
+    assert cached["fit"] is None
+    again = follow(world, pushes.run(world.ctx, world.actor, tree=world.tree(project(loop_toml=LOOP + ENDPOINT)))["id"])
+    assert {step["cached_from"] for step in again["steps"] if step["kind"] == "job"} != {None}
+    world.settle(lambda: audit.verify(world.ctx, world.actor)["waiting"] == 0)
+    assert audit.verify(world.ctx, world.actor)["valid"] is True
+    assert len(executions.list_(world.ctx, world.actor)["items"]) == 3
+
+
+def rows(world: World) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = rollouts.list_(world.ctx, world.actor, endpoint="boxes")["items"]
+    return found
+
+
+def fleet_serves(world: World, number: int) -> bool:
+    items = endpoints.live(world.ctx, world.actor)["items"]
+    return [(item["version"], item["share"]) for item in items] == [(number, 1.0)]
