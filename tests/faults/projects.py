@@ -147,3 +147,35 @@ def companion() -> dict[str, str]:
     """A project whose one job keeps a slot busy, so that there is a job to kill whatever else is going on."""
     files = {"loop.toml": COMPANION_LOOP, "pipeline.py": COMPANION, "requirements.txt": ""}
     return {**files, "predict.py": PREDICT.format(load=0)}
+
+
+ROUNDS = """
+import csv
+from pathlib import Path
+from loopline import asset, pipeline, register, step
+
+@step
+def fit(data: Path):
+    with open(data) as file:
+        rows = [(float(row["size"]), row["kind"]) for row in csv.DictReader(file)]
+    small = [size for size, kind in rows if kind == "small"]
+    large = [size for size, kind in rows if kind == "large"]
+    return {"limit": (sum(small) / len(small) + sum(large) / len(large)) / 2}
+
+@step
+def stamp(fitted, mark: int = 0):
+    return {"limit": fitted["limit"], "mark": mark}
+
+@pipeline
+def training(mark: int = 0):
+    model = stamp(fit(asset("boxes")), mark=mark)
+    register(model)
+"""
+
+
+def rounds() -> dict[str, str]:
+    """The boxes with a training that is cached, versions that bear the mark they are asked for, and no deployment by
+    itself."""
+    loop = LOOP.format(approval="manual", strategy="canary", bake=0, checks="[]")
+    loop = loop.replace('name = "boxes"\n\n[rollout]', 'name = "boxes"\ndeploy_on_approval = false\n\n[rollout]')
+    return project(loop_toml=loop, pipeline_py=ROUNDS, predict_py=PREDICT.format(load=0))
