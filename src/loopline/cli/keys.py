@@ -29,7 +29,7 @@ def list_(session: Session) -> None:
 
 @keys.command()
 @click.option("--user", help="Whose (default: your own).")
-@click.option("--name", help="What it is for; two of one name may be live, for rotation.")
+@click.option("--name", help="What it is for (default: its endpoint); two of one name may be live, for rotation.")
 @click.option("--role", help="Not more than the user's own (default: the user's).")
 @click.option("--endpoint", "endpoints", multiple=True, help="For invoker keys; * for all. May be repeated.")
 @click.option("--days", "expires_days", type=float, help="Days until it expires (default: 90).")
@@ -43,6 +43,7 @@ def create(
     expires_days: float | None,
 ) -> None:
     """Make a key. It is shown once, on stdout."""
+    name = name or next((endpoint for endpoint in endpoints if endpoint != "*"), None)
     made = session.client.post(
         "keys", user=user, name=name, role=role, endpoints=list(endpoints) or None, expires_days=expires_days
     )

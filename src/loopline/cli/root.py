@@ -118,7 +118,8 @@ def run(argv: list[str]) -> int:
     except LooplineError as error:
         if "--debug" in argv:
             raise
-        click.echo(f"error: {error.message}", err=True)
+        asked = error.details.get("request_id") if error.status >= 500 else None  # what its log is searched for
+        click.echo(f"error: {error.message}" + (f" ({asked})" if asked else ""), err=True)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: say nothing more at exit

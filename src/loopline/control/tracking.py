@@ -309,7 +309,7 @@ def compare(ctx: Context, actor: Actor, *, a: str, b: str) -> dict[str, Any]:
     """Two runs side by side: every parameter, metric and fact in which they differ or agree."""
     first, second = show(ctx, actor, run=a), show(ctx, actor, run=b)
     for run in (first, second):  # when a value was reported is no difference
-        run["metrics"] = {key: last["value"] for key, last in run["metrics"].items()}
+        run["metrics"] = {key: last.value for key, last in run["metrics"].items()}
     rows = []
     for section in ("parameters", "metrics", "tags"):
         left, right = first[section] or {}, second[section] or {}
