@@ -141,9 +141,9 @@ def _apply(tx: Tx, run_id: str, lines: list[bytes]) -> None:
 def _point(entry: dict[str, Any], at: Any) -> tuple[str, float, int, float]:
     """Key, value, step and time of a metric's point; raises ``ValueError``, ``KeyError`` or ``TypeError``.
 
-    The value may be NaN or infinite, which JSON carries as text: a training may diverge.
+    The value may be NaN, which JSON carries as null, or text such as "inf": a training may diverge.
     """
-    step, value = entry.get("step") or 0, entry["value"]
+    step, value = entry.get("step") or 0, "nan" if entry["value"] is None else entry["value"]
     if isinstance(step, bool) or not isinstance(step, int) or not -(1 << 63) <= step < 1 << 63:
         raise ValueError(f"step must be a whole number of at most 64 bits, not {str(step)[:40]}")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -154,7 +154,7 @@ def _point(entry: dict[str, Any], at: Any) -> tuple[str, float, int, float]:
 
 
 def _key(value: Any) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY:
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_KEY or "\0" in value:
         raise ValueError(f"key must be text of 1 to {MAX_KEY} characters")
     value.encode()
     return value
