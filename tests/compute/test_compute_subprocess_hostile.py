@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -426,3 +427,33 @@ def test_a_job_imports_loopline_from_the_importpath(with_job: Callable[[str], Su
     backend.submit(JobSpec("at_import", 1, kind="step"))
     assert wait_for_exit(backend, "at_import").reason == "ok", read_log(backend, "at_import")
     assert read_log(backend, "at_import").decode().strip() == str(backend.importpath / "loopline" / "__init__.py")
+
+
+def test_an_attempt_whose_forked_shim_died_before_its_claim_is_lost_at_once(
+    backend: SubprocessBackend, tmp_path: Path
+) -> None:
+    """A forkserver that is killed takes along the shim that it has just promised."""
+    gone_soon = subprocess.Popen(["sleep", "600"])
+    path = tmp_path / "run" / "fork" / "warm.sock"
+    path.parent.mkdir(parents=True)
+
+    def promise() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            client, _ = listener.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(json.dumps({"pid": gone_soon.pid}).encode() + b"\n")
+
+    answering = threading.Thread(target=promise)
+    answering.start()
+    wait_for(path.exists, "the socket")
+    time.sleep(0.05)  # between bind and listen
+    backend.submit(JobSpec("at_promised", 1, kind="command", argv=("true",), warm="warm"))
+    answering.join()
+    assert backend.poll("at_promised").state == "unclaimed"
+    gone_soon.kill()
+    gone_soon.wait()
+    assert backend.poll("at_promised").state == "lost"
+    assert backend.poll("at_promised").state == "lost"

@@ -66,6 +66,7 @@ class SubprocessBackend:
         self.claim_seconds = claim_seconds
         self._lock = threading.Lock()
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._forked: dict[str, tuple[int, int]] = {}  # shims of forkservers: pid and start time
         self.attempts_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         prepare_importpath(self.importpath)
 
@@ -91,7 +92,11 @@ class SubprocessBackend:
         folder = self._known(attempt)
         self._collect(attempt, folder)
         status = self._read(attempt, folder)
-        return self.reap(attempt) if status.state == "lost" else status
+        if status.state == "lost":
+            status = self.reap(attempt)
+        if status.state in ("exited", "lost"):
+            self._forked.pop(attempt, None)
+        return status
 
     def reap(self, attempt: str) -> Status:
         """Kill what is left of an attempt whose shim is gone, and make sure that no late shim begins it."""
@@ -202,7 +207,11 @@ class SubprocessBackend:
                 client.settimeout(FORK_SECONDS)
                 client.connect(str(self.run_dir / "fork" / f"{name}.sock"))
                 client.sendall(json.dumps({"folder": str(folder)}).encode() + b"\n")
-                return "pid" in json.loads(client.recv(4096))
+                answer = json.loads(client.recv(4096))
+                if "pid" not in answer:
+                    return False
+                self._forked[folder.name] = answer["pid"], processes.start_time(answer["pid"])
+                return True
         except (OSError, ValueError, TypeError):
             return False
 
@@ -247,6 +256,8 @@ class SubprocessBackend:
         if claim is None and (folder / files.CLAIM).exists():
             claim = files.read_json(str(folder), files.CLAIM) or {"boot_id": processes.boot_id()}
         if claim is None:
+            if self._shim_is_gone(attempt) and not (folder / files.CLAIM).exists():
+                return Status(attempt, "lost", detail="its shim ended with the forkserver before it claimed it")
             age = time.time() - (folder / files.SPEC).stat().st_mtime
             if age <= self.claim_seconds:
                 return Status(attempt, "unclaimed")
@@ -261,6 +272,11 @@ class SubprocessBackend:
         unreadable = (folder / files.EXIT).exists()
         detail = "how it ended cannot be read" if unreadable else "its shim died without saying how the job ended"
         return Status(attempt, "lost", detail=detail)
+
+    def _shim_is_gone(self, attempt: str) -> bool:
+        """Whether a shim that a forkserver gave us has ended. One that claims does so before it ends."""
+        forked = self._forked.get(attempt)
+        return forked is not None and not processes.alive(*forked)
 
     def _group(self, folder: Path) -> tuple[int, int] | None:
         """The job's process, if it ran under this boot."""
