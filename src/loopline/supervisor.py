@@ -310,6 +310,7 @@ class Supervisor:
             self._log(
                 f"{child.id}: started as pid {child.process.pid}" if child.process else f"{child.id}: {child.last_exit}"
             )
+            self._write_state()  # at once: a successor of this process waits for those whom it finds there
 
     def _reap(self, now: float) -> None:
         for child in self.children.values():
