@@ -153,6 +153,14 @@ def test_a_wrong_body_is_refused_naming_row_and_feature(start, body, row, featur
     assert server.ask({"age": 1})[0] == 200
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1E+400", "1" * 310 + ".5"])
+def test_a_model_without_a_signature_gets_no_infinite_number_either(start, number):
+    server = start("def load(d): pass\ndef predict(m, batch): return [0] * len(batch)").connect()
+    status, answer = server.ask(b'{"age": %b}' % number.encode())
+    assert (status, answer["error"]["code"]) == (400, "invalid_input")
+    assert server.ask(b'{"age": 1e300, "name": "1e999"}')[0] == 200
+
+
 def test_an_unknown_content_type_is_refused(start):
     assert start(signature=ONE).connect().ask(b"\x80\x04.", "application/x-pickle")[0] == 400
 

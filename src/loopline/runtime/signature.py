@@ -45,7 +45,18 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise InputError(f"the number {text[:40]} is too large")
+    return number
+
+
 _decode = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys).decode
+_decode_large = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys
+).decode
+_LARGE = re.compile(rb"\d[eE]\+?\d{3}|(?<!\d)\d{300}")  # only then can a number be infinite
 
 
 def _check_depth(body: bytes) -> None:
@@ -62,11 +73,14 @@ def _check_depth(body: bytes) -> None:
             depth -= 1
 
 
-def parse_json(body: bytes) -> Any:
-    """Strict JSON: no NaN or Infinity, no key twice in an object, at most ``MAX_DEPTH`` levels; else ``InputError``."""
+def parse_json(body: bytes, *, finite: bool = False) -> Any:
+    """Strict JSON: no NaN or Infinity, no key twice in an object, at most ``MAX_DEPTH`` levels; else ``InputError``.
+
+    ``finite`` refuses 1e999 as well, for which a signature has a better message: it knows row and feature.
+    """
     _check_depth(body)
     try:
-        return _decode(body.decode())
+        return (_decode_large if finite and _LARGE.search(body) else _decode)(body.decode())
     except InputError:
         raise
     except UnicodeDecodeError:
@@ -209,15 +223,15 @@ def read_rows(content_type: bytes, body: bytes, signature: Signature | None) -> 
     """The rows of a predict request, checked. Raises ``InputError`` for anything but a right one."""
     kind = content_type.partition(b";")[0].strip().lower()
     if kind in (b"application/json", b""):
-        rows = _json_rows(body)
+        rows = _json_rows(body, finite=signature is None)
         return rows if signature is None else [signature.check(row, index) for index, row in enumerate(rows)]
     if kind == b"text/csv":
         return _csv_rows(body, signature)
     raise InputError(f"the content type {kind.decode('latin-1')!r} is not known; send application/json or text/csv")
 
 
-def _json_rows(body: bytes) -> list[Any]:
-    document = parse_json(body)
+def _json_rows(body: bytes, *, finite: bool) -> list[Any]:
+    document = parse_json(body, finite=finite)
     if not isinstance(document, dict):
         raise InputError('the body must be one row as an object, or {"instances": [row, ...]}')
     if "instances" not in document:

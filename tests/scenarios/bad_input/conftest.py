@@ -9,20 +9,26 @@ from loopline.testing.live import Platform, until
 
 SERVED = boxes.LOOP + '\n[endpoint]\nname = "boxes"\n\n[rollout]\nsteps = [50]\nbake_seconds = 0.2\n'
 
+PIPELINE = boxes.PIPELINE.replace("log_metric,", "log_baseline, log_metric,").replace(
+    'log_metric("limit", limit)',
+    'log_metric("limit", limit)\n    log_baseline([[size] for size, _ in rows], ["size"])',
+)
+PREDICT = boxes.PREDICT.replace('row["size"]', "row[0]")
+
 
 @pytest.fixture(scope="session")
-def served_loop() -> str:
-    """The boxes project's loop.toml with an endpoint."""
-    return SERVED
+def project_files() -> dict[str, str]:
+    """The boxes project, with an endpoint, and with a signature: one number called size."""
+    return boxes.project(loop_toml=SERVED, pipeline_py=PIPELINE, predict_py=PREDICT)
 
 
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform(tmp_path_factory: pytest.TempPathFactory, project_files: dict[str, str]) -> Iterator[Platform]:
     """``loopline up`` in a folder of its own, where version 1 of the boxes serves."""
     running = Platform(tmp_path_factory.mktemp("bad") / "data", job_log_mb=1)
     running.start()
     try:
-        ended = running.run(boxes.project(loop_toml=SERVED))
+        ended = running.run(project_files)
         assert ended["status"] == "Succeeded", ended
         evaluated(running, 1)
         running.call("POST", "/api/models/boxes/versions/1/approve", {"comment": "good"})
