@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -71,7 +72,8 @@ class Installation:
         self.restarts = 0
         self._settings = dict(settings or {})
         self._supervisor: subprocess.Popen[bytes] | None = None
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.wheels = folder / "wheels"
+        self.wheels.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.said = folder / "said.log"
         lines = [f"{name} = {json.dumps(value)}" for name, value in self._settings.items()]
         (folder / "settings.toml").write_text("\n".join(lines) + "\n")
@@ -86,7 +88,7 @@ class Installation:
     def start(self) -> float:
         """Start the supervisor and wait until the platform serves; gives the seconds it took."""
         began = time.monotonic()
-        environ = {**os.environ, "PYTHONPATH": str(SOURCE), "LOOPLINE_DIR": str(self.folder)}
+        environ = {**os.environ, "PYTHONPATH": str(SOURCE), "UV_FIND_LINKS": str(self.wheels), "UV_NO_INDEX": "1"}
         argv = [sys.executable, "-c", START, "--dir", str(self.folder), "--port", str(self.port)]
         with self.said.open("ab") as said:
             self._supervisor = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environ)
@@ -180,6 +182,22 @@ class Installation:
             if (name in command or marked) and alive(int(entry.name)):
                 found.append(f"{entry.name} {command.replace(bytes(1), b' ').decode(errors='replace')[:160]}")
         return found
+
+    # -- packages
+
+    def wheel(self, name: str) -> str:
+        """Make a package that can be installed here; gives the requirement."""
+        info = f"{name}-1.0.dist-info"
+        files = {
+            f"{name}.py": "HERE = True\n",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        lines = [f"{path},," for path in (*files, f"{info}/RECORD")]
+        with zipfile.ZipFile(self.wheels / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+            for path, text in {**files, f"{info}/RECORD": "\n".join(lines) + "\n"}.items():
+                archive.writestr(path, text)
+        return f"{name}==1.0\n"
 
     # -- talking
 

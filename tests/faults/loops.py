@@ -63,7 +63,7 @@ def _at(noun: str, status: str, scenario: str, *, own_job: bool = False, lasts: 
 
 MOMENTS = (
     _at("push", "Received", "train"),
-    _at("push", "Preparing", "train"),
+    _at("push", "Preparing", "train", lasts=0.6),
     _at("push", "Checking", "train", own_job=True, lasts=0.25),
     _at("push", "Compiling", "train", own_job=True),
     _at("job", "Pending", "full", lasts=0.4),
@@ -276,7 +276,10 @@ def begin_train(turn: Turn, moment: Moment, victim: str, rng: random.Random) -> 
     """Push, train, judge, approve by policy, release."""
     if victim in ("shim", "job") and not moment.own_job:
         turn.companion(1.0)
-    turn.push(projects.boxes(strategy="all-at-once"), SEEN_SECONDS if moment.name == "attempt.Running" else 0.0)
+    # A package that nobody has installed yet makes the environment take its time.
+    needed = turn.there.wheel(f"fresh{rng.getrandbits(40)}") if moment.name == "push.Preparing" else ""
+    files = projects.boxes(strategy="all-at-once", requirements=needed)
+    turn.push(files, SEEN_SECONDS if moment.name == "attempt.Running" else 0.0)
 
 
 def begin_full(turn: Turn, moment: Moment, victim: str, rng: random.Random) -> None:

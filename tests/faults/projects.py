@@ -135,11 +135,13 @@ def boxes(
     bake: float = 0.0,
     load: float = 0.3,
     check_seconds: float | None = 0.3,
+    requirements: str = "",
 ) -> dict[str, str]:
     """The boxes. ``load``: seconds that a model server loads; ``check_seconds``: how long the check of a push takes."""
     checks = "[]" if check_seconds is None else '["python checks.py"]'
     loop = LOOP.format(approval=approval, strategy=strategy, bake=bake, checks=checks)
     files = project(loop_toml=loop, pipeline_py=PIPELINE, predict_py=PREDICT.format(load=load))
+    files["requirements.txt"] = requirements
     return {**files, "checks.py": f"import time\ntime.sleep({check_seconds or 0})\n"}
 
 
