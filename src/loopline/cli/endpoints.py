@@ -97,8 +97,27 @@ def traffic(session: Session, endpoint: str, since: str, period: int) -> None:
 @options
 def drift(session: Session, endpoint: str) -> None:
     """The newest drift reports."""
-    columns = (("END", "end_at"), ("VARIANT", "variant"), ("FIRED", "fired"), ("REPORT", "body"))
-    session.table(session.client.get("endpoints", endpoint, "drift"), columns, empty="no drift report yet")
+    columns = (
+        ("END", "end_at"),
+        ("VARIANT", "variant"),
+        ("FIRED", "fired"),
+        ("RULE", "body.rule"),
+        ("ROWS", "body.rows"),
+        ("DRIFTED", lambda report: ", ".join(report["body"].get("drifted") or ())),
+    )
+    found = session.client.get("endpoints", endpoint, "drift")
+    session.table(found, columns, empty="no drift report yet")
+    for line in [] if session.as_json else _drift_reasons(found["items"]):
+        session.note(line)
+
+
+def _drift_reasons(reports: list[dict[str, Any]]) -> list[str]:
+    """What the newest report says in words."""
+    if not reports:
+        return []
+    body = reports[0]["body"]
+    features = [feature for feature in body.get("features") or () if feature["drifted"]]
+    return [*(f"{feature['feature']}: {feature['reason']}" for feature in features), *filter(None, [body.get("note")])]
 
 
 @endpoints.command()
@@ -107,7 +126,8 @@ def drift(session: Session, endpoint: str) -> None:
 @options
 def quality(session: Session, endpoint: str, since: str) -> None:
     """How right the predictions were, from labels that have arrived."""
-    session.record(session.client.get("endpoints", endpoint, "quality", start=moment(since)), ("total", "items"))
+    found = session.client.get("endpoints", endpoint, "quality", start=moment(since))
+    session.record(found if session.as_json else found["total"])
 
 
 # -- traffic moves: verbs at the top level ----------------------------------------------------------------------------
