@@ -11,6 +11,7 @@ from loopline.domain import names
 from loopline.domain.access import Actor
 from loopline.errors import InvalidInput, NotFound
 from loopline.store import records
+from loopline.store.blobs import Blob
 from loopline.store.db import Row, Tx
 from loopline.store.schema import assets, projects, steps
 
@@ -63,26 +64,19 @@ def upload(
     with ctx.db.read() as tx:
         project_row(tx, project)
     blob = ctx.blobs.put_stream(stream, MAX_ASSET_BYTES)
-    with ctx.db.transaction() as tx:
-        row, new = put_in(
-            tx,
-            project=project,
-            name=name,
-            digest=blob.digest,
-            size_bytes=blob.size_bytes,
-            kind="file",
-            file_name=file,
-            actor=actor.name,
-            source={"kind": "upload"},
-        )
-    return {**row, "new": new}
+    return _uploaded(ctx, actor, project, name, blob, "file", file)
 
 
 def upload_folder(ctx: Context, actor: Actor, *, project: str, name: str, stream: Iterator[bytes]) -> dict[str, Any]:
     """Add a version from a tar (plain or gzip) of a folder; the same files as the newest version add none."""
     with ctx.db.read() as tx:
         project_row(tx, project)
-    blob = ctx.blobs.put_tar(stream)
+    return _uploaded(ctx, actor, project, name, ctx.blobs.put_tar(stream), "folder", name)
+
+
+def _uploaded(
+    ctx: Context, actor: Actor, project: str, name: str, blob: Blob, kind: str, file_name: str
+) -> dict[str, Any]:
     with ctx.db.transaction() as tx:
         row, new = put_in(
             tx,
@@ -90,8 +84,8 @@ def upload_folder(ctx: Context, actor: Actor, *, project: str, name: str, stream
             name=name,
             digest=blob.digest,
             size_bytes=blob.size_bytes,
-            kind="folder",
-            file_name=name,
+            kind=kind,
+            file_name=file_name,
             actor=actor.name,
             source={"kind": "upload"},
         )
