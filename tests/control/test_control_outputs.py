@@ -1,5 +1,6 @@
 """What jobs take: inputs are put where a call names them, and nowhere else."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,3 +37,14 @@ def test_a_dict_whose_keys_are_words_of_the_call_is_passed_as_it_is(key: str) ->
     found = called({key: FILE, "other": Plain(own, True)})
     assert found["dict"][key]["input"]["path"] == "/laid/outputs/model/model.bin"
     assert found["dict"]["other"] == {"value": own}
+
+
+def test_an_ended_attempt_keeps_small_files_and_loses_large_ones(tmp_path: Path) -> None:
+    for name, size in (("small", 100), ("large", outputs.ROOM_BYTES + 1)):
+        (tmp_path / name / "outputs" / "below").mkdir(parents=True)
+        (tmp_path / name / "outputs" / "below" / "data").write_bytes(bytes(size))
+        (tmp_path / name / "inputs").mkdir()
+        (tmp_path / name / "log").write_text("said")
+        outputs.clear(tmp_path / name)
+    assert (tmp_path / "small" / "outputs" / "below" / "data").exists()
+    assert [path.name for path in (tmp_path / "large").iterdir()] == ["log"]

@@ -7,7 +7,6 @@ the attempt's files before it acts. A result commits only while the attempt is s
 
 import json
 import logging
-import shutil
 import signal
 from dataclasses import asdict
 from functools import partial
@@ -359,9 +358,7 @@ def tidy(ctx: Context) -> None:
     """Tick: remove what ended attempts no longer need; their logs stay."""
     ended: list[str] = ctx.cache.setdefault("ended_attempts", [])
     while ended:
-        folder = ctx.settings.dir / "attempts" / ended.pop()
-        for name in ("inputs", "outputs", "work"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        outputs.clear(ctx.settings.dir / "attempts" / ended.pop())
 
 
 def watch(ctx: Context) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from loopline.errors import Corrupt, InvalidInput
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ARTIFACTS = 10_000
+ROOM_BYTES = 65536  # a folder of an ended attempt that holds no more stays
 
 
 def canonical(value: Any) -> bytes:
@@ -132,6 +134,29 @@ def copy_tree(tree: Path, work: Path) -> None:
         shutil.copytree(tree, work, copy_function=shutil.copyfile)
         for path in [work, *work.rglob("*")]:
             path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an ended attempt took and gave, if it takes room.
+
+    Removing next to nothing would cost more than it gives: a file system passes over inodes that were just freed, which
+    slows down each file that the next jobs make.
+    """
+    spent = [folder / name for name in ("inputs", "outputs", "work")]
+    if any(_takes_room(path) for path in spent):
+        for path in spent:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _takes_room(folder: Path) -> bool:
+    left = ROOM_BYTES
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                left -= os.lstat(f"{directory}/{name}").st_size
+            if left < 0:
+                return True
+    return False
 
 
 def read_json(ctx: Context, output: dict[str, Any]) -> Any:
