@@ -51,6 +51,15 @@ def whole(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != "locks")
 
 
+def test_a_project_around_the_data_directory_says_nothing_about_environments(
+    tmp_path: Path, environments: Environments
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("this is not TOML")
+    (tmp_path / "uv.toml").write_text('nonsense = "yes"')
+    lock = environments.lock(NAME)
+    assert environments.build(environments.key(lock), lock).python.exists()
+
+
 def test_requirements_are_normalised_and_comments_dropped() -> None:
     text = "# top\n\nnumpy == 2.4.0  # why\n  pandas[parquet]>=3,<4 ; python_version > '3.9'\nurl#notacomment\n"
     with pytest.raises(InvalidInput, match="line 5"):

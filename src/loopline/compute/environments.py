@@ -222,7 +222,7 @@ class Environments:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=scratch,
+            cwd="/",  # uv obeys the pyproject.toml and uv.toml of every folder above it: of whose project is that?
             env=environ,
             start_new_session=True,
         )
