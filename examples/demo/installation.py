@@ -64,7 +64,7 @@ class Installation:
         """An empty folder; what an earlier demo left running there is stopped."""
         if (self.folder / "demo.json").exists():
             left = json.loads((self.folder / "demo.json").read_text())
-            if _start_time(left["pid"]) == left["start_time"]:
+            if _start_time(left["pid"]) == left["start_time"] and not _is_over(left["pid"]):
                 self.screen.say(f"the platform of an earlier demo is still up (pid {left['pid']}): stopping it")
                 self._stop(left["pid"])
             shutil.rmtree(self.folder)
