@@ -9,7 +9,7 @@ COLUMNS = (
     ("STATUS", "status"),
     ("PROJECT", "project"),
     ("BRANCH", "branch"),
-    ("COMMIT", lambda push: (push["commit"] or "")[:10] + ("+" if push["dirty"] else "")),
+    ("COMMIT", lambda push: push["commit"][:10] + "+" * bool(push["dirty"]) if push["commit"] else None),
     ("SOURCE", "source"),
     ("BY", "by"),
     ("EXECUTION", "execution"),

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 Column = tuple[str, str | Callable[[dict[str, Any]], Any]]
 
-_WHOLE = re.compile(r"-|[a-z]{2}_[0-9a-z]{20}|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")  # cells that are not broken into lines
+_WHOLE = re.compile(r"\S{0,26}|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")  # cells that are not broken into lines
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
+MIN_SENTENCE = 16  # characters
 _COLOURS = {
     **dict.fromkeys(("Succeeded", "Approved", "InService", "Ready", "OK", "Passed", "Started", "Delivered"), "green"),
     **dict.fromkeys(("Failed", "Rejected", "ALARM", "Refused", "Lost", "RolledBack", "RollingBack"), "red"),
@@ -130,18 +131,22 @@ def colour(value: str) -> str:
 
 
 def _rich_table(titles: list[str], rows: list[list[str]]) -> None:
+    """A table of which only sentences are broken into lines; a narrow terminal breaks the rest itself."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    needed = 2
     for position, title in enumerate(titles):
         whole = all(_WHOLE.fullmatch(row[position]) for row in rows)
-        table.add_column(title, overflow="fold", no_wrap=whole)
+        widest = max(len(title), *(len(row[position]) for row in rows))
+        needed += 3 + (widest if whole else min(widest, MIN_SENTENCE))
+        table.add_column(title, overflow="fold", no_wrap=whole, min_width=len(title))
     for row in rows:
         table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    Console().print(table)
+    Console(width=max(Console().width, needed)).print(table)
 
 
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
