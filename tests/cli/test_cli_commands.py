@@ -286,6 +286,7 @@ def test_a_new_project_is_whole_and_right(project: Path, run: Any) -> None:
         "loop.toml",
         "pipeline.py",
         "predict.py",
+        "pytest.ini",
         "requirements.txt",
         "tests/test_pipeline.py",
     ]
