@@ -60,7 +60,12 @@ def check_whole_loop(done: "subprocess.CompletedProcess[str]", folder: Path) -> 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple["subprocess.CompletedProcess[str]", Path]:
-    folder = tmp_path_factory.mktemp("demo") / "demo"
+    """In the middle of somebody's project, as `.demo` is: what lies around says nothing about the demo's."""
+    around = tmp_path_factory.mktemp("demo")
+    (around / "pyproject.toml").write_text(
+        '[tool.pytest.ini_options]\naddopts = "--nonsense"\n[tool.uv]\nno-index = true\n'
+    )
+    folder = around / "demo"
     return run_demo(folder, EXIT="1"), folder
 
 
