@@ -1,10 +1,11 @@
 """A version's model files: where jobs and model servers find them, and whether they may be opened at all."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from loopline.control.context import Context
-from loopline.errors import Corrupt, Forbidden
+from loopline.errors import Conflict, Corrupt, Forbidden
 from loopline.store.db import Row
 
 
@@ -36,7 +37,8 @@ def model_dir(ctx: Context, version: Row) -> Path:
     target = folder if artifact["kind"] == "folder" else folder / Path(artifact["name"]).name
     if not target.exists():
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ctx.blobs.materialise(artifact["sha256"], artifact["kind"], target)
+        with suppress(Conflict):  # another thread was quicker; both wrote the same files
+            ctx.blobs.materialise(artifact["sha256"], artifact["kind"], target)
     if not folder.is_dir():
         raise Corrupt(f"the model files of {version['model']} version {version['number']} are not a folder")
     return folder

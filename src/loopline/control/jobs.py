@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from loopline.compute import JobSpec, Limits, Sandbox
-from loopline.control import outputs, tracking
+from loopline.control import exits, outputs, tracking
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import states
 from loopline.domain.access import Actor
@@ -218,18 +218,38 @@ def collect(ctx: Context, attempt_id: str) -> bool:
     if state.exit is None:
         _lose(ctx, attempt_id)
         return True
-    folder = ctx.settings.dir / "attempts" / attempt_id
+    _record(ctx, row, exits.storable(asdict(state.exit)))
+    return True
+
+
+def _record(ctx: Context, row: Row, exit_: dict[str, Any]) -> None:
+    """Take what an attempt left, and record its end; what one job left must not hold up the others."""
+    folder = ctx.settings.dir / "attempts" / row["id"]
     results: dict[str, Any] = {}
     artifacts: list[dict[str, Any]] = []
-    exit_ = asdict(state.exit)
-    if exit_.get("reason") == "ok":
-        try:
-            results = outputs.take(ctx, folder)
-        except (LooplineError, OSError, ValueError) as error:
-            exit_.update(reason="error", error={"type": type(error).__name__, "message": f"outputs: {error}"})
-    artifacts = outputs.take_artifacts(ctx, folder)
-    _finish(ctx, attempt_id, exit_, results, artifacts)
-    return True
+    try:
+        if exit_.get("reason") == "ok":
+            results = outputs.take(ctx, folder, needed=_gives_outputs(ctx, row))
+        artifacts = outputs.take_artifacts(ctx, folder)
+    except (LooplineError, OSError, ValueError) as error:
+        results = {}
+        if exit_.get("reason") == "ok":
+            exit_.update(reason="error", error=exits.storable({"type": type(error).__name__, "message": str(error)}))
+    try:
+        _finish(ctx, row["id"], exit_, results, artifacts)
+    except sa.exc.OperationalError:
+        raise  # the database's trouble, not the job's: tried again
+    except Exception as error:
+        log_.exception("what the attempt %s left cannot be recorded", row["id"])
+        message = f"what it left cannot be recorded: {type(error).__name__}"
+        exit_.update(reason="error", error={"type": "LooplineError", "message": message})
+        (folder / "events").unlink(missing_ok=True)
+        _finish(ctx, row["id"], exit_, {}, [])
+
+
+def _gives_outputs(ctx: Context, attempt: Row) -> bool:
+    with ctx.db.read() as tx:
+        return bool(records.get(tx, "job", attempt["job"])["kind"] != "command")
 
 
 def _note_running(ctx: Context, row: Row) -> None:
@@ -253,7 +273,14 @@ def _finish(
         status = _attempt_status(exit_)
         tracking.ingest_in(ctx, tx, attempt, job, artifacts)
         records.move(
-            tx, "attempt", attempt_id, status, actor=SYSTEM.name, reason=exit_reason(exit_), exit=exit_, ended_at=tx.now
+            tx,
+            "attempt",
+            attempt_id,
+            status,
+            actor=SYSTEM.name,
+            reason=exits.reason(exit_),
+            exit=exit_,
+            ended_at=tx.now,
         )
         if states.is_terminal("job", job["status"]):
             return
@@ -273,7 +300,7 @@ def _attempt_status(exit_: dict[str, Any]) -> AttemptStatus:
 
 
 def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], results: dict[str, Any]) -> Row:
-    reason = exit_reason(exit_)
+    reason = exits.reason(exit_)
     if status == AttemptStatus.SUCCEEDED:
         return records.move(
             tx, "job", job["id"], JobStatus.SUCCEEDED, actor=SYSTEM.name, result=results, ended_at=tx.now
@@ -332,26 +359,6 @@ def _settle_lost(tx: Tx, job: Row, reason: str) -> Row:
         values["reason"] = f"{lost} attempts vanished without a result; the last one: {reason}"
         return records.move(tx, "job", job["id"], JobStatus.FAILED, actor=SYSTEM.name, **values)
     return records.move(tx, "job", job["id"], JobStatus.PENDING, actor=SYSTEM.name, reason=reason)
-
-
-def exit_reason(exit_: dict[str, Any]) -> str:
-    """One sentence about how a process ended."""
-    error = exit_.get("error") or {}
-    where = f" ({Path(error['file']).name}:{error['line']})" if error.get("file") and error.get("line") else ""
-    match exit_.get("reason"):
-        case "ok":
-            return "done"
-        case "timeout" | "memory" | "disk" | "cpu" as limit:
-            return f"stopped at its {limit} limit" + (f": {error['message']}" if error.get("message") else "")
-        case "stopped":
-            return "stopped on request"
-        case "launch":
-            return f"could not start: {error.get('message', 'no reason given')}"
-    if error.get("message") or error.get("type"):
-        return f"{error.get('type', 'error')}: {error.get('message', '')}{where}"
-    if exit_.get("signal"):
-        return f"killed by signal {exit_['signal']}"
-    return f"exit code {exit_.get('code')}"
 
 
 def tidy(ctx: Context) -> None:

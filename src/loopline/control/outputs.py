@@ -18,7 +18,7 @@ from msgspec import UNSET
 
 from loopline.control.context import Context
 from loopline.domain.pipelines import Output, parse_outputs
-from loopline.errors import Corrupt, InvalidInput
+from loopline.errors import Conflict, Corrupt, InvalidInput
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ARTIFACTS = 10_000
@@ -35,11 +35,16 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def take(ctx: Context, folder: Path) -> dict[str, Any]:
-    """Store what an attempt's ``outputs.json`` lists; raises ``InvalidInput`` or ``Corrupt`` when it does not hold."""
+def take(ctx: Context, folder: Path, *, needed: bool) -> dict[str, Any]:
+    """Store what an attempt's ``outputs.json`` lists; raises ``InvalidInput`` or ``Corrupt`` when it does not hold.
+
+    A command gives nothing but its exit code; for anything else outputs are ``needed``.
+    """
     manifest_path = folder / "outputs.json"
     if not manifest_path.exists() or manifest_path.stat().st_size == 0:
-        return {}  # a command gives nothing but its exit code
+        if needed:
+            raise InvalidInput("the process ended before it had written its result: does its code call os._exit?")
+        return {}
     if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
         raise InvalidInput("outputs.json is too large")
     manifest = parse_outputs(manifest_path.read_bytes())
@@ -72,7 +77,7 @@ def take_artifacts(ctx: Context, folder: Path) -> list[dict[str, Any]]:
     for directory, _, files in os.walk(root):
         for file in sorted(files):
             path = Path(directory) / file
-            if path.is_symlink() or not path.is_file() or len(found) >= MAX_ARTIFACTS:
+            if not str(path).isprintable() or path.is_symlink() or not path.is_file() or len(found) >= MAX_ARTIFACTS:
                 continue
             blob = ctx.blobs.put_file(path)
             found.append({"path": str(path.relative_to(root)), "digest": blob.digest, "size_bytes": blob.size_bytes})
@@ -124,7 +129,8 @@ def tree_path(ctx: Context, digest: str) -> Path:
     target = ctx.settings.dir / "trees" / digest
     if not target.exists():
         target.parent.mkdir(mode=0o700, exist_ok=True)
-        ctx.blobs.materialise(digest, "folder", target)
+        with suppress(Conflict):  # another thread was quicker; both wrote the same files
+            ctx.blobs.materialise(digest, "folder", target)
     return target
 
 

@@ -129,7 +129,7 @@ def _apply(tx: Tx, run_id: str, lines: list[bytes]) -> None:
                 points.append(point)
                 changes["metrics"][point[0]] = point[1] if math.isfinite(point[1]) else str(point[1])
             elif kind in ("param", "tag") and len(line) <= MAX_VALUE_BYTES:
-                json.dumps(entry["value"], ensure_ascii=False).encode()  # half a surrogate pair cannot be stored
+                json.dumps(entry["value"], ensure_ascii=False, allow_nan=False).encode()  # or it cannot be stored
                 changes["parameters" if kind == "param" else "tags"][_key(entry["key"])] = entry["value"]
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # a job may write anything into its spool; what is no entry is not one
