@@ -86,12 +86,19 @@ class Client:
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         parts = urlsplit(url)
-        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
+        self._address = (parts.hostname or "", parts.port)
+        self._headers = dict(headers)
+        self.open()
+
+    def open(self) -> None:
+        """Connect, again after the server has closed a connection that was idle."""
+        self._connection = http.client.HTTPConnection(*self._address, timeout=120)
         self._connection.connect()
         self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._headers = dict(headers)
 
-    def send(self, method: str, path: str, body: Any = None, raw: bytes | None = None) -> dict[str, Any]:
+    def send(
+        self, method: str, path: str, body: Any = None, raw: bytes | None = None, parse: bool = True
+    ) -> dict[str, Any]:
         """A request and its JSON answer; raises ``RuntimeError`` for an error."""
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         kind = "application/json" if raw is None else "application/octet-stream"
@@ -100,7 +107,7 @@ class Client:
         text = answer.read()
         if answer.status >= 400:
             raise RuntimeError(f"{method} {path}: {answer.status} {text[:500]!r}")
-        found: dict[str, Any] = json.loads(text)
+        found: dict[str, Any] = json.loads(text) if parse else {}
         return found
 
 

@@ -60,9 +60,9 @@ class Server:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.url} does not come up; see {log}:\n{log.read_text()[-2000:]}")
             try:
-                Client(self.url, {})._connection.request("GET", health)
+                Client(self.url, {}).send("GET", health, parse=False)
                 return
-            except OSError:
+            except (OSError, RuntimeError):
                 time.sleep(0.1)
 
     def sleep(self) -> None:
@@ -179,6 +179,11 @@ class MLflow:
 
     def _post(self, path: str, body: dict[str, object]) -> dict[str, object]:
         return self._client.send("POST", f"/api/2.0/mlflow/{path}", body)
+
+    def wake(self) -> None:
+        """Wake the server; it closes connections that were idle while it slept."""
+        self.server.wake()
+        self._client.open()
 
     def log_metric(self, step: int) -> None:
         """One value of one metric."""

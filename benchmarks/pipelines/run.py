@@ -171,7 +171,7 @@ def _track(all_: dict[str, Figure], side: Side, mlflow: MLflow, turn: int) -> No
     one, many = all_["log_metric_per_s"], all_["log_batch_per_s"]
     one.samples.append(per_second(lambda n: side.log_metric(turn * METRIC_CALLS + n), METRIC_CALLS))
     many.samples.append(per_second(lambda n: side.log_batch(batch(n, turn)), BATCH_CALLS, BATCH_POINTS))
-    mlflow.server.wake()
+    mlflow.wake()
     try:
         mlflow.log_metric(turn * METRIC_CALLS)  # after its sleep
         one.peer_samples.append(per_second(lambda n: mlflow.log_metric(turn * METRIC_CALLS + n), METRIC_CALLS))
