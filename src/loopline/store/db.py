@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
@@ -262,16 +263,20 @@ def _set_synchronous(connection: Connection, mode: str) -> None:
         connection.info["synchronous"] = mode
 
 
-def _make_engine(url: str, *, postgres: bool) -> Engine:
-    def encode(value: Any) -> str:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+def _decode(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except ValueError:  # what only Python's reader takes: half a surrogate pair, a number out of range
+        return json.loads(text)
 
+
+def _make_engine(url: str, *, postgres: bool) -> Engine:
+    encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+    conversion: dict[str, Any] = {"json_serializer": encode, "json_deserializer": _decode}
     if postgres:
         driver_url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-        return sa.create_engine(driver_url, pool_size=8, pool_pre_ping=True, json_serializer=encode)
-    engine = sa.create_engine(
-        url, connect_args={"timeout": 30, "check_same_thread": False}, json_serializer=encode, pool_size=8
-    )
+        return sa.create_engine(driver_url, pool_size=8, pool_pre_ping=True, **conversion)
+    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=8, **conversion)
 
     @sa.event.listens_for(engine, "connect")
     def _configure(raw: Any, _record: Any) -> None:
