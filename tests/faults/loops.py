@@ -330,12 +330,23 @@ def begin_back(turn: Turn, moment: Moment, victim: str, rng: random.Random) -> N
 
 
 def begin_retrain(turn: Turn, moment: Moment, victim: str, rng: random.Random) -> None:
-    """A label arrives for a captured row, and a person asks for a retraining."""
+    """A label arrives for a captured row, and a person asks for a retraining of what was pushed last."""
+    _push_first(turn)
     _label(turn)
     if victim in ("shim", "job") and not moment.own_job:
         turn.companion(1.5)
     turn.began = time.monotonic()
     turn.act("POST", "/api/retrainings", {"project": "boxes", "delivery": turn.keys["delivery"]})
+
+
+def _push_first(turn: Turn) -> None:
+    """A retraining runs the endpoint's latest push again, with that one's approval and rollout."""
+    first = Turn(turn.there, f"{turn.keys['delivery']}-before")
+    try:
+        first.push(projects.boxes(strategy="all-at-once", check_seconds=None), 0.0)
+        until(lambda: first.status("rollout") == "Succeeded", 20, "the push before the retraining is live")
+    finally:
+        first.close()
 
 
 def _label(turn: Turn) -> None:
