@@ -115,15 +115,17 @@ def readable(value: Any) -> Any:
     """The value with its times as text."""
     if isinstance(value, dict):
         return {
-            key: item if key in _OPAQUE else _time(item) if _is_time(key, item) else readable(item)
+            key: item if item is None or isinstance(item, str) or key in _OPAQUE else _field(key, item)
             for key, item in value.items()
         }
     return [readable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _is_time(key: Any, value: Any) -> bool:
+def _field(key: Any, item: Any) -> Any:
+    if not isinstance(item, int | float):
+        return readable(item)
     named = isinstance(key, str) and (key == "at" or key.endswith("_at"))
-    return named and isinstance(value, int | float) and not isinstance(value, bool)
+    return _time(item) if named and not isinstance(item, bool) else item
 
 
 def _time(seconds: float) -> str | None:
