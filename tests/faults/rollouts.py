@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -200,6 +201,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=50)
     parser.add_argument("--connections", type=int, default=64)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whoever is stopped stops what it has started
     folder = Path(tempfile.mkdtemp(prefix="ll-"))
     there = Installation(folder, {"max_jobs": 2})
     try:

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -228,6 +229,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="only so many cells of this seed's order")
     parser.add_argument("--keep", action="store_true", help="keep the data directories")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whoever is stopped stops what it has started
     rng = random.Random(given.seed)
     cells = wanted(given, rng)
     whole = not (given.only or given.victim or given.first)
