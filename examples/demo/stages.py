@@ -132,7 +132,10 @@ def push(demo: Demo) -> dict[str, Any]:
     refused = loopline.client().wait_push(first["id"], WAIT_SECONDS)
     screen.good(f"push {refused['id']} {refused['status']}: {refused['reason'].splitlines()[0]}")
     screen.output("\n".join(line for line in refused["reason"].splitlines() if "FAILED" in line))
-    expect(refused["status"] == "Rejected" and "FAILED tests/" in refused["reason"], f"not what it is refused for: {refused['reason']}")
+    expect(
+        refused["status"] == "Rejected" and "FAILED tests/" in refused["reason"],
+        f"not what it is refused for: {refused['reason']}",
+    )
     expect(not loopline.get("executions")["items"], "something was trained although a test failed")
     told = until("the webhook about the push", lambda: demo.sink.first("push.Rejected"), 10)
     expect(told.signed, "the webhook about the push is not signed")
