@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,9 +27,7 @@ def decode(data: bytes) -> dict[str, Any]:
     text that cannot be stored (lone surrogates, NUL).
     """
     try:
-        document = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse, parse_float=_finite
-        )
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse)
     except UnicodeDecodeError as error:
         raise InvalidInput(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
     except RecursionError:
@@ -39,7 +36,8 @@ def decode(data: bytes) -> dict[str, Any]:
         raise InvalidInput(f"the body is not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise InvalidInput(f"the body must be a JSON object, not {_kind(document)}")
-    _check(document)
+    # A NUL or half a surrogate pair can only have come in as an escape, or in bytes beyond ASCII.
+    _check(document, texts=b"\\u" in data or not data.isascii())
     return document
 
 
@@ -61,36 +59,38 @@ def _refuse(name: str) -> None:
     raise InvalidInput(f"{name} is not JSON; leave the value out or write null")
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise InvalidInput(f"the number {text[:40]} is too large")
-    return number
-
-
 def _too_deep() -> InvalidInput:
     return InvalidInput(f"the body is nested deeper than {MAX_DEPTH} levels")
 
 
-def _check(document: Any) -> None:
+def _check(document: Any, *, texts: bool) -> None:
+    """Look at every value, level by level, and with ``texts`` at keys and texts, too."""
     level: list[Any] = [document]
     for _ in range(MAX_DEPTH):
-        level = [part for item in level for part in _parts(item)]
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+                if texts:
+                    below.extend(item)
+            elif isinstance(item, list):
+                below.extend(item)
+            else:
+                _check_leaf(item, texts)
+        level = below
         if not level:
             return
     raise _too_deep()
 
 
-def _parts(item: Any) -> Iterator[Any]:
-    """What stands one level below; raises ``InvalidInput`` for a value that cannot be stored."""
-    if isinstance(item, dict):
-        for key in item:
-            check_text(key)
-        yield from item.values()
-    elif isinstance(item, list):
-        yield from item
-    elif isinstance(item, str):
-        check_text(item)
+def _check_leaf(item: Any, texts: bool) -> None:
+    """Raise ``InvalidInput`` for a value that cannot be stored."""
+    if isinstance(item, str):
+        if texts:
+            check_text(item)
+    elif isinstance(item, float):
+        if not math.isfinite(item):
+            raise InvalidInput("a number is too large")
     elif isinstance(item, int) and not -(1 << 63) <= item < 1 << 64:
         raise InvalidInput("a whole number is beyond 64 bits; send it as text")
 
