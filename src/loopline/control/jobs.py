@@ -227,9 +227,11 @@ def _record(ctx: Context, row: Row, exit_: dict[str, Any]) -> None:
     folder = ctx.settings.dir / "attempts" / row["id"]
     results: dict[str, Any] = {}
     artifacts: list[dict[str, Any]] = []
+    with ctx.db.read() as tx:
+        kind = records.get(tx, "job", row["job"])["kind"]
     try:
         if exit_.get("reason") == "ok":
-            results = outputs.take(ctx, folder, needed=_gives_outputs(ctx, row))
+            results = outputs.take(ctx, folder, needed=kind != "command")
         artifacts = outputs.take_artifacts(ctx, folder)
     except (LooplineError, OSError, ValueError) as error:
         results = {}
@@ -245,11 +247,6 @@ def _record(ctx: Context, row: Row, exit_: dict[str, Any]) -> None:
         exit_.update(reason="error", error={"type": "LooplineError", "message": message})
         (folder / "events").unlink(missing_ok=True)
         _finish(ctx, row["id"], exit_, {}, [])
-
-
-def _gives_outputs(ctx: Context, attempt: Row) -> bool:
-    with ctx.db.read() as tx:
-        return bool(records.get(tx, "job", attempt["job"])["kind"] != "command")
 
 
 def _note_running(ctx: Context, row: Row) -> None:

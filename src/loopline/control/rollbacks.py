@@ -71,21 +71,21 @@ def rollback(ctx: Context, actor: Actor, *, endpoint: str, reason: str = "rolled
 
 
 def begin(ctx: Context, actor: str, endpoint: str, reason: str) -> tuple[int | None, Row]:
+    """Begin to go back; gives the snapshot's number (None: servers must start first) and the rollout.
+
+    Of several that are asked for at once one goes back, by one version; the others raise ``Conflict``.
+    """
     with ctx.db.read() as tx:
         endpoints.endpoint_row(tx, endpoint)
         active = endpoints.active_rollout(tx, endpoint)
-    if (
-        active is not None
-        and active["status"] in (RolloutStatus.SHIFTING, RolloutStatus.BAKING)
-        and active["predecessor"]
-    ):
+        seen = endpoints.serving(tx, endpoint)
+    if active is not None and _can_turn(active):
         return turn_back(ctx, active, reason, active["decisions"], actor), active
-    if active is not None:
-        raise Conflict(
-            f"the rollout {active['id']} is {active['status']}; it moves no traffic yet: try again in a moment"
-        )
     with ctx.db.transaction(durable=True) as tx:
+        _refuse_active(endpoints.active_rollout(tx, endpoint))
         current = endpoints.serving(tx, endpoint)
+        if current is not None and (seen is None or current["id"] != seen["id"]):
+            raise Conflict(f"{endpoint} has moved to {current['name']} meanwhile; ask again to go back further")
         before = _before(tx, endpoint, current)
         if current is None or before is None:
             raise Conflict(f"{endpoint} has served one version only; there is none to go back to")
@@ -97,6 +97,20 @@ def begin(ctx: Context, actor: str, endpoint: str, reason: str) -> tuple[int | N
             queue.ask(tx, "rollout.advance", row["id"])
             return None, row
         return _switch_back(ctx, tx, row, current, before, actor, reason), row
+
+
+def _can_turn(active: Row) -> bool:
+    """Whether a rollout has moved traffic that can be given back. A rollback is not turned: it is the way back."""
+    moving = active["status"] in (RolloutStatus.SHIFTING, RolloutStatus.BAKING)
+    return moving and active["predecessor"] is not None and active["kind"] != "rollback"
+
+
+def _refuse_active(active: Row | None) -> None:
+    if active is None:
+        return
+    if active["kind"] == "rollback" or active["status"] == RolloutStatus.ROLLING_BACK:
+        raise Conflict(f"the rollout {active['id']} is going back already")
+    raise Conflict(f"the rollout {active['id']} is {active['status']}; it moves no traffic yet: try again in a moment")
 
 
 def _before(tx: Tx, endpoint: str, current: Row | None) -> Row | None:
