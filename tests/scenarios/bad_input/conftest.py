@@ -32,7 +32,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory, project_files: dict[str, 
         assert ended["status"] == "Succeeded", ended
         evaluated(running, 1)
         running.call("POST", "/api/models/boxes/versions/1/approve", {"comment": "good"})
-        until(lambda: running.call("GET", "/api/live")["items"], "version 1 serves")
+        served = "/api/endpoints/boxes"
+        until(lambda: running.call("GET", served)["status"] == "InService", "version 1 serves")
         until(lambda: running.predict({"size": 3.0}).status == 200, "the endpoint answers")
         yield running
     finally:
