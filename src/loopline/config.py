@@ -135,6 +135,8 @@ def _settings_file(path: Path) -> dict[str, Any]:
         stored = tomllib.loads(path.read_text())
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path} is not valid TOML: {error}") from None
     unknown = sorted(set(stored) - {setting.name for setting in SETTINGS[1:]})

@@ -21,7 +21,7 @@ from loopline.control.context import SYSTEM, Context
 from loopline.domain import states
 from loopline.domain.access import Actor
 from loopline.domain.states import AttemptStatus, JobStatus
-from loopline.errors import Conflict, LooplineError, NotFound
+from loopline.errors import Conflict, LooplineError, NotFound, Unavailable
 from loopline.store import queue, records
 from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import attempts, jobs
@@ -239,7 +239,7 @@ def _record(ctx: Context, row: Row, exit_: dict[str, Any]) -> None:
             exit_.update(reason="error", error=exits.storable({"type": type(error).__name__, "message": str(error)}))
     try:
         _finish(ctx, row["id"], exit_, results, artifacts)
-    except sa.exc.OperationalError:
+    except (sa.exc.OperationalError, Unavailable):
         raise  # the database's trouble, not the job's: tried again
     except Exception as error:
         log_.exception("what the attempt %s left cannot be recorded", row["id"])

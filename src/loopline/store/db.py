@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
+from loopline.errors import Unavailable
 from loopline.store.schema import events
 
 Row = dict[str, Any]
@@ -179,6 +180,18 @@ _EVENT_COLUMNS = {c.name: sa.bindparam(c.name, type_=c.type) for c in events.c i
 _WRITE_EVENT = Prepared(events.insert().values(_EVENT_COLUMNS).returning(events.c.number))
 
 
+@contextmanager
+def _disk_trouble_told() -> Iterator[None]:
+    """SQLite's own words for a disk that is full or failing, as ``Unavailable``: nothing was written."""
+    try:
+        yield
+    except (sa.exc.OperationalError, sqlite3.OperationalError) as error:
+        said = str(getattr(error, "orig", None) or error)
+        if said not in ("database or disk is full", "disk I/O error"):
+            raise
+        raise Unavailable(f"nothing was changed, the database cannot be written: {said}; free some space") from error
+
+
 class Db:
     """The database of one installation; safe for use by several threads of one process."""
 
@@ -195,7 +208,7 @@ class Db:
     @contextmanager
     def transaction(self, *, durable: bool = False, rehearsal: bool = False) -> Iterator[Tx]:
         """One write transaction: committed when the block ends well, rolled back when it raises, or in a rehearsal."""
-        with self._lock(), self.engine.connect() as connection:
+        with self._lock(), _disk_trouble_told(), self.engine.connect() as connection:
             if not self.postgres:
                 _set_synchronous(connection, "FULL" if durable else "NORMAL")
                 connection.exec_driver_sql("BEGIN IMMEDIATE")

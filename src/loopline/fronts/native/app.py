@@ -1,5 +1,6 @@
 """The generic front: authentication, permission, arguments, the use case in a thread, the answer."""
 
+import errno
 import functools
 import itertools
 import logging
@@ -118,6 +119,9 @@ class _Outside:
 
 def error_response(error: Exception, request_id: str) -> Response:
     """The one JSON error shape; what loopline did not raise on purpose is logged and not shown."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        log.error("request %s: %s", request_id, error)
+        error = Unavailable("the disk is full: free some space and try again")
     if not isinstance(error, LooplineError):
         log.error("request %s failed", request_id, exc_info=error)
         error = LooplineError("something went wrong inside loopline; its log has the request id", kind="unexpected")
@@ -232,6 +236,7 @@ async def _download(
         chunks = ctx.blobs.chunks(result["digest"])
     else:
         chunks = result
-    first = await _in_thread(limiter, next, chunks, b"")  # a missing or corrupt blob is told while it can be
-    whole = iterate_in_threadpool(itertools.chain((first,), chunks))
+    # A missing or corrupt blob is told while it can be: what a chunk's digest says is known when the next is asked for.
+    first = await _in_thread(limiter, list, itertools.islice(chunks, 2))
+    whole = iterate_in_threadpool(itertools.chain(first, chunks))
     return StreamingResponse(whole, headers=headers, media_type="application/octet-stream")
