@@ -3,7 +3,8 @@ import threading
 import pytest
 import sqlalchemy as sa
 
-from loopline.store import schema
+from loopline.store import queue, schema
+from loopline.store.db import Prepared
 
 
 def put(db, name, position=0, **options):
@@ -86,3 +87,61 @@ def test_json_and_conflicts_behave_alike(db):
         assert tx.row(sa.select(schema.users)) is None
     with pytest.raises((sa.exc.StatementError, ValueError)), db.transaction() as tx:
         tx.execute(schema.snapshots.insert().values(at=1.0, body={"x": float("nan")}, by="x"))
+
+
+def test_what_is_to_be_done_before_the_commit_is_done_once_and_with_the_rest_or_not_at_all(db):
+    told = []
+    with db.transaction() as tx:
+        for _ in range(3):
+            tx.before_commit["fill"] = lambda: told.append("filled")
+        assert told == []
+    with db.transaction(rehearsal=True) as tx:
+        tx.before_commit["fill"] = lambda: told.append("rehearsed")
+    assert told == ["filled"]
+
+    def fail():
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"), db.transaction() as tx:
+        tx.execute(schema.consumers.insert().values(name="lost", position=0))
+        tx.before_commit["fill"] = fail
+    with db.read() as tx:
+        assert names(tx) == []
+
+
+def test_who_waits_for_tasks_is_told_the_kinds_after_the_commit(db):
+    told = []
+    db.on_ask.append(lambda kinds: told.append(sorted(kinds)))
+    with db.transaction() as tx:
+        queue.ask(tx, "b", "1")
+        queue.ask(tx, "a", "1")
+        queue.ask(tx, "a", "2")
+        assert told == []
+    with db.transaction() as tx:
+        tx.execute(schema.consumers.insert().values(name="x", position=0))
+    assert told == [["a", "b"]]
+
+
+def test_json_comes_back_whatever_python_can_write(db):
+    values = {"big": 10**30, "none": None, "nested": [{"a": [1.5, True]}]}
+    if not db.postgres:  # which refuses half a pair
+        values["half"] = "\ud800"
+    with db.transaction() as tx:
+        tx.execute(schema.events.insert().values(at=0.0, actor="a", noun="n", record="r", kind="k", data=values))
+        assert tx.row(sa.select(schema.events.c.data))["data"] == values
+
+
+def test_a_prepared_statement_gives_what_the_statement_gives(db):
+    prepared = Prepared(
+        sa.select(schema.events).where(schema.events.c.noun == sa.bindparam("noun"), schema.events.c.kind == "made")
+    )
+    with db.transaction() as tx:
+        for noun in ("one", "two"):
+            number = tx.record_event(
+                {"actor": "a", "noun": noun, "record": "r", "kind": "made", "before": None, "after": None}
+                | {"reason": None, "data": {"of": noun}}
+            )
+        found = tx.fetch(prepared, noun="two")
+        assert found == tx.rows(sa.select(schema.events).where(schema.events.c.noun == "two"))
+        assert found[0]["number"] == number and found[0]["data"] == {"of": "two"}
+        assert tx.fetch_one(prepared, noun="three") is None

@@ -151,7 +151,8 @@ class _View:
         return self._shared[key]
 
     def move(self, name: str, status: StepStatus, **values: Any) -> Row:
-        row = records.move(self.tx, "step", self.rows[name]["id"], status, actor=SYSTEM.name, **values)
+        known = self.rows[name]
+        row = records.move(self.tx, "step", known["id"], status, actor=SYSTEM.name, known=known, **values)
         self.rows[name] = row
         self.statuses[name] = row["status"]
         return row
@@ -199,10 +200,10 @@ class _Outputs(Mapping[str, Mapping[str, Output]]):
         return sum(1 for _ in self)
 
 
-_STEPS = Prepared(
-    sa.select(*(column for column in steps.c if column is not steps.c.outputs)).where(
-        steps.c.execution == sa.bindparam("execution")
-    )
+_STEPS = Prepared(  # what a decision looks at; there may be thousands of steps
+    sa.select(
+        *(steps.c[name] for name in ("id", "name", "status", "run", "reason", "started_at")),
+    ).where(steps.c.execution == sa.bindparam("execution"))
 )
 _GIVEN = Prepared(
     sa.select(steps.c.outputs).where(
@@ -293,7 +294,8 @@ def job_ended(ctx: Context, tx: Tx, job: Row) -> None:
         return
     if job["status"] == JobStatus.SUCCEEDED:
         given = job["result"] or {}
-        records.move(tx, "step", row["id"], StepStatus.SUCCEEDED, actor=SYSTEM.name, outputs=given, ended_at=tx.now)
+        done: dict[str, Any] = {"outputs": given, "ended_at": tx.now}
+        records.move(tx, "step", row["id"], StepStatus.SUCCEEDED, actor=SYSTEM.name, known=row, **done)
         if row["cache_key"]:
             entry = {
                 "key": row["cache_key"],

@@ -61,7 +61,7 @@ def submit(
         max_tries=max_tries,
         backoff_seconds=backoff_seconds,
     )
-    _fill(ctx, tx)
+    _fill_last(ctx, tx)
     return job
 
 
@@ -79,6 +79,11 @@ def start_ready(ctx: Context, _key: str = "all") -> float | None:
             _fill(ctx, tx)
         return None
     return float(max(0.01, first - ctx.clock.now()))
+
+
+def _fill_last(ctx: Context, tx: Tx) -> None:
+    """Fill free slots when the transaction has said all: once, however many jobs it adds."""
+    tx.before_commit["jobs"] = partial(_fill, ctx, tx)
 
 
 def _fill(ctx: Context, tx: Tx) -> None:
@@ -121,7 +126,7 @@ def _begin(ctx: Context, tx: Tx, job: Row) -> Row:
     values: dict[str, Any] = {"not_before": None}
     if job["started_at"] is None:
         values["started_at"] = tx.now
-    records.move(tx, "job", job["id"], JobStatus.RUNNING, actor=SYSTEM.name, **values)
+    records.move(tx, "job", job["id"], JobStatus.RUNNING, actor=SYSTEM.name, known=job, **values)
     return attempt
 
 
@@ -269,22 +274,14 @@ def _finish(
         job = records.get(tx, "job", attempt["job"])
         status = _attempt_status(exit_)
         tracking.ingest_in(ctx, tx, attempt, job, artifacts)
-        records.move(
-            tx,
-            "attempt",
-            attempt_id,
-            status,
-            actor=SYSTEM.name,
-            reason=exits.reason(exit_),
-            exit=exit_,
-            ended_at=tx.now,
-        )
+        ended: dict[str, Any] = {"reason": exits.reason(exit_), "exit": exit_, "ended_at": tx.now}
+        records.move(tx, "attempt", attempt_id, status, actor=SYSTEM.name, known=attempt, **ended)
         if states.is_terminal("job", job["status"]):
             return
         job = _settle(tx, job, status, exit_, results)
         if states.is_terminal("job", job["status"]):
             ctx.job_owners[job["owner"]](ctx, tx, job)
-        _fill(ctx, tx)
+        _fill_last(ctx, tx)
         ctx.cache.setdefault("ended_attempts", []).append(attempt_id)
 
 
@@ -299,9 +296,8 @@ def _attempt_status(exit_: dict[str, Any]) -> AttemptStatus:
 def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], results: dict[str, Any]) -> Row:
     reason = exits.reason(exit_)
     if status == AttemptStatus.SUCCEEDED:
-        return records.move(
-            tx, "job", job["id"], JobStatus.SUCCEEDED, actor=SYSTEM.name, result=results, ended_at=tx.now
-        )
+        done: dict[str, Any] = {"result": results, "ended_at": tx.now}
+        return records.move(tx, "job", job["id"], JobStatus.SUCCEEDED, actor=SYSTEM.name, known=job, **done)
     if status == AttemptStatus.LOST:
         return _settle_lost(tx, job, reason)
     if status == AttemptStatus.STOPPED and job["status"] == JobStatus.STOPPING:
@@ -342,7 +338,7 @@ def _lose(ctx: Context, attempt_id: str) -> None:
         job = _settle_lost(tx, job, reason)
         if states.is_terminal("job", job["status"]):
             ctx.job_owners[job["owner"]](ctx, tx, job)
-        _fill(ctx, tx)
+        _fill_last(ctx, tx)
 
 
 def _settle_lost(tx: Tx, job: Row, reason: str) -> Row:

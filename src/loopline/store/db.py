@@ -81,13 +81,17 @@ class _Compiled:
 
 @dataclass
 class Tx:
-    """An open write transaction. ``now`` is its one time; ``after_commit`` runs when it has been committed."""
+    """An open write transaction. ``now`` is its one time; ``after_commit`` runs when it has been committed.
+
+    ``before_commit``: by name, what is done once at the end of the transaction, in it, however often it was asked for.
+    """
 
     connection: Connection
     now: float
     new_id: Callable[[str], str]
     postgres: bool
     after_commit: list[Callable[[], object]] = field(default_factory=list)
+    before_commit: dict[str, Callable[[], object]] = field(default_factory=dict)
     wrote_event: bool = False
     asked: set[str] = field(default_factory=set)  # the kinds of the tasks that were asked for
 
@@ -215,6 +219,8 @@ class Db:
             tx = Tx(connection, self._clock(), self._new_id, self.postgres)
             try:
                 yield tx
+                for last in () if rehearsal else tx.before_commit.values():
+                    last()
             except BaseException:
                 connection.rollback()
                 raise

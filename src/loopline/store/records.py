@@ -80,13 +80,24 @@ def find(tx: Tx, noun: str, **where: Any) -> Row | None:
     return tx.fetch_one(_finding(noun, tuple(where), absent), **given)
 
 
-def move(tx: Tx, noun: str, identifier: str, to: str, *, actor: str, reason: str | None = None, **values: Any) -> Row:
+def move(
+    tx: Tx,
+    noun: str,
+    identifier: str,
+    to: str,
+    *,
+    actor: str,
+    reason: str | None = None,
+    known: Row | None = None,
+    **values: Any,
+) -> Row:
     """Change a record's status, and ``values`` with it, and return the record as it is now.
 
+    ``known``: the record, or what the caller needs of it, as this transaction has read it; it is not read again then.
     Raises ``IllegalMove`` when ``to`` may not follow, and ``Conflict`` when another change came first.
     """
     table = NOUNS[noun]
-    row = get(tx, noun, identifier)
+    row = get(tx, noun, identifier) if known is None else dict(known)
     before = row["status"]
     states.check_move(noun, before, to)
     if reason is not None and "reason" in table.c:
