@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from loopline.config import package_environment
 from loopline.domain.states import is_terminal
 
 Found = TypeVar("Found")
@@ -82,7 +83,7 @@ class Platform:
 
     def environ(self) -> dict[str, str]:
         """The environment of a command that finds this installation by itself."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("LOOPLINE_")}
+        kept = package_environment()
         return {**kept, "PYTHONPATH": str(SOURCE), "LOOPLINE_DIR": str(self.folder)}
 
     def start(self) -> None:
