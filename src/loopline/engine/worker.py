@@ -28,7 +28,7 @@ log = logging.getLogger("loopline.engine")
 
 LEASE_SECONDS = 60.0
 IDLE_SECONDS = 0.5
-BREATH_SECONDS = 0.05  # between two rounds of reactions, so that a burst of events is read in a few batches
+BREATH_SECONDS = 0.1  # between two rounds of reactions, so that a burst of events is read in a few batches
 SWITCH_SECONDS = 0.001  # how long one thread computes while others wait: what starts the next step must not wait long
 MAX_ERROR = 2000
 MAX_WAKE_BYTES = 4096
