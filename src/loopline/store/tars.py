@@ -19,6 +19,7 @@ Source = BinaryIO | Iterable[bytes]
 _BLOCK_BYTES = 512
 _CHUNK_BYTES = 1 << 20
 _MAX_EXTENSION_BYTES = 64 << 10  # a pax header or a GNU long name
+_SMALL_BYTES = 1 << 20
 _RATIO_FLOOR_BYTES = 16 << 20  # below this the ratio says nothing: a small file of zeros is no attack
 _FILE, _DIRECTORY = frozenset(b"0\0"), ord("5")
 _PAX, _PAX_GLOBAL, _LONG_NAME = ord("x"), ord("g"), ord("L")
@@ -61,7 +62,9 @@ def _entries(blobs: "BlobStore", reader: "_Reader", budgets: folders.Budgets) ->
         total += size
         if total > budgets.total_bytes:
             raise TooLarge(f"the tar's files hold more than {budgets.total_bytes} bytes")
-        blob = blobs.put_stream(reader.stream_padded(size))
+        content = reader.stream_padded(size)
+        # What is there already costs a small file no write: most files of a project do not change between two uploads.
+        blob = blobs.put_bytes(b"".join(content)) if size <= _SMALL_BYTES else blobs.put_stream(content)
         yield folders.Entry(path, blob.size_bytes, blob.digest, bool(_octal(header[100:108]) & 0o100))
 
 
