@@ -23,6 +23,7 @@ EXIT = "exit"
 
 REASONS = frozenset({"ok", "error", "timeout", "memory", "disk", "cpu", "stopped", "launch"})
 MAX_STATE_BYTES = 64 * 1024 * 1024
+SMALL_STATE_BYTES = 64 * 1024
 
 
 def _write_new(path: str, data: bytes) -> None:
@@ -54,7 +55,10 @@ def read_json(folder: str, name: str) -> dict[str, Any] | None:
         return None
     try:
         with open(descriptor, "rb") as file:
-            value = json.loads(file.read(MAX_STATE_BYTES))
+            data = file.read(SMALL_STATE_BYTES)  # a greater size would be reserved at once
+            if len(data) == SMALL_STATE_BYTES:
+                data += file.read(MAX_STATE_BYTES - SMALL_STATE_BYTES)
+            value = json.loads(data)
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

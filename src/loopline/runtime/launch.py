@@ -54,10 +54,11 @@ def become(shim: int, go: int, output: int, report: int) -> NoReturn:
         _detach(shim, go, output, report)
         sandbox.forbid_new_privileges()
         sandbox.drop_capabilities()
+        common = sandbox.common_rules()
         folder, spec = _await_folder()
         environ = environment(spec, folder)
         os.chdir(str(spec["workdir"]))
-        _tell({"layers": _confine(folder, spec)})
+        _tell({"layers": _confine(folder, spec, common)})
         if spec["kind"] == "command":
             _execute([str(part) for part in spec["argv"]], environ)
         _settle(environ, folder)
@@ -113,7 +114,7 @@ def _go_first_when_memory_ends() -> None:
         return
 
 
-def _confine(folder: str, spec: dict[str, Any]) -> list[str]:
+def _confine(folder: str, spec: dict[str, Any], common: sandbox.Rules | None) -> list[str]:
     """Limits, then Landlock, after the privileges are gone; returns the layers that hold."""
     wanted = spec.get("sandbox") or {}
     sandbox.limit(spec.get("limits") or {})
@@ -123,6 +124,7 @@ def _confine(folder: str, spec: dict[str, Any]) -> list[str]:
         [folder, HERE, *map(str, wanted.get("read") or ())],
         [*own, *map(str, wanted.get("write") or ())],
         network=bool(wanted.get("network", True)),
+        common=common,
     )
     return ["rlimits", "no_new_privs", "no_capabilities", *held]
 

@@ -15,7 +15,7 @@ import stat
 import struct
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -243,25 +243,51 @@ def python_paths() -> list[str]:
     return sorted(path for path in paths if path and path != "/")
 
 
-def confine(read: Iterable[str], write: Iterable[str], *, network: bool = True) -> list[str]:
+class Rules(NamedTuple):
+    """A ruleset that is not in force yet, and the rights to files that it knows of."""
+
+    descriptor: int
+    files: int
+    abi: int
+    network: bool
+
+
+def common_rules(*, network: bool = True) -> Rules | None:
+    """What every job may: read the system and the interpreter, use harmless devices. None without Landlock."""
+    abi = landlock_abi()
+    if not abi:
+        return None
+    ruleset, files = _ruleset(abi, network)
+    for path in (*SYSTEM, *python_paths()):
+        _allow(ruleset, path, _READ & files)
+    _allow(ruleset, "/dev", _BIT["read_dir"])
+    for path in DEVICES:
+        _allow(ruleset, path, (_ON_FILES | _BIT["read_dir"]) & ~_BIT["execute"] & files)
+    _allow(ruleset, SHARED_MEMORY, files & ~_DEVICE_NODES)
+    return Rules(ruleset, files, abi, network)
+
+
+def confine(
+    read: Iterable[str], write: Iterable[str], *, network: bool = True, common: Rules | None = None
+) -> list[str]:
     """Confine this process and its descendants with Landlock for good; returns the layers that hold now.
 
     The system and the interpreter are readable, ``read`` as well (execution included), ``write`` is read and written;
     no device node can be made. Without ``network`` no TCP connection is made or accepted (other protocols are not
-    covered). Signals reach only processes of the same confinement.
+    covered). Signals reach only processes of the same confinement. ``common``: ``common_rules()``, made ahead by this
+    process; it is used up.
     """
-    abi = landlock_abi()
-    if not abi:
+    if common is not None and common.network is not network:
+        os.close(common.descriptor)
+        common = None
+    rules = common or common_rules(network=network)
+    if rules is None:
         return []
-    ruleset, files = _ruleset(abi, network)
+    ruleset, files, abi, _ = rules
     try:
-        readable = _READ & files
-        for path in (*SYSTEM, *python_paths(), *read):
-            _allow(ruleset, path, readable)
-        _allow(ruleset, "/dev", _BIT["read_dir"])
-        for path in DEVICES:
-            _allow(ruleset, path, (_ON_FILES | _BIT["read_dir"]) & ~_BIT["execute"] & files)
-        for path in (SHARED_MEMORY, *write):
+        for path in read:
+            _allow(ruleset, path, _READ & files)
+        for path in write:
             _allow(ruleset, path, files & ~_DEVICE_NODES)
         if _libc.syscall(ctypes.c_long(SYS_RESTRICT_SELF), ctypes.c_long(ruleset), ctypes.c_uint32(0)) < 0:
             number = ctypes.get_errno()
