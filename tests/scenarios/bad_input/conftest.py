@@ -16,13 +16,13 @@ PIPELINE = boxes.PIPELINE.replace("log_metric,", "log_baseline, log_metric,").re
 PREDICT = boxes.PREDICT.replace('row["size"]', "row[0]")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def project_files() -> dict[str, str]:
     """The boxes project, with an endpoint, and with a signature: one number called size."""
     return boxes.project(loop_toml=SERVED, pipeline_py=PIPELINE, predict_py=PREDICT)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory, project_files: dict[str, str]) -> Iterator[Platform]:
     """``loopline up`` in a folder of its own, where version 1 of the boxes serves."""
     running = Platform(tmp_path_factory.mktemp("bad") / "data", job_log_mb=1)
@@ -46,7 +46,7 @@ def evaluated(running: Platform, number: int) -> None:
     until(lambda: any(e["verdict"] for e in running.call("GET", path)["evaluations"]), "the gate has judged")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def keys(platform: Platform) -> dict[str, str]:
     """A key of each role but the administrator's."""
     made = {}
