@@ -3,7 +3,6 @@
 import http.client
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
