@@ -484,3 +484,8 @@ def _ending(now: Mapping[str, str]) -> ExecutionStatus:
     if StepStatus.FAILED in reached:
         return ExecutionStatus.FAILED
     return ExecutionStatus.STOPPED if StepStatus.STOPPED in reached else ExecutionStatus.SUCCEEDED
+
+
+# As in projects.py: the types are worked out while one thread imports this module, not when two threads first use them.
+msgspec.json.Decoder(PipelineSpec)
+msgspec.json.Decoder(dict[str, Output])

@@ -206,3 +206,8 @@ def to_dict(loop: Loop) -> dict[str, Any]:
 def from_dict(stored: dict[str, Any]) -> Loop:
     """What ``to_dict`` wrote."""
     return msgspec.convert(stored, Loop)
+
+
+# msgspec 0.22 works out a type when it is first used, and two threads that do so at once break the process (SIGSEGV).
+# While this module is imported there is one thread.
+msgspec.json.Decoder(Loop)
