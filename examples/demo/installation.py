@@ -106,9 +106,8 @@ class Installation:
         """Stop the platform, and see that nothing of it is left."""
         if self.pid:
             self._stop(self.pid)
-        left = self.processes()
-        expect(not left, f"processes are left: {left}")
         self.pid = 0
+        until(f"the end of everything in {self.folder}", lambda: not self.processes(), STOP_SECONDS)
 
     def _stop(self, pid: int) -> None:
         os.kill(pid, signal.SIGTERM)
