@@ -48,3 +48,12 @@ def test_an_ended_attempt_keeps_small_files_and_loses_large_ones(tmp_path: Path)
         outputs.clear(tmp_path / name)
     assert (tmp_path / "small" / "outputs" / "below" / "data").exists()
     assert [path.name for path in (tmp_path / "large").iterdir()] == ["log"]
+
+
+def test_a_copy_of_a_tree_is_without_what_was_compiled_for_it(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "__pycache__").mkdir(parents=True)
+    (tree / "__pycache__" / "steps.cpython-311.pyc").write_bytes(b"stale")
+    (tree / "steps.py").write_text("x = 1\n")
+    outputs.copy_tree(tree, tmp_path / "work")
+    assert [path.name for path in (tmp_path / "work").rglob("*")] == ["steps.py"]

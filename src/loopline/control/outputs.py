@@ -137,7 +137,9 @@ def tree_path(ctx: Context, digest: str) -> Path:
 def copy_tree(tree: Path, work: Path) -> None:
     """A job's own writable copy of a project tree, for commands that write beside the code (pytest, ruff)."""
     if not work.exists():
-        shutil.copytree(tree, work, copy_function=shutil.copyfile)
+        # Without what was compiled for the tree: it would be used whatever a command writes into the copy.
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(tree, work, ignore=ignore, copy_function=shutil.copyfile)
         for path in [work, *work.rglob("*")]:
             path.chmod(0o700 if path.is_dir() else 0o600)
 

@@ -51,7 +51,7 @@ def prepare() -> None:
     """Import what every step needs, so that a process which forks jobs pays for it once. No code of the user's."""
     from importlib import import_module
 
-    from . import steps  # noqa: F401
+    from . import compiled, steps  # noqa: F401
 
     _enter_package()
     import_module("loopline.sdk.pipeline")

@@ -57,6 +57,9 @@ def become(shim: int, go: int, output: int, report: int) -> NoReturn:
         common = sandbox.common_rules()
         folder, spec = _await_folder()
         environ = environment(spec, folder)
+        tree = (spec.get("call") or {}).get("tree")
+        if tree and spec["kind"] != "command":
+            import_module(f"{__package__}.compiled").compile_tree(str(tree))
         os.chdir(str(spec["workdir"]))
         _tell({"layers": _confine(folder, spec, common)})
         if spec["kind"] == "command":
