@@ -1,5 +1,5 @@
-"""docs/loop-toml.md has every key of loop.toml, docs/cli.md every command, docs/how-to/operating.md every setting; links
-between pages lead somewhere."""
+"""The reference pages against the code: docs/loop-toml.md has every key, docs/cli.md every command, operating.md every
+setting; links lead somewhere."""
 
 import re
 from collections.abc import Iterator
