@@ -121,7 +121,9 @@ def status_changes_in_records_only(module: Module) -> list[str]:
 
 
 def sql_in_store_and_control_only(module: Module) -> list[str]:
-    return imports_only_in(module, {"sqlalchemy", "alembic", "sqlite3", "psycopg"}, "store/", "control/", "testing/postgres.py")
+    return imports_only_in(
+        module, {"sqlalchemy", "alembic", "sqlite3", "psycopg"}, "store/", "control/", "testing/postgres.py"
+    )
 
 
 def environment_is_read_in_config_only(module: Module) -> list[str]:
