@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from loopline.errors import InvalidInput
 
 MAX_SOCKET_DIR_BYTES = 60  # a Unix socket's path holds 108 bytes; the rest is for names below the directory
-MAX_LOOP_TOML_BYTES = 1 << 20
+MAX_LOOP_TOML_BYTES = 1 << 16
 
 
 class Setting(NamedTuple):

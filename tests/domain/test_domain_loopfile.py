@@ -1,6 +1,7 @@
 """loop.toml: every mistake is explained at once, with its line and its cure."""
 
 import re
+import time
 import tomllib
 from typing import Any
 
@@ -280,3 +281,23 @@ def test_settings_of_an_endpoint_made_by_hand_are_judged_as_those_of_the_file(
 def test_right_settings_of_an_endpoint_are_taken() -> None:
     check_endpoint("boxes", "boxes", {})
     check_endpoint("boxes", "boxes", {"capture": 0.5, "rollout": {"steps": [5], "bake_seconds": 1}})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[gate]\npositive = " + "[" * 100_000 + "]" * 100_000,
+        "[gate]\npositive = " + "[\n" * 10_000 + "]\n" * 10_000,
+        "[gate]\npositive = " + "9" * 5000,
+        "x = " + "{a=" * 10_000 + "1" + "}" * 10_000,
+        "a" + ".a" * 50_000 + " = 1",
+        "[" + "a." * 50_000 + "a]",
+        "\r" * 100_000,
+    ],
+    ids=["deep", "deep over lines", "a long number", "inline tables", "a dotted key", "a dotted header", "returns"],
+)
+def test_a_file_made_to_hold_up_the_reader_is_told_at_once(text: str) -> None:
+    began = time.process_time()
+    loop, problems = parse(MINIMAL + text)
+    assert loop is None and problems and all(problem.cure for problem in problems)
+    assert time.process_time() - began < 2

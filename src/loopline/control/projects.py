@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from loopline.config import MAX_LOOP_TOML_BYTES
 from loopline.control import alarms, assets, endpoints, registry, topics, triggers
 from loopline.control.context import Context
 from loopline.domain import loopfile, names
@@ -35,6 +36,8 @@ def read_loop(ctx: Context, tree: str) -> Loop:
     files = {entry.path: entry for entry in folders.read_manifest(ctx.blobs, tree)}
     if FILE not in files:
         raise InvalidInput(f"the project has no {FILE}; `loopline init` makes one")
+    if files[FILE].size_bytes > MAX_LOOP_TOML_BYTES:
+        raise InvalidInput(f"{FILE} is larger than {MAX_LOOP_TOML_BYTES} bytes")
     text = ctx.blobs.read(files[FILE].sha256).decode("utf-8", "replace")
     loop, problems = loopfile.parse(text, FILE, frozenset(files))
     errors = [problem for problem in problems if problem.level == "error"]

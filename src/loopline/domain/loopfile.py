@@ -23,6 +23,7 @@ from loopline.domain.tomllines import Path, key_lines
 from loopline.errors import InvalidInput
 
 _UNREADABLE = "unreadable-line-"  # stands for a table whose header could not be read
+MAX_LINE_CHARS = 2000  # reading takes time that grows with the square of a line
 _RECOVERIES = 20  # mistakes of grammar that one reading goes over
 
 
@@ -48,7 +49,14 @@ def parse(
 
     ``files``: the project's files, relative and with ``/``; when given, files that the loop names must be among them.
     """
-    document, problems, lost = _read_toml(text, filename)
+    longest = max(enumerate(text.split("\n"), 1), key=lambda numbered: len(numbered[1]))
+    if len(longest[1]) > MAX_LINE_CHARS:
+        message = f"the line has {len(longest[1])} characters, more than {MAX_LINE_CHARS}"
+        return None, [Problem(filename, longest[0], "", message, "split it: lists may go over several lines")]
+    try:
+        document, problems, lost = _read_toml(text, filename)
+    except RecursionError:
+        return None, [Problem(filename, 1, "", "lists or tables are nested too deep", "nest them less")]
     reader = _Reader(filename, _lines_of(text, problems), lost)
     cleaned = reader.table(document, Loop, ())
     loop = msgspec.convert(cleaned, Loop)
@@ -82,7 +90,7 @@ def _lines_of(text: str, problems: list[Problem]) -> dict[Path, int]:
         lines[problem.line - 1] = ""
     try:
         return key_lines("\n".join(lines))
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         return {}
 
 
