@@ -1,5 +1,6 @@
 """Executions: list, show, steps, log, wait, start, stop, retry."""
 
+import sys
 import time
 from typing import Any
 
@@ -79,7 +80,7 @@ def print_log(session: Session, path: tuple[str, ...], follow: bool) -> None:
         if session.as_json and piece["text"]:
             session.json(piece)
         elif piece["text"]:
-            click.echo(piece["text"], nl=False)
+            click.echo(clean(piece["text"]) if sys.stdout.isatty() else piece["text"], nl=False)
         moved = piece["next_offset"] > offset
         offset = max(offset, piece["next_offset"])
         if piece["end"] or not (moved or follow):

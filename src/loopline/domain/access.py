@@ -33,6 +33,15 @@ ROLES: dict[str, frozenset[Permission]] = {
 }
 
 
+_DOES = {
+    Permission.INVOKE: "ask for predictions",
+    Permission.READ: "read",
+    Permission.WRITE: "run, push or change things",
+    Permission.APPROVE: "approve",
+    Permission.ADMIN: "manage users, keys and settings",
+}
+
+
 @dataclass(frozen=True)
 class Actor:
     """Who asks: a user's name, the role of the key that was shown, and that key's id (None for loopline itself)."""
@@ -53,7 +62,9 @@ def require(actor: Actor, permission: Permission) -> None:
     """Raise ``Forbidden`` unless the actor's role has the permission."""
     if permission is not Permission.PUBLIC and permission not in ROLES.get(actor.role, frozenset()):
         able = ", ".join(role for role, may in ROLES.items() if permission in may)
-        raise Forbidden(f"{actor.name} has the role {actor.role}, which may not {permission}; roles that may: {able}")
+        raise Forbidden(
+            f"{actor.name} has the role {actor.role}, which may not {_DOES[permission]}; roles that may: {able}"
+        )
 
 
 _KEY = re.compile(r"lk_([0-9a-z]{8})_([0-9A-Za-z_-]{43})")
