@@ -128,11 +128,11 @@ def _await_rollout(demo: Demo, number: int) -> dict[str, Any]:
 
     def show(found: dict[str, Any]) -> None:
         nonlocal shown
-        if found["status"] == "Baking" and shown == 0:
-            demo.canary_at = time.time()
         for decision in found["decisions"][shown:]:
             verdict = {"go": "go on", "back": "GO BACK"}[decision["verdict"]]
             screen.good(f"v{number} at {decision['share']:g} %: {verdict}: {decision['reason']}")
+            # Half a second before the first step's decision, two versions shared the traffic.
+            demo.canary_at = demo.canary_at or moment(decision["at"]) - 0.5
         shown = len(found["decisions"])
 
     return loopline.client().wait_rollout(rollout["id"], WAIT_SECONDS, show)
@@ -258,6 +258,8 @@ def questions(demo: Demo) -> None:
     screen.good(f"commit {commit}; data {data}")
     at = datetime.fromtimestamp(demo.canary_at, UTC).isoformat(timespec="milliseconds")
     loopline.loopline("live", "--at", at)
+    shares = [each["share"] for each in loopline.get("live", at=demo.canary_at)["items"]]
+    expect(len(shares) == 2, f"the record of who served says {shares} during the canary")
     until("the audit chain", lambda: not loopline.get("audit")["waiting"], 20)
     loopline.loopline("audit", "verify")
     checked = loopline.get("audit", "verify")
