@@ -19,6 +19,7 @@ import pytest
 from loopline.compute import JobSpec
 from loopline.compute.subprocess import RUNTIME, SubprocessBackend
 from loopline.runtime import processes
+from loopline.runtime.forkserver import SPARES
 from loopline.testing.compute_contract import read_log, wait_for, wait_for_exit
 
 Start = Callable[..., dict[str, Any]]
@@ -191,8 +192,9 @@ def test_its_socket_is_private_and_no_zombies_stay(start: Start, backend: Subpro
     assert (tmp_path / "run" / "fork" / "warm.sock").stat().st_mode & 0o777 == 0o600
     for number in range(3):
         run(backend, f"at_{number}", "pass")
-    # One child is the shim that waits for the next request.
-    wait_for(lambda: len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) == 1, "the end of its children")
+    # What is left are the shims that wait for the next requests.
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_for(lambda: len(children.read_text().split()) == SPARES, "the end of its children")
 
 
 @pytest.mark.parametrize(
@@ -216,26 +218,28 @@ def test_a_silent_client_is_not_waited_for_long(start: Start, tmp_path: Path) ->
         assert time.monotonic() - began < 5
 
 
-def test_the_shim_that_waits_ends_with_the_forkserver_and_is_replaced_when_it_was_killed(
+def test_shims_that_wait_end_with_the_forkserver_and_are_replaced_when_they_were_killed(
     start: Start, backend: SubprocessBackend
 ) -> None:
     said = start()
 
-    def spare() -> tuple[int, int] | None:
-        """The only child and its only child; a shim that is about to end has none."""
+    def spares() -> list[int] | None:
+        """The children, then the only child of each; a shim that is about to end has none."""
         shims = processes.children(said["pid"])
-        jobs = processes.children(shims[0]) if len(shims) == 1 else []
-        return (shims[0], jobs[0]) if len(jobs) == 1 else None
+        jobs = [job for shim in shims for job in processes.children(shim)]
+        return [*shims, *jobs] if len(shims) == len(jobs) == SPARES else None
 
-    first, _ = wait_for(spare, "the waiting shim")
-    os.kill(first, signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{first}").exists(), "its end")
+    first = wait_for(spares, "the waiting shims")[:SPARES]
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first), "their end")
     assert run(backend, "at_direct", "print('direct')") == "direct\n"
     assert not backend._started
-    second, waiting = wait_for(spare, "the next one")
+    following = wait_for(spares, "the next ones")
+    assert not set(first) & set(following)
     said["process"].kill()
     said["process"].wait()
-    for pid in (second, waiting):
+    for pid in following:
         wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "the end of what waits")
 
 

@@ -41,6 +41,7 @@ CLIENT_SECONDS = 1.0
 # The next shim is forked when the last one has ended, or this long after a request: not while a short job needs the
 # processor.
 PREPARE_SECONDS = 0.03
+SPARES = 2  # of a chain of short jobs, one begins while the next one's processes are made
 # The room that a job's mark needs in the environment of this process: see processes.overwrite_environ.
 ROOM_VARIABLE = "LOOPLINE_ROOM"
 ROOM = "0" * 256
@@ -83,7 +84,7 @@ class ForkServer:
         os.set_blocking(self.wake, False)
         os.set_blocking(self.wake_end, False)
         self.stopping = False
-        self.spare: tuple[int, int] | None = None  # the pid of a shim without an attempt, and the pipe it reads
+        self.spares: list[tuple[int, int]] = []  # pids of shims without an attempt, oldest first, and their pipes
 
     def serve(self) -> None:
         """Answer until nobody has asked for ``idle_seconds``, or SIGTERM comes."""
@@ -131,9 +132,9 @@ class ForkServer:
             os.read(self.wake, 4096)
         with contextlib.suppress(ChildProcessError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
-                if self.spare is not None and self.spare[0] == pid:
-                    os.close(self.spare[1])
-                    self.spare = None
+                for spare in [spare for spare in self.spares if spare[0] == pid]:
+                    os.close(spare[1])
+                    self.spares.remove(spare)
 
     def _accept(self) -> None:
         try:
@@ -162,9 +163,8 @@ class ForkServer:
 
     def _fork(self, folder: str) -> dict[str, Any]:
         self._reap()
-        if self.spare is not None:
-            pid, pipe = self.spare
-            self.spare = None
+        while self.spares:
+            pid, pipe = self.spares.pop(0)
             try:
                 os.write(pipe, folder.encode())
             except OSError:
@@ -185,9 +185,12 @@ class ForkServer:
         return {"pid": pid}
 
     def prepare(self) -> None:
-        """Fork a shim and its job ahead of the next request: with large packages loaded, forks cost the most."""
-        if self.spare is not None or many_threads():
-            return
+        """Fork shims and their jobs ahead of the next requests: with large packages loaded, forks cost the most."""
+        while len(self.spares) < SPARES and not many_threads():
+            if not self._add_spare():
+                return
+
+    def _add_spare(self) -> bool:
         waiting, pipe = os.pipe()
         me = os.getpid()
         try:
@@ -199,9 +202,10 @@ class ForkServer:
             shim.wait_and_leave(waiting, me)
         os.close(waiting)
         if pid > 0:
-            self.spare = pid, pipe
+            self.spares.append((pid, pipe))
         else:
             os.close(pipe)
+        return pid > 0
 
     def _forget(self) -> None:
         """In a child: nothing of the forkserver's signal handling."""
