@@ -23,6 +23,7 @@ from loopline.store.schema import keys, users
 
 DEFAULT_EXPIRY_DAYS = 90
 MAX_EXPIRY_DAYS = 3650
+MAX_KEPT = 1000
 LIVE_KEYS = 2  # of one name: the old one and the new one, while callers change over
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -32,11 +33,35 @@ def authenticate(ctx: Context, token: str | None) -> Actor:
     parsed = access.parse_key(token or "")
     if parsed is None:
         raise Unauthenticated()
-    with ctx.db.read() as tx:
-        row = records.find(tx, "key", id=parsed[0])
+    row = _known(ctx, parsed[0])
+    if row is None:
+        changes = ctx.db.changes["key"]
+        with ctx.db.read() as tx:
+            row = records.find(tx, "key", id=parsed[0])
+        _keep(ctx, row, changes)
     if row is None or not access.secret_matches(parsed[1], row["sha256"]) or not _live(row, ctx.clock.now()):
         raise Unauthenticated("this API key is unknown, expired or revoked")
     return Actor(name=row["user"], role=row["role"], key=row["id"])
+
+
+def is_at_hand(ctx: Context, token: str | None) -> bool:
+    """Whether ``authenticate`` will answer for this key without asking the database."""
+    parsed = access.parse_key(token or "")
+    return parsed is not None and _known(ctx, parsed[0]) is not None
+
+
+def _known(ctx: Context, key: str) -> Row | None:
+    """A key's row as it was read since the last change of any key, which this process alone makes."""
+    changes, row = ctx.cache.setdefault("keys", {}).get(key, (None, None))
+    return row if changes == ctx.db.changes["key"] else None
+
+
+def _keep(ctx: Context, row: Row | None, changes: int) -> None:
+    kept = ctx.cache.setdefault("keys", {})
+    if row is not None and not ctx.db.postgres:  # a PostgreSQL server may have other writers
+        if len(kept) >= MAX_KEPT:
+            kept.clear()
+        kept[row["id"]] = changes, row
 
 
 def _live(row: Row, now: float) -> bool:

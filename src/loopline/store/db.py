@@ -8,7 +8,8 @@ survive a killed process but may lose their last moments with the power.
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -92,7 +93,7 @@ class Tx:
     postgres: bool
     after_commit: list[Callable[[], object]] = field(default_factory=list)
     before_commit: dict[str, Callable[[], object]] = field(default_factory=dict)
-    wrote_event: bool = False
+    nouns: set[str] = field(default_factory=set)  # of the events that were written
     asked: set[str] = field(default_factory=set)  # the kinds of the tasks that were asked for
 
     def fetch(self, prepared: Prepared, **values: Any) -> list[Row]:
@@ -124,6 +125,14 @@ class Tx:
         except sqlite3.IntegrityError as error:
             raise sa.exc.IntegrityError(compiled.text, None, error) from error
         return found
+
+    def write_many(self, text: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement of the driver's own, written with ``?`` for its parameters, once for each row."""
+        if self.postgres:
+            self.connection.exec_driver_sql(text.replace("?", "%s"), [tuple(row) for row in rows])
+        else:
+            driver: Any = self.connection.connection.driver_connection
+            driver.executemany(text, rows)
 
     def _run_many(self, compiled: _Compiled, rows: Iterable[Mapping[str, Any]]) -> None:
         driver: Any = self.connection.connection.driver_connection
@@ -162,9 +171,9 @@ class Tx:
 
     def record_event(self, values: Mapping[str, Any]) -> int:
         """Append to the event log and give the number; on PostgreSQL in commit order, so that no reader skips one."""
-        if self.postgres and not self.wrote_event:
+        if self.postgres and not self.nouns:
             self.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _EVENT_LOCK})
-        self.wrote_event = True
+        self.nouns.add(str(values["noun"]))
         written = self.fetch_one(_WRITE_EVENT, at=self.now, **values)
         assert written is not None
         return int(written["number"])
@@ -206,6 +215,7 @@ class Db:
         self._writer = threading.Lock()
         self._held = threading.local()
         self.engine = _make_engine(url, postgres=self.postgres)
+        self.changes: Counter[str] = Counter()  # commits of this process by the nouns they changed; writers count
         self.on_event: list[Callable[[], None]] = []  # told after each commit that wrote an event
         self.on_ask: list[Callable[[Set[str]], None]] = []  # told the kinds after each commit that asked for tasks
 
@@ -228,9 +238,14 @@ class Db:
                 connection.rollback()
                 return
             connection.commit()
+            self.changes.update(tx.nouns)
+        self._tell(tx)
+
+    def _tell(self, tx: Tx) -> None:
+        """What follows a commit."""
         for callback in tx.after_commit:
             callback()
-        if tx.wrote_event:
+        if tx.nouns:
             for listener in self.on_event:
                 listener()
         if tx.asked:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from loopline.errors import InvalidInput
 from loopline.store import schema
-from loopline.store.db import Tx
+from loopline.store.db import Prepared, Tx
 
 MAX_KEY_LENGTH = 250
 RAW_PERIOD_SECONDS = 1  # the finest counters, which prune() removes
@@ -103,9 +103,8 @@ def log_points(tx: Tx, run: str, points: Sequence[tuple[str, float, int, float]]
         if number == 0 or step >= last[key].step:
             last[key] = Last(value, step, at, 0)
     values = [(run, key, _null(x.value), x.step, x.at, counts[key]) for key, x in last.items() if key in logged]
-    mark = "%s" if tx.postgres else "?"
-    tx.connection.exec_driver_sql(_INSERT_POINTS.replace("?", mark), rows)
-    tx.connection.exec_driver_sql(_UPSERT_VALUES.replace("?", mark), values)
+    tx.write_many(_INSERT_POINTS, rows)
+    tx.write_many(_UPSERT_VALUES, values)
 
 
 def points(tx: Tx, run: str, key: str, limit: int = 10_000, after: tuple[int, int] | None = None) -> list[Point]:
@@ -124,11 +123,10 @@ def last_values(tx: Tx, run: str) -> dict[str, Last]:
 
 
 def _last_rows(tx: Tx, run: str, keys: set[str] | None) -> dict[str, Last]:
-    c = schema.run_values.c
-    statement = sa.select(c.key, c.value, c.step, c.at, c.count).where(c.run == run).order_by(c.key)
     if keys is not None and len(keys) <= _FEW_KEYS:
-        statement = statement.where(c.key.in_(keys))
-    rows = tx.execute(statement).mappings()
+        rows = [row for key in sorted(keys) if (row := tx.fetch_one(_ONE_VALUE, run=run, key=key)) is not None]
+    else:
+        rows = tx.fetch(_ALL_VALUES, run=run)
     return {row["key"]: Last(_nan(row["value"]), row["step"], row["at"], row["count"]) for row in rows}
 
 
@@ -143,7 +141,13 @@ def _step(point: tuple[str, float, int, float]) -> int:
     return point[2]
 
 
-_FEW_KEYS = 50  # beyond it, reading all of a run's is quicker than naming them
+_FEW_KEYS = 20  # beyond it, reading all of a run's is quicker than one after the other
+_ALL_VALUES = Prepared(
+    sa.select(*(schema.run_values.c[name] for name in ("key", "value", "step", "at", "count")))
+    .where(schema.run_values.c.run == sa.bindparam("run"))
+    .order_by(schema.run_values.c.key)
+)
+_ONE_VALUE = Prepared(_ALL_VALUES.statement.where(schema.run_values.c.key == sa.bindparam("key")))
 _INSERT_POINTS = "INSERT INTO run_metrics (run, key, step, number, value, at) VALUES (?, ?, ?, ?, ?, ?)"
 _UPSERT_VALUES = (
     "INSERT INTO run_values (run, key, value, step, at, count) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (run, key) DO "

@@ -157,7 +157,11 @@ def _endpoint(
     async def answer(request: Request) -> Response:
         actor = ANYBODY
         if call.permission is not Permission.PUBLIC:
-            actor = await _in_thread(limiter, keys.authenticate, ctx, bearer(request))
+            token = bearer(request)
+            if keys.is_at_hand(ctx, token):
+                actor = keys.authenticate(ctx, token)
+            else:
+                actor = await _in_thread(limiter, keys.authenticate, ctx, token)
             access.require(actor, call.permission)
         arguments = await _arguments(request, call)
         if call.stream:
