@@ -411,3 +411,12 @@ def test_moments_may_be_relative() -> None:
     assert abs(float(session.moment("2h") or 0) - (time.time() - 7200)) < 5
     assert session.moment("2026-01-31T12:00:00Z") == "2026-01-31T12:00:00Z"
     assert session.moment(None) is None
+
+
+def test_a_project_that_an_outer_repository_ignores_still_has_its_files(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text("inner/\n")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "loop.toml").write_text("[project]\n")
+    assert tree.files_of(inner) == ["loop.toml"]

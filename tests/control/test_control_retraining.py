@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 
-from loopline.control import assets, events, executions, labels, projects, pushes, retrain_requests, retraining
+from loopline.control import (
+    assets,
+    endpoints,
+    events,
+    executions,
+    labels,
+    projects,
+    pushes,
+    registry,
+    retrain_requests,
+    retraining,
+    variants,
+)
 from loopline.control.context import Clock, Ids
 from loopline.domain.capture import encode_record
 from loopline.errors import Conflict, NotFound
 from loopline.store import queue, records
-from loopline.testing.boxes import LOOP, project
+from loopline.testing.boxes import LOOP, follow, project
 from loopline.testing.world import World
 
 RETRAIN = """
@@ -434,3 +446,19 @@ def test_a_project_without_a_label_column_cannot_collect(world: World) -> None:
     projects.apply(world.ctx, world.actor, tree=world.tree(project(loop_toml=plain)))
     row = advance(world, ask_by_alarm(world))
     assert row["status"] == "Failed" and "[gate] label" in row["reason"]
+
+
+def test_what_was_released_and_taken_back_is_not_trained_from(world: World) -> None:
+    good, bad = (world.tree(project(loop_toml=LOOP + RETRAIN + mark)) for mark in ("# good\n", "# bad\n"))
+    made = {}
+    for tree in (good, bad):
+        push = pushes.run(world.ctx, world.actor, tree=tree)
+        follow(world, push["id"])
+        made[tree] = push["id"]
+    with world.ctx.db.transaction() as tx:
+        version = registry.version_row(tx, "boxes", 1)
+        endpoint = endpoints.endpoint_row(tx, "boxes")
+        serving = variants.ensure(tx, endpoint, version, "admin")
+        records.move(tx, "variant", serving["id"], "Ready", actor="admin", weight=100.0)
+        found = retraining._source_push(tx, "boxes")
+    assert found is not None and found["id"] == made[good]

@@ -40,7 +40,7 @@ def root_of(start: Path) -> Path:
 def files_of(root: Path) -> list[str]:
     """The project's files, relative with ``/``, sorted: what Git tracks or would track, else all but caches."""
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    if listed is not None:
+    if listed:  # nothing, where an outer repository ignores this folder
         found = [name for name in listed.split("\0") if name]
     else:
         found = [path.relative_to(root).as_posix() for path in root.rglob("*")]

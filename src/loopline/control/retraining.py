@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import events, pushes, retrain_data
+from loopline.control import endpoints, events, pushes, retrain_data
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import alarms as rules
 from loopline.domain import projects as loops
@@ -176,7 +176,7 @@ def _train(tx: Tx, row: Row, loop: Loop, *, asset: str | None) -> str:
     trigger = {"kind": "retraining", "id": row["id"], "cause": cause, "why": f"{cause.get('kind', 'asked')}{name}"}
     delivery = f"retraining:{row['id']}"
     parameters = loop.retrain.parameters
-    source = _latest_push(tx, row["endpoint"])
+    source = _source_push(tx, row["endpoint"])
     if source is None:
         push = pushes.again_in(
             tx, row["project"], by=row["by"], trigger=trigger, parameters=parameters, delivery=delivery
@@ -207,11 +207,20 @@ def _train(tx: Tx, row: Row, loop: Loop, *, asset: str | None) -> str:
     return str(moved["status"])
 
 
-def _latest_push(tx: Tx, endpoint: str | None) -> Row | None:
-    """The push whose execution moved this endpoint last: what serves a branch is retrained from that branch."""
+def _source_push(tx: Tx, endpoint: str | None) -> Row | None:
+    """The push that made the version which serves: code that was released and taken back is not trained from.
+
+    Before anything serves, the newest push that moved the endpoint, so that a branch is retrained from that branch.
+    """
     if endpoint is None:
         return None
-    query = sa.select(executions.c.push).where(executions.c.targets["endpoint"].as_string() == endpoint)
+    variant = endpoints.serving(tx, endpoint)
+    version = None if variant is None or not variant["version"] else records.find(tx, "version", id=variant["version"])
+    query = sa.select(executions.c.push)
+    if version is not None and version["execution"]:
+        query = query.where(executions.c.id == version["execution"])
+    else:
+        query = query.where(executions.c.targets["endpoint"].as_string() == endpoint)
     row = tx.row(query.order_by(executions.c.created_at.desc(), executions.c.id.desc()).limit(1))
     return None if row is None else records.find(tx, "push", id=row["push"])
 
