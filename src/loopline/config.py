@@ -42,6 +42,7 @@ SETTINGS = (
     Setting("job_log_mb", int, 16, "how much of a job's log is kept"),
     Setting("job_open_files", int, 1024, "open-file limit of a job that declares none"),
     Setting("max_body_mb", int, 6, "the largest prediction request"),
+    Setting("log_days", int, 30, "how long the logs of ended jobs are kept"),
     Setting("capture_days", int, 7, "how long captured requests, the request log, are kept"),
     Setting("capture_mb", int, 2048, "how much of the request log is kept per gateway"),
     Setting("seed", str, "", "seeds ids and traffic choice, for tests that must repeat; empty is random"),
@@ -65,6 +66,7 @@ class Settings:
     job_log_mb: int
     job_open_files: int
     max_body_mb: int
+    log_days: int
     capture_days: int
     capture_mb: int
     seed: str

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.compute import JobSpec, Limits, Sandbox
+from loopline.compute import JobSpec, Limits, LogChunk, Sandbox
 from loopline.control import exits, outputs, tracking
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import states
@@ -429,7 +429,10 @@ def log(ctx: Context, actor: Actor, *, job: str, offset: int = 0, limit: int = 6
         attempt = tx.row(query)
     if attempt is None:
         return {"job": job, "status": row["status"], "text": "", "offset": 0, "next_offset": 0, "end": False}
-    chunk = ctx.compute.logs(attempt["id"], max(0, offset), min(max(1, limit), 1 << 20))
+    try:
+        chunk = ctx.compute.logs(attempt["id"], max(0, offset), min(max(1, limit), 1 << 20))
+    except NotFound:  # its log is gone with its time, or it was never handed over
+        chunk = LogChunk(offset, offset, b"", end=True)
     over = states.is_terminal("job", row["status"])
     return {
         "job": job,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from loopline.control import alarms, endpoints, firings, jobs, monitoring, repositories, snapshots
+from loopline.control import alarms, attempts, endpoints, firings, jobs, monitoring, repositories, snapshots
 from loopline.control.context import Context
 
 
@@ -18,6 +18,7 @@ class Tick(NamedTuple):
 TICKS = (
     Tick("jobs.watch", 1.0, jobs.watch),
     Tick("jobs.tidy", 5.0, jobs.tidy),
+    Tick("attempts.prune", 60.0, attempts.prune),
     Tick("snapshots.publish", 5.0, snapshots.publish),
     Tick("endpoints.retire", 5.0, endpoints.retire),
     Tick("monitoring.ingest", 0.5, monitoring.ingest),
