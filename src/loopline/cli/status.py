@@ -54,8 +54,7 @@ def _served(found: dict[str, Any]) -> list[dict[str, Any]]:
     shown = []
     for endpoint in found["endpoints"]:
         variants = [v for v in endpoint["variants"] if v["share"] > 0]
-        requests = sum(v["last_hour"]["requests"] for v in endpoint["variants"])
-        errors = sum(v["last_hour"]["errors_5xx"] for v in endpoint["variants"])
+        requests, errors = endpoint["last_hour"]["requests"], endpoint["last_hour"]["errors_5xx"]
         serves = ", ".join(f"{v['model']} v{v['number']} {v['share']:.0%}" for v in variants) or "nothing"
         shown.append({**endpoint, "serves": serves, "hour": f"{requests} requests, {errors} errors"})
     return shown

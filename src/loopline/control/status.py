@@ -29,6 +29,7 @@ from loopline.store.schema import (
 )
 
 TRAFFIC_SECONDS = 3600
+KEPT_PERIOD_SECONDS = 60  # finer counters live for some minutes only
 EXECUTIONS = 8
 EVENTS = 20
 WAITING = 20
@@ -80,6 +81,7 @@ def _endpoints(tx: Tx) -> list[dict[str, Any]]:
                 "model": endpoint["model"],
                 "reason": endpoint["reason"],
                 "variants": [_variant(variant, total, counts) for variant in shown],
+                "last_hour": _sum(counts, endpoint["name"]),
                 "rollout": _rollout(tx, endpoint["name"]),
             }
         )
@@ -92,16 +94,21 @@ def _variant(row: Row, total: float, counts: dict[tuple[str, str], dict[str, int
     return {**shown, "ungated": row["version"] is None, "share": row["weight"] / total, "last_hour": last_hour}
 
 
+def _sum(counts: dict[tuple[str, str], dict[str, int]], endpoint: str) -> dict[str, int]:
+    """The counts of an endpoint over all its variants, those that have stopped since included."""
+    found = [value for (name, _), value in counts.items() if name == endpoint]
+    return {key: sum(value[key] for value in found) for key in ("requests", "errors_4xx", "errors_5xx")}
+
+
 def _traffic(tx: Tx) -> dict[tuple[str, str], dict[str, int]]:
     sums = {
         "requests": sa.func.sum(traffic.c.count),
         "errors_4xx": sa.func.sum(traffic.c.errors_4xx),
         "errors_5xx": sa.func.sum(traffic.c.errors_5xx),
     }
-    finest = sa.select(sa.func.min(traffic.c.period_seconds)).scalar_subquery()
     query = (
         sa.select(traffic.c.endpoint, traffic.c.variant, *(value.label(name) for name, value in sums.items()))
-        .where(traffic.c.at >= int(tx.now) - TRAFFIC_SECONDS, traffic.c.period_seconds == finest)
+        .where(traffic.c.at >= int(tx.now) - TRAFFIC_SECONDS, traffic.c.period_seconds == KEPT_PERIOD_SECONDS)
         .group_by(traffic.c.endpoint, traffic.c.variant)
     )
     return {(row["endpoint"], row["variant"]): {name: int(row[name] or 0) for name in sums} for row in tx.rows(query)}
