@@ -3,6 +3,8 @@
 import json
 import socket
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from loopline.store.schema import environments, projects, variants
 
 RUNTIME = Path(loopline.__file__).parent / "runtime"
 FORKSERVER_IDLE_SECONDS = 3600
+FORGOTTEN_SECONDS = 600.0  # longer than any server takes to stop
 _writing = threading.Lock()
 
 
@@ -30,12 +33,23 @@ def write(ctx: Context) -> None:
             return
         replace_json(ctx.settings.dir / "processes.json", document)
         ctx.cache["processes"] = text
+        _forget(ctx, {entry["id"] for entry in document["servers"]})
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         try:
             sender.sendto(b'{"kind":"processes"}', str(ctx.settings.run_dir / "supervisor.sock"))
         except OSError:
             return  # it looks at the file all the same
+
+
+def _forget(ctx: Context, wanted: set[str]) -> None:
+    """Remove the files of model servers that nobody has wanted for some minutes."""
+    before = time.time() - FORGOTTEN_SECONDS
+    for folder in (ctx.settings.dir / "servers", ctx.settings.run_dir / "servers"):
+        for path in folder.glob("*.*"):
+            with suppress(FileNotFoundError):
+                if path.stem not in wanted and not path.is_dir() and path.stat().st_mtime < before:
+                    path.unlink()
 
 
 def _servers(tx: Tx) -> list[dict[str, Any]]:
@@ -63,8 +77,11 @@ def _forkserver(ctx: Context, row: Row) -> dict[str, Any]:
 
 
 def server(ctx: Context, variant: str, index: int, spec: dict[str, Any], python: str) -> dict[str, Any]:
-    """The entry of one model server: {"id", "socket", "status", "process"}; its spec file is written here."""
-    name = f"{variant}-{index}"
+    """The entry of one model server: {"id", "socket", "status", "process"}; its spec file is written here.
+
+    Each start has a name of its own: what an earlier server of the variant said must not be taken for this one.
+    """
+    name = f"{variant}-{index}.{ctx.ids.new('sv')[-4:]}"
     folder = ctx.settings.run_dir / "servers"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     spec_file = ctx.settings.dir / "servers" / f"{name}.json"

@@ -1,0 +1,36 @@
+"""What the supervisor is asked to run."""
+
+import os
+from pathlib import Path
+
+from loopline.control import processes
+from loopline.testing.world import World
+
+
+def test_a_server_started_again_is_not_taken_for_its_predecessor(world: World) -> None:
+    spec = {"model_dir": "/nowhere", "handler": "predict"}
+    first = processes.server(world.ctx, "va_1", 0, spec, "python")
+    Path(first["status"]).write_text('{"state": "ready"}')
+    assert processes.server_state(first)["state"] == "ready"
+    second = processes.server(world.ctx, "va_1", 0, spec, "python")
+    assert processes.server_state(second)["state"] == "absent"
+    assert not {first["id"], first["socket"], first["status"]} & {second["id"], second["socket"], second["status"]}
+
+
+def test_a_socket_s_path_fits_into_an_address(world: World) -> None:
+    room = 60 - len(os.fsencode(world.ctx.settings.run_dir))  # the longest run_dir that settings choose
+    entry = processes.server(world.ctx, world.ctx.ids.new("va"), 9, {"model_dir": "/nowhere"}, "python")
+    assert len(os.fsencode(entry["socket"])) + room < 108
+
+
+def test_files_of_servers_that_are_gone_are_removed_after_a_while(world: World) -> None:
+    entry = processes.server(world.ctx, "va_1", 0, {"model_dir": "/nowhere"}, "python")
+    status = Path(entry["status"])
+    status.write_text("{}")
+    world.ctx.cache.pop("processes", None)
+    processes.write(world.ctx)
+    assert status.exists()
+    os.utime(status, (0, 0))
+    world.ctx.cache.pop("processes", None)
+    processes.write(world.ctx)
+    assert not status.exists()
