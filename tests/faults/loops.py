@@ -18,6 +18,7 @@ import projects
 import reader
 from installation import Installation, Refused, alive, state, until
 
+WELL_ANSWERS = 6  # of two connections: each has been answered again
 VICTIMS = ("supervisor", "control", "gateway", "server", "forkserver", "shim", "job", "monitor")
 HIT_SECONDS = 12.0
 END_SECONDS = 40.0  # how long a loop that is too slow is waited for, so that the next one starts clean
@@ -120,6 +121,12 @@ class Client:
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
+
+    def is_well(self, since: float) -> bool:
+        """Whether the last answers, all of them later than ``since``, were good: the outage is over."""
+        lines = self.path.read_bytes().splitlines()[-WELL_ANSWERS:]
+        last = [json.loads(line) for line in lines if line.endswith(b"}")]
+        return len(last) == WELL_ANSWERS and all(one["status"] == 200 and one["at"] > since for one in last)
 
     def stop(self) -> None:
         """End it."""

@@ -144,6 +144,11 @@ def one_loop(tally: Tally, there: Installation, client: loops.Client, cell: Cell
         tally.violation(f"{name_of(cell)}: {problem}")
     for problem in reader.check(there.folder):
         tally.violation(f"{name_of(cell)}: {problem}")
+    ended = time.time()
+    try:  # what the victim's end broke may outlast the loop: it must not be counted against the next victim
+        until(lambda: client.is_well(ended), 10, "predictions are answered again")
+    except TimeoutError as error:
+        tally.violation(f"{name_of(cell)}: {error}")
     judge_answers(tally, there, cell, client.new_answers())
     return not outcome.problems and not there.supervisor_gone()
 
