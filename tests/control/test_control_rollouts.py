@@ -16,6 +16,7 @@ from loopline.testing.clock import ManualClock
 from loopline.testing.fleet import Fleet
 from loopline.testing.world import World
 
+ADMIN = Actor("admin", "admin")
 Run = Callable[..., dict[str, Any]]
 
 ENDPOINT = """
@@ -210,4 +211,12 @@ def test_warm_variants_stop_when_their_time_is_over(versions: Stage) -> None:
     versions.world.settle(lambda: len(versions.fleet.processes()) == 1)
 
 
-ADMIN = Actor("admin", "admin")
+def test_a_burst_in_the_very_second_of_the_switch_is_not_overlooked(versions: Stage) -> None:
+    versions.approve(1)
+    versions.until("Succeeded")
+    versions.approve(2)
+    baking = versions.until("Baking", count=2)
+    latency = {str(bucket): n for bucket, n in Histogram.of([2000.0] * 30).buckets.items()}
+    with versions.world.ctx.db.transaction() as tx:
+        metrics.add_traffic(tx, [Traffic("boxes", "v2", 1, int(baking["step_at"]), 30, 0, 30, latency)])
+    assert "30 of 30 answers were 5xx" in versions.until("RolledBack", count=2)["reason"]

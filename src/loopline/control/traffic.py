@@ -10,8 +10,11 @@ from loopline.store.db import Tx
 
 
 def side(tx: Tx, endpoint: str, variant: str, start: float, end: float) -> Side:
-    """The counted requests of the whole seconds in [start, end); the second in which ``start`` lies is left out."""
-    rows = metrics.traffic(tx, endpoint, variant, math.ceil(start), end, period_seconds=1)
+    """The counted requests from the second in which ``start`` lies until ``end``.
+
+    What was answered in that second before ``start`` is counted too: leaving the second out would overlook a burst.
+    """
+    rows = metrics.traffic(tx, endpoint, variant, math.floor(start), end, period_seconds=1)
     buckets: Counter[str] = Counter()
     for row in rows:
         buckets.update(row.latency)
