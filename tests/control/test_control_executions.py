@@ -45,6 +45,7 @@ def test_what_a_run_recorded_without_being_told(world: World, run: Run) -> None:
     assert {"limit", "accuracy"} <= set(record["metrics"])
     assert (record["commit"], record["dirty"]) == ("c0ffee", True)
     assert record["environment"] and record["host"] and record["duration_seconds"] > 0
+    assert [step["name"] for step in record["steps"] if step["job"]] == ["fit", "evaluate"]
 
 
 def test_unchanged_work_runs_no_step_and_says_where_the_result_is_from(world: World, run: Run) -> None:

@@ -8,6 +8,9 @@ import click
 
 from loopline.cli.session import Session, limit_option, options
 
+LOG_LINES = 5
+MAX_LOG_BYTES = 1 << 20
+
 
 def _best(run: dict[str, Any]) -> str:
     return ", ".join(
@@ -52,7 +55,18 @@ def show(session: Session, run: str) -> None:
     if not session.as_json:
         found["metrics"] = {key: last["value"] for key, last in (found["metrics"] or {}).items()}
         found["artifacts"] = [artifact["path"] for artifact in found["artifacts"]]
+        found["log"] = _log_tail(session, found.pop("steps"))
     session.record(found)
+
+
+def _log_tail(session: Session, steps: list[dict[str, Any]]) -> str:
+    """The last lines that a step of the run printed."""
+    for step in reversed(steps):
+        if step["job"]:
+            text = session.client.get("jobs", step["job"], "log", limit=MAX_LOG_BYTES)["text"].strip()
+            if text:
+                return "\n".join([f"({step['name']})", *text.splitlines()[-LOG_LINES:]])
+    return ""
 
 
 @runs.command()

@@ -287,6 +287,8 @@ def show(ctx: Context, actor: Actor, *, run: str) -> dict[str, Any]:
         row = records.get(tx, "run", run)
         row["artifacts"] = tx.rows(sa.select(artifacts).where(artifacts.c.run == run).order_by(artifacts.c.path))
         row["metrics"] = {k: v for k, v in metrics.last_values(tx, run).items()}
+        query = sa.select(steps.c.name, steps.c.status, steps.c.job).where(steps.c.run == run)
+        row["steps"] = tx.rows(query.order_by(steps.c.position))
     row["duration_seconds"] = None if row["ended_at"] is None else row["ended_at"] - row["created_at"]
     return row
 
