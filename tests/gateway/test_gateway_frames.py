@@ -18,7 +18,10 @@ def test_the_constants_agree():
         assert getattr(near, name).format == getattr(far, name).format
 
 
-@given(st.lists(st.tuples(IDS, st.binary(max_size=300), st.binary(max_size=3000)), max_size=4), st.data())
+@given(
+    st.lists(st.tuples(IDS, st.binary(max_size=300), st.binary(max_size=255), st.binary(max_size=3000)), max_size=4),
+    st.data(),
+)
 def test_requests_survive_any_cut_of_the_stream(requests, data):
     stream = b"".join(near.encode_predict(*request) for request in requests)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
@@ -43,7 +46,7 @@ def test_a_frame_of_a_forbidden_length_is_refused(module, error, length):
         module.FrameReader().feed(length.to_bytes(4, "big") + bytes(9))
 
 
-@pytest.mark.parametrize("payload", [b"", b"\x00", b"\x00\x05abc"])
+@pytest.mark.parametrize("payload", [b"", b"\x00", b"\x00\x05abc", b"\x00\x01a", b"\x00\x01a\x04abc"])
 def test_a_cut_payload_is_refused(payload):
     with pytest.raises(far.FrameError):
         far.decode_predict(payload)

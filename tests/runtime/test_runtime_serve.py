@@ -89,7 +89,7 @@ class ServerProcess:
 def request(number: int, body: object, content_type: str = "application/json") -> bytes:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     kind = content_type.encode()
-    return encode_frame(number, PREDICT, len(kind).to_bytes(2, "big") + kind + raw)
+    return encode_frame(number, PREDICT, len(kind).to_bytes(2, "big") + kind + b"\x03rq1" + raw)
 
 
 @pytest.fixture

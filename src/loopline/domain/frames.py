@@ -1,8 +1,9 @@
 """The framing between a gateway and a model server: ``u32 length of the rest | u64 id | u8 kind | payload``.
 
-Big-endian. A predict request's payload is ``u16 length | content type | body``; an answer's is ``u16 HTTP status | u16
-length | content type | body``; a ping and its answer carry none. ``loopline.runtime.frames`` states the same contract
-for the model server, which may import nothing of this package; a test holds the two together.
+Big-endian. A predict request's payload is ``u16 length | content type | u8 length | request id | body``; an answer's is
+``u16 HTTP status | u16 length | content type | body``; a ping and its answer carry none. The request id is what the
+caller was told, so that what predict code prints can be found by it. ``loopline.runtime.frames`` states the same
+contract for the model server, which may import nothing of this package; a test holds the two together.
 """
 
 import struct
@@ -12,6 +13,7 @@ from loopline.errors import Corrupt
 
 HEAD = struct.Struct(">IQB")
 TEXT = struct.Struct(">H")
+SHORT = struct.Struct(">B")
 ANSWER = struct.Struct(">HH")
 PREDICT = 1
 PING = 2
@@ -64,9 +66,10 @@ def encode_frame(number: int, kind: int, payload: bytes) -> bytes:
     return HEAD.pack(_REST + len(payload), number, kind) + payload
 
 
-def encode_predict(number: int, content_type: bytes, body: bytes) -> bytes:
-    """A predict request."""
-    return encode_frame(number, PREDICT, TEXT.pack(len(content_type)) + content_type + body)
+def encode_predict(number: int, content_type: bytes, request_id: bytes, body: bytes) -> bytes:
+    """A predict request; a request id has at most 255 bytes."""
+    head = b"%b%b%b%b" % (TEXT.pack(len(content_type)), content_type, SHORT.pack(len(request_id)), request_id)
+    return encode_frame(number, PREDICT, head + body)
 
 
 def decode_answer(payload: bytes) -> tuple[int, bytes, bytes]:

@@ -142,7 +142,7 @@ class Invocation(Exchange):
             self._holds_slot = True
             endpoint.slots.used += 1
             self._deadline = now + endpoint.timeout_seconds
-            link.submit(self, self.head.content_type or JSON_TYPE, body)
+            link.submit(self, self.head.content_type or JSON_TYPE, self.request_id.encode(), body)
 
     def answered(self, status: int, content_type: bytes, body: bytes) -> None:
         """The model server's answer."""

@@ -3,14 +3,14 @@
 import asyncio
 from typing import Protocol, cast
 
-from loopline.domain.frames import HEAD, PREDICT, TEXT, FrameReader, decode_answer
+from loopline.domain.frames import HEAD, PREDICT, SHORT, TEXT, FrameReader, decode_answer
 from loopline.errors import Corrupt
 from loopline.gateway.logs import log
 
 FIRST_RETRY_SECONDS = 0.01
 LAST_RETRY_SECONDS = 0.25
 WRITE_BUFFER_BYTES = 64 * 1024 * 1024
-_REST = HEAD.size - 4 + TEXT.size
+_REST = HEAD.size - 4 + TEXT.size + SHORT.size
 
 
 class Waiting(Protocol):
@@ -85,14 +85,15 @@ class Link(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.congested = False
 
-    def submit(self, waiting: Waiting, content_type: bytes, body: bytes) -> None:
+    def submit(self, waiting: Waiting, content_type: bytes, request_id: bytes, body: bytes) -> None:
         """Send a request; what is submitted within one turn of the event loop leaves in one write."""
         number = self._next_id = self._next_id + 1
         self.pending[number] = waiting
         if not self._out:
             self._loop.call_soon(self._flush)
-        size = len(content_type)
-        self._out.append(HEAD.pack(_REST + size + len(body), number, PREDICT) + TEXT.pack(size) + content_type)
+        size, more = len(content_type), len(request_id)
+        head = HEAD.pack(_REST + size + more + len(body), number, PREDICT)
+        self._out.append(b"%b%b%b%b%b" % (head, TEXT.pack(size), content_type, SHORT.pack(more), request_id))
         self._out.append(body)
 
     def _flush(self) -> None:

@@ -1,8 +1,8 @@
 """The framing between a gateway and a model server: ``u32 length of the rest | u64 id | u8 kind | payload``.
 
-Big-endian. A predict request's payload is ``u16 length | content type | body``; an answer's is ``u16 HTTP status | u16
-length | content type | body``; a ping and its answer carry none. ``loopline.domain.frames`` states the same contract
-for the gateway; a test holds the two together.
+Big-endian. A predict request's payload is ``u16 length | content type | u8 length | request id | body``; an answer's is
+``u16 HTTP status | u16 length | content type | body``; a ping and its answer carry none. ``loopline.domain.frames``
+states the same contract for the gateway; a test holds the two together.
 """
 
 import struct
@@ -71,11 +71,16 @@ def encode_answer(number: int, status: int, content_type: bytes, body: bytes) ->
     return encode_frame(number, PREDICT, ANSWER.pack(status, len(content_type)) + content_type + body)
 
 
-def decode_predict(payload: bytes) -> tuple[bytes, bytes]:
-    """(content type, body) of a predict request. Raises ``FrameError`` when it is cut short."""
-    if len(payload) < TEXT.size:
+def decode_predict(payload: bytes) -> tuple[bytes, bytes, bytes]:
+    """(content type, request id, body) of a predict request. Raises ``FrameError`` when it is cut short."""
+    size = len(payload)
+    if size < TEXT.size:
         raise FrameError("a predict frame without a content type")
     end = TEXT.size + TEXT.unpack_from(payload)[0]
-    if end > len(payload):
+    start = end + 1
+    if start > size:
         raise FrameError("a predict frame that is cut short")
-    return payload[TEXT.size : end], payload[end:]
+    after = start + payload[end]
+    if after > size:
+        raise FrameError("a predict frame that is cut short")
+    return payload[TEXT.size : end], payload[start:after], payload[after:]

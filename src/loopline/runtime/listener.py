@@ -44,6 +44,7 @@ class Request(NamedTuple):
     connection: "Connection"
     id: int
     content_type: bytes
+    request_id: bytes
     body: bytes
 
 
