@@ -130,6 +130,16 @@ class RolloutStatus(StrEnum):
     FAILED = "Failed"
 
 
+class CheckupStatus(StrEnum):
+    """A run of an endpoint's tests against one variant; Stopped when the rollout that asked for it went back."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    PASSED = "Passed"
+    FAILED = "Failed"
+    STOPPED = "Stopped"
+
+
 class AlarmStatus(StrEnum):
     """An alarm's state."""
 
@@ -166,6 +176,7 @@ def _moves(table: dict[StrEnum, tuple[StrEnum, ...]]) -> Moves:
 _X, _S, _J, _A, _R = ExecutionStatus, StepStatus, JobStatus, AttemptStatus, RunStatus
 _E, _P, _V, _G = EnvironmentStatus, PushStatus, VersionStatus, EvaluationStatus
 _N, _W, _O, _L, _D, _T = EndpointStatus, VariantStatus, RolloutStatus, AlarmStatus, DeliveryStatus, RetrainingStatus
+_C = CheckupStatus
 
 # noun -> status -> what may follow. A status that nothing follows is terminal. A noun's first key is where it begins,
 # unless INITIAL says more.
@@ -283,6 +294,15 @@ MOVES: dict[str, Moves] = {
             _O.FAILED: (),
         }
     ),
+    "test_run": _moves(
+        {
+            _C.PENDING: (_C.RUNNING, _C.FAILED, _C.STOPPED),
+            _C.RUNNING: (_C.PASSED, _C.FAILED, _C.STOPPED),
+            _C.PASSED: (),
+            _C.FAILED: (),
+            _C.STOPPED: (),
+        }
+    ),
     "alarm": _moves(
         {
             _L.INSUFFICIENT_DATA: (_L.OK, _L.ALARM),
@@ -335,6 +355,7 @@ TERMINAL: dict[str, frozenset[str]] = {
     "push": frozenset({_P.STARTED, _P.REJECTED, _P.IGNORED}),
     "evaluation": frozenset({_G.PASSED, _G.REFUSED, _G.FAILED}),
     "rollout": frozenset({_O.SUCCEEDED, _O.ROLLED_BACK, _O.FAILED}),
+    "test_run": frozenset({_C.PASSED, _C.FAILED, _C.STOPPED}),
     "delivery": frozenset({_D.DELIVERED, _D.FAILED}),
     "retraining": frozenset({_T.SUCCEEDED, _T.FAILED}),
 }

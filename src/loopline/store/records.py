@@ -16,7 +16,9 @@ from loopline.store.db import Prepared, Row, Tx
 from loopline.store.schema import NOUNS
 
 # What an event need not repeat: it is large, or it is a secret's digest.
-_LEFT_OUT = frozenset({"sha256", "spec", "baseline", "warmup", "body", "lock", "requirements", "sealed", "loop"})
+_LEFT_OUT = frozenset(
+    {"sha256", "spec", "baseline", "warmup", "body", "lock", "requirements", "sealed", "loop", "cases", "results"}
+)
 
 _PREFIXES = {
     "execution": "ex",
@@ -37,6 +39,8 @@ _PREFIXES = {
     "endpoint": "ep",
     "variant": "va",
     "rollout": "ro",
+    "test": "te",
+    "test_run": "tu",
     "alarm": "am",
     "retraining": "re",
     "trigger": "tr",

@@ -538,6 +538,43 @@ gateways = Table(
     _time("at", null=False),
 )
 
+endpoint_tests = Table(
+    "endpoint_tests",  # what an endpoint's versions have to show before traffic moves to them
+    metadata,
+    _id(),
+    Column("endpoint", String(63), nullable=False),
+    Column("name", String(63), nullable=False),
+    _text("kind", null=False),  # golden, call or load
+    _json("definition"),
+    _json("cases"),  # golden: requests with the answers that are expected
+    _text("source", null=False),  # api, loop.toml or captured
+    _text("by", null=False),
+    _time("changed_at", null=False),
+    UniqueConstraint("endpoint", "name"),
+)
+test_runs = Table(
+    "test_runs",
+    metadata,
+    _id(),
+    _status(),
+    Column("endpoint", String(63), nullable=False),
+    Column("variant", String(63), nullable=False),
+    Column("model", String(63), nullable=True),
+    Column("number", Integer, nullable=True),
+    _text("rollout"),  # null: asked for by a person
+    _text("stage", null=False),
+    _json("tests"),  # names, in the order in which they run
+    _json("results"),
+    _time("deadline_at"),
+    _text("reason"),
+    _text("by", null=False),
+    _time("created_at", null=False),
+    _time("started_at"),
+    _time("ended_at"),
+    Index(None, "endpoint", "created_at"),
+    Index(None, "rollout"),
+)
+
 # -- monitoring -------------------------------------------------------------------------------------------------------
 
 traffic = Table(
@@ -704,6 +741,8 @@ NOUNS: dict[str, Table] = {
     "endpoint": endpoints,
     "variant": variants,
     "rollout": rollouts,
+    "test": endpoint_tests,
+    "test_run": test_runs,
     "alarm": alarms,
     "retraining": retrainings,
     "trigger": triggers,

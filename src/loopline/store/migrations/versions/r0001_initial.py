@@ -125,6 +125,20 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
     )
     op.create_index(op.f("ix_deliveries_status"), "deliveries", ["status"], unique=False)
     op.create_table(
+        "endpoint_tests",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("endpoint", sa.String(length=63), nullable=False),
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("definition", sa.JSON(), nullable=True),
+        sa.Column("cases", sa.JSON(), nullable=True),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("changed_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_endpoint_tests")),
+        sa.UniqueConstraint("endpoint", "name", name=op.f("uq_endpoint_tests_endpoint_name")),
+    )
+    op.create_table(
         "endpoints",
         sa.Column("id", sa.String(length=40), nullable=False),
         sa.Column("status", sa.String(length=32), nullable=False),
@@ -541,6 +555,30 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.PrimaryKeyConstraint("id", name=op.f("pk_subscriptions")),
         sa.UniqueConstraint("topic", "kind", "url", name=op.f("uq_subscriptions_topic_kind_url")),
     )
+    op.create_table(
+        "test_runs",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("status", sa.String(length=32), nullable=False),
+        sa.Column("endpoint", sa.String(length=63), nullable=False),
+        sa.Column("variant", sa.String(length=63), nullable=False),
+        sa.Column("model", sa.String(length=63), nullable=True),
+        sa.Column("number", sa.Integer(), nullable=True),
+        sa.Column("rollout", sa.Text(), nullable=True),
+        sa.Column("stage", sa.Text(), nullable=False),
+        sa.Column("tests", sa.JSON(), nullable=True),
+        sa.Column("results", sa.JSON(), nullable=True),
+        sa.Column("deadline_at", sa.Double(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("started_at", sa.Double(), nullable=True),
+        sa.Column("ended_at", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_test_runs")),
+    )
+    op.create_index(
+        op.f("ix_test_runs_endpoint_test_runs_created_at"), "test_runs", ["endpoint", "created_at"], unique=False
+    )
+    op.create_index(op.f("ix_test_runs_rollout"), "test_runs", ["rollout"], unique=False)
     op.create_table(
         "topics",
         sa.Column("id", sa.String(length=40), nullable=False),
