@@ -2,7 +2,9 @@
 
 A record is four big-endian 32-bit words (CRC-32 of everything after the first word, then the lengths in bytes of meta,
 body and answer) followed by those three parts. Meta is a JSON object with the fields of ``META_FIELDS``; body and
-answer are the raw bytes that went over the wire, empty when the invocation was not sampled.
+answer are the raw bytes that went over the wire, empty when the invocation was not sampled. Two more fields may follow:
+``purpose``, one of ``PURPOSES``, when the platform itself asked and no caller did, and ``shadow``, true for a copy of a
+request whose answer nobody was given.
 
 A segment is appended to and never rewritten, but a process may die within a write. A reader therefore stops at a tail
 that is incomplete or does not match its checksum and continues there later; when a later segment of the same folder
@@ -33,6 +35,8 @@ META_FIELDS = (
     "content_type",
     "join",
 )
+
+PURPOSES = ("async", "function", "test")
 
 
 class CaptureRecord(NamedTuple):

@@ -28,10 +28,15 @@ ENDPOINTS, INVOCATIONS, PING = b"/endpoints/", b"/invocations", b"/ping"
 
 
 class Connection(asyncio.Protocol):
-    """One client. The callbacks that begin with ``on_`` are httptools'."""
+    """One client. The callbacks that begin with ``on_`` are httptools'.
 
-    def __init__(self, gateway: "Gateway") -> None:
+    A ``private`` client came by the Unix socket in the run directory, which only this installation may open: it needs
+    no key, and may say what an invocation is for.
+    """
+
+    def __init__(self, gateway: "Gateway", private: bool = False) -> None:
         self.gateway = gateway
+        self.private = private
         self.deadline = gateway.now() + HEADER_SECONDS
         self.transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -201,13 +206,17 @@ class Connection(asyncio.Protocol):
         if table is None:
             body = error_body("unavailable", "the server is starting", request_id)
             return Reply(self, head, request_id, (503, body, RETRY_AFTER))
-        head.check_host(table.hosts)
+        if not self.private:
+            head.check_host(table.hosts)
         path = head.path
         if path.startswith(ENDPOINTS):
             if head.method == b"POST" and path.endswith(INVOCATIONS):
                 return self._invocation(head, request_id, path[len(ENDPOINTS) : -len(INVOCATIONS)])
             if head.method in (b"GET", b"HEAD") and path.endswith(PING):
                 return self._ping(head, request_id, path[len(ENDPOINTS) : -len(PING)])
+        if self.private:
+            body = error_body("not_found", "this socket answers /endpoints/NAME/invocations and .../ping", request_id)
+            return Reply(self, head, request_id, (404, body, b""))
         return Proxied(self, head, request_id)
 
     def _invocation(self, head: Head, request_id: str, name: bytes) -> Exchange:

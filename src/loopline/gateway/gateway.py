@@ -49,7 +49,7 @@ class Gateway:
         self._links: dict[str, Link] = {}
         self._retired: list[Link] = []
         self._slots: dict[str, Slots] = {}
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._datagrams: socket.socket | None = None
         self._look = asyncio.Event()
         self._stop = asyncio.Event()
@@ -77,7 +77,12 @@ class Gateway:
         await self._reload()
         self.spawn(self._watch_snapshot())
         self.spawn(self._tick())
-        self._server = await self._loop.create_server(lambda: Connection(self), sock=listening, backlog=1024)
+        path = self._run_dir / f"{self.name}.http.sock"
+        path.unlink(missing_ok=True)
+        self._servers = [
+            await self._loop.create_unix_server(lambda: Connection(self, private=True), str(path)),
+            await self._loop.create_server(lambda: Connection(self), sock=listening, backlog=1024),
+        ]
         log("listening", gateway=self.name, snapshot=self.table.number if self.table else None)
 
     # the snapshot
@@ -209,8 +214,8 @@ class Gateway:
         """Wait for the stop, accept no more, finish what is in flight, write the spool."""
         await self._stop.wait()
         self.stopping = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self.connections):
             connection.stop()
         deadline = self.now() + STOP_SECONDS

@@ -4,6 +4,7 @@ What llhttp refuses by itself (Transfer-Encoding beside Content-Length, repeated
 line feeds, control characters, malformed chunks) is not repeated here.
 """
 
+from loopline.domain.capture import PURPOSES
 from loopline.errors import InvalidInput
 
 MAX_HEADERS = 100
@@ -20,6 +21,7 @@ _FIELDS = {
     b"x-loopline-inference-id": 7,
 }
 _BEARER = b"bearer "
+_PURPOSES = frozenset(purpose.encode() for purpose in PURPOSES)
 
 
 def refusal(status: int, code: str, message: str) -> InvalidInput:
@@ -92,6 +94,15 @@ class Head:
             raise refusal(417, "bad_request", "the only expectation is 100-continue")
         bearer = authorization is not None and authorization[:7].lower() == _BEARER
         self.credential = authorization[7:].strip() if bearer and authorization else api_key
+
+    def purpose(self) -> bytes | None:
+        """What a private client says that the request is for. Raises ``InvalidInput`` for what is no purpose."""
+        said = [value for name, value in self.headers if name.lower() == b"x-loopline-purpose"]
+        if not said:
+            return None
+        if len(said) > 1 or said[0] not in _PURPOSES:
+            raise malformed(f"x-loopline-purpose is one of {', '.join(PURPOSES)}")
+        return said[0]
 
     def check_host(self, hosts: frozenset[bytes]) -> None:
         """Raises ``InvalidInput`` unless the Host header is exactly one of ``hosts``."""

@@ -45,6 +45,7 @@ class Invocation(Exchange):
         "_endpoint",
         "_holds_slot",
         "_key",
+        "_purpose",
         "_started",
         "_table",
         "_variant",
@@ -56,6 +57,7 @@ class Invocation(Exchange):
         self._table = connection.gateway.table_in_force
         self._endpoint = endpoint
         self._key: Key | None = None
+        self._purpose = head.purpose() if connection.private else None
         self._variant: Variant | None = None
         self._body: bytes | bytearray = b""
         self._at = time.time()
@@ -76,7 +78,7 @@ class Invocation(Exchange):
 
     def _authorise(self) -> bool:
         """Whether the key may invoke the endpoint; refuses when it may not."""
-        if self._endpoint.spec.auth:
+        if self._endpoint.spec.auth and not self.connection.private:
             try:
                 self._key = self._table.authorise(self.head.credential, self._endpoint.name)
             except LooplineError as error:
@@ -193,7 +195,7 @@ class Invocation(Exchange):
 
     def _record(self, status: int, answer: bytes) -> None:
         endpoint, variant, head = self._endpoint, self._variant, self.head
-        meta = b'{"id":"%b","at":%.6f,%b,"key":%b,"status":%d,"latency_us":%d,"content_type":%b,"join":%b}' % (
+        meta = b'{"id":"%b","at":%.6f,%b,"key":%b,"status":%d,"latency_us":%d,"content_type":%b,"join":%b%b}' % (
             self.request_id.encode(),
             self._at,
             endpoint.meta if variant is None else variant.meta,
@@ -202,6 +204,7 @@ class Invocation(Exchange):
             (time.perf_counter() - self._started) * 1e6,
             _type_text(head.content_type),
             _json_text(head.join),
+            b"" if self._purpose is None else b',"purpose":"%b"' % self._purpose,
         )
         gateway = self.connection.gateway
         sampled = variant is not None and (endpoint.capture >= 1.0 or gateway.chance() < endpoint.capture)
