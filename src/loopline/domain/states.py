@@ -140,6 +140,26 @@ class CheckupStatus(StrEnum):
     STOPPED = "Stopped"
 
 
+class BatchStatus(StrEnum):
+    """A table that is scored by a version; one that failed or was stopped goes on where it was when it is resumed."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    STOPPING = "Stopping"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    STOPPED = "Stopped"
+
+
+class InvocationStatus(StrEnum):
+    """A request whose answer is fetched later."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
 class AlarmStatus(StrEnum):
     """An alarm's state."""
 
@@ -177,6 +197,7 @@ _X, _S, _J, _A, _R = ExecutionStatus, StepStatus, JobStatus, AttemptStatus, RunS
 _E, _P, _V, _G = EnvironmentStatus, PushStatus, VersionStatus, EvaluationStatus
 _N, _W, _O, _L, _D, _T = EndpointStatus, VariantStatus, RolloutStatus, AlarmStatus, DeliveryStatus, RetrainingStatus
 _C = CheckupStatus
+_B, _I = BatchStatus, InvocationStatus
 
 # noun -> status -> what may follow. A status that nothing follows is terminal. A noun's first key is where it begins,
 # unless INITIAL says more.
@@ -303,6 +324,24 @@ MOVES: dict[str, Moves] = {
             _C.STOPPED: (),
         }
     ),
+    "batch": _moves(
+        {
+            _B.PENDING: (_B.RUNNING, _B.STOPPED, _B.SUCCEEDED, _B.FAILED),
+            _B.RUNNING: (_B.STOPPING, _B.SUCCEEDED, _B.FAILED),
+            _B.STOPPING: (_B.STOPPED, _B.SUCCEEDED, _B.FAILED),
+            _B.SUCCEEDED: (),
+            _B.FAILED: (_B.PENDING,),  # resumed
+            _B.STOPPED: (_B.PENDING,),
+        }
+    ),
+    "invocation": _moves(
+        {
+            _I.PENDING: (_I.RUNNING, _I.FAILED),
+            _I.RUNNING: (_I.PENDING, _I.SUCCEEDED, _I.FAILED),  # back to Pending: it is tried again later
+            _I.SUCCEEDED: (),
+            _I.FAILED: (),
+        }
+    ),
     "alarm": _moves(
         {
             _L.INSUFFICIENT_DATA: (_L.OK, _L.ALARM),
@@ -356,6 +395,8 @@ TERMINAL: dict[str, frozenset[str]] = {
     "evaluation": frozenset({_G.PASSED, _G.REFUSED, _G.FAILED}),
     "rollout": frozenset({_O.SUCCEEDED, _O.ROLLED_BACK, _O.FAILED}),
     "test_run": frozenset({_C.PASSED, _C.FAILED, _C.STOPPED}),
+    "batch": frozenset({_B.SUCCEEDED, _B.FAILED, _B.STOPPED}),
+    "invocation": frozenset({_I.SUCCEEDED, _I.FAILED}),
     "delivery": frozenset({_D.DELIVERED, _D.FAILED}),
     "retraining": frozenset({_T.SUCCEEDED, _T.FAILED}),
 }

@@ -41,6 +41,8 @@ _PREFIXES = {
     "rollout": "ro",
     "test": "te",
     "test_run": "tu",
+    "batch": "ba",
+    "invocation": "in",
     "alarm": "am",
     "retraining": "re",
     "trigger": "tr",

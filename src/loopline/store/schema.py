@@ -575,6 +575,54 @@ test_runs = Table(
     Index(None, "rollout"),
 )
 
+batches = Table(
+    "batches",
+    metadata,
+    _id(),
+    _status(),
+    Column("project", String(63), nullable=True),
+    Column("model", String(63), nullable=False),
+    Column("number", Integer, nullable=False),
+    _text("version", null=False),
+    _json("input"),  # digest, name, format, and the asset that it is
+    _json("settings"),
+    _text("job"),
+    _json("output"),  # digest, size_bytes, name, columns
+    _json("errors"),  # the same of the rows set aside
+    _text("asset"),  # name:version that the output became
+    Column("rows", BigInteger, nullable=True),
+    Column("bad", BigInteger, nullable=True),
+    _text("reason"),
+    _text("by", null=False),
+    _time("created_at", null=False),
+    _time("started_at"),
+    _time("ended_at"),
+    Index(None, "model", "created_at"),
+    Index(None, "status"),
+)
+invocations = Table(
+    "invocations",  # asynchronous ones; their bodies are files named by id
+    metadata,
+    _id(),
+    _status(),
+    Column("endpoint", String(63), nullable=False),
+    _text("key"),
+    _text("by", null=False),
+    _text("content_type", null=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    _json("answer"),  # status, content_type, size_bytes
+    _text("request"),  # the id under which the request log has it
+    Column("tries", Integer, nullable=False),
+    _text("reason"),
+    _time("expires_at", null=False),
+    _time("created_at", null=False),
+    _time("started_at"),
+    _time("ended_at"),
+    _time("removed_at"),  # when its bodies were removed
+    Index(None, "endpoint", "status"),
+    Index(None, "expires_at"),
+)
+
 # -- monitoring -------------------------------------------------------------------------------------------------------
 
 traffic = Table(
@@ -743,6 +791,8 @@ NOUNS: dict[str, Table] = {
     "rollout": rollouts,
     "test": endpoint_tests,
     "test_run": test_runs,
+    "batch": batches,
+    "invocation": invocations,
     "alarm": alarms,
     "retraining": retrainings,
     "trigger": triggers,

@@ -86,6 +86,31 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.PrimaryKeyConstraint("number", name=op.f("pk_audit")),
     )
     op.create_table(
+        "batches",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("status", sa.String(length=32), nullable=False),
+        sa.Column("project", sa.String(length=63), nullable=True),
+        sa.Column("model", sa.String(length=63), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
+        sa.Column("input", sa.JSON(), nullable=True),
+        sa.Column("settings", sa.JSON(), nullable=True),
+        sa.Column("job", sa.Text(), nullable=True),
+        sa.Column("output", sa.JSON(), nullable=True),
+        sa.Column("errors", sa.JSON(), nullable=True),
+        sa.Column("asset", sa.Text(), nullable=True),
+        sa.Column("rows", sa.BigInteger(), nullable=True),
+        sa.Column("bad", sa.BigInteger(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("started_at", sa.Double(), nullable=True),
+        sa.Column("ended_at", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
+    )
+    op.create_index(op.f("ix_batches_model_batches_created_at"), "batches", ["model", "created_at"], unique=False)
+    op.create_index(op.f("ix_batches_status"), "batches", ["status"], unique=False)
+    op.create_table(
         "blobs",
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
@@ -249,6 +274,30 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.Column("at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_gateways")),
     )
+    op.create_table(
+        "invocations",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("status", sa.String(length=32), nullable=False),
+        sa.Column("endpoint", sa.String(length=63), nullable=False),
+        sa.Column("key", sa.Text(), nullable=True),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("content_type", sa.Text(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("answer", sa.JSON(), nullable=True),
+        sa.Column("request", sa.Text(), nullable=True),
+        sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("expires_at", sa.Double(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("started_at", sa.Double(), nullable=True),
+        sa.Column("ended_at", sa.Double(), nullable=True),
+        sa.Column("removed_at", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_invocations")),
+    )
+    op.create_index(
+        op.f("ix_invocations_endpoint_invocations_status"), "invocations", ["endpoint", "status"], unique=False
+    )
+    op.create_index(op.f("ix_invocations_expires_at"), "invocations", ["expires_at"], unique=False)
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=40), nullable=False),
