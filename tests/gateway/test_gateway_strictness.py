@@ -261,7 +261,7 @@ def test_request_ids_have_the_form_of_every_id_and_sort_by_time():
     before = time.time()
     made = []
     for _ in range(5):
-        made.append(ids.new())
+        made.append(ids.new(time.time()).decode())
         time.sleep(0.002)
     assert made == sorted(made)
     assert len(set(made)) == 5

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
@@ -201,7 +202,7 @@ class Connection(asyncio.Protocol):
     def _exchange(self, head: Head) -> Exchange:
         head.keep_alive = self._parser.should_keep_alive()
         gateway = self.gateway
-        request_id = gateway.request_ids.new()
+        request_id = gateway.request_ids.new(time.time())
         table = gateway.table
         if table is None:
             body = error_body("unavailable", "the server is starting", request_id)
@@ -219,14 +220,14 @@ class Connection(asyncio.Protocol):
             return Reply(self, head, request_id, (404, body, b""))
         return Proxied(self, head, request_id)
 
-    def _invocation(self, head: Head, request_id: str, name: bytes) -> Exchange:
+    def _invocation(self, head: Head, request_id: bytes, name: bytes) -> Exchange:
         table = self.gateway.table_in_force
         endpoint = table.endpoints.get(name)
         if endpoint is not None:
             return Invocation(self, head, request_id, endpoint)
         return Reply(self, head, request_id, self.gateway.unknown_endpoint(head, name, request_id))
 
-    def _ping(self, head: Head, request_id: str, name: bytes) -> Exchange:
+    def _ping(self, head: Head, request_id: bytes, name: bytes) -> Exchange:
         endpoint = self.gateway.table_in_force.endpoints.get(name)
         if endpoint is not None and endpoint.ready:
             return Reply(self, head, request_id, (200, b'{"ready": true}', b""))
@@ -334,7 +335,7 @@ class Connection(asyncio.Protocol):
             if current.begun:
                 self.transport.abort()
                 return
-        request_id = self.gateway.request_ids.new()
+        request_id = self.gateway.request_ids.new(time.time())
         reply = Exchange(self, _NO_HEAD, request_id)
         reply.close = True
         body = error_body(code, error.message, request_id)

@@ -16,7 +16,7 @@ class Exchange:
 
     __slots__ = ("begun", "close", "connection", "done", "head", "held", "received", "request_id")
 
-    def __init__(self, connection: "Connection", head: Head, request_id: str) -> None:
+    def __init__(self, connection: "Connection", head: Head, request_id: bytes) -> None:
         self.connection = connection
         self.head = head
         self.request_id = request_id
@@ -64,7 +64,7 @@ class Reply(Exchange):
         self,
         connection: "Connection",
         head: Head,
-        request_id: str,
+        request_id: bytes,
         answer: tuple[int, bytes, bytes],
     ) -> None:
         """``answer``: status, body and header lines."""

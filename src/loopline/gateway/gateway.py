@@ -170,7 +170,7 @@ class Gateway:
 
     # what is asked of the table
 
-    def unknown_endpoint(self, head: Head, name: bytes, request_id: str) -> tuple[int, bytes, bytes]:
+    def unknown_endpoint(self, head: Head, name: bytes, request_id: bytes) -> tuple[int, bytes, bytes]:
         """What to answer for a name that no endpoint has: only a key that could invoke it learns that there is none."""
         error: LooplineError = NotFound("there is no endpoint by that name")
         try:

@@ -1,4 +1,14 @@
-"""One invocation: from the head of the request to the answer and its capture record."""
+"""One invocation: from the head of the request to the answer and its capture record, in six stages.
+
+Each stage is one method, which calls the next one when the request may go on: at once, or later when it has to wait.
+
+1. ``complete``: the request is whole; ``_follow`` goes by the table in force, ``_authorise`` checks the key.
+2. ``admit``: whether the endpoint takes one more request now.
+3. ``choose``: which variant answers.
+4. ``connect``: which of the variant's model servers.
+5. ``submit``: the request leaves for that server.
+6. ``answered``: the answer goes to the client and the record to the spool.
+"""
 
 import json
 import time
@@ -8,6 +18,7 @@ from loopline.errors import LooplineError, NotFound, Overloaded, Timeout, TooLar
 from loopline.gateway.answers import CONTINUE, RETRY_AFTER, error_body, status_line, with_request_id
 from loopline.gateway.exchange import CLIENT_GONE, Exchange
 from loopline.gateway.head import Head
+from loopline.gateway.links import Link
 from loopline.gateway.routing import Endpoint, Key, Table, Variant
 
 if TYPE_CHECKING:
@@ -36,63 +47,72 @@ def _type_text(value: bytes | None) -> bytes:
 
 
 class Invocation(Exchange):
-    """A request for predictions. It goes to one model server and never to a second one."""
+    """A request for predictions. It goes to one model server and never to a second one.
+
+    ``done``: it has its answer, or nobody waits for one any more. ``holds_slot``: it counts in the endpoint's
+    ``slots.used``. ``submitted``: a model server is at work on it. ``expired``: it was answered 504 while that server
+    still is. ``started`` and ``deadline`` are ``time.perf_counter`` seconds, ``at`` is the wall clock.
+    """
 
     __slots__ = (
-        "_at",
-        "_body",
-        "_deadline",
-        "_endpoint",
-        "_holds_slot",
-        "_key",
-        "_purpose",
-        "_started",
-        "_table",
-        "_variant",
+        "at",
+        "deadline",
+        "endpoint",
         "expired",
+        "holds_slot",
+        "key",
+        "payload",
+        "purpose",
+        "started",
+        "submitted",
+        "table",
+        "variant",
     )
 
-    def __init__(self, connection: "Connection", head: Head, request_id: str, endpoint: Endpoint) -> None:
+    def __init__(self, connection: "Connection", head: Head, request_id: bytes, endpoint: Endpoint) -> None:
         super().__init__(connection, head, request_id)
-        self._table = connection.gateway.table_in_force
-        self._endpoint = endpoint
-        self._key: Key | None = None
-        self._purpose = head.purpose() if connection.private else None
-        self._variant: Variant | None = None
-        self._body: bytes | bytearray = b""
-        self._at = time.time()
-        self._started = time.perf_counter()
-        self._deadline = 0.0
-        self._holds_slot = False
+        self.table = connection.gateway.table_in_force
+        self.endpoint = endpoint
+        self.key: Key | None = None
+        self.purpose = head.purpose() if connection.private else None
+        self.variant: Variant | None = None
+        self.payload: bytes | bytearray = b""
+        self.at = time.time()
+        self.started = time.perf_counter()
+        self.deadline = self.started + endpoint.timeout_seconds
+        self.holds_slot = False
+        self.submitted = False
         self.expired = False
+
+    # while the request arrives
 
     def start(self) -> None:
         """Check the key and the announced size before any of the body is read."""
         head = self.head
         if not self._authorise():
             return
-        if head.length > self._endpoint.max_body_bytes:
+        if head.length > self.endpoint.max_body_bytes:
             self._refuse_size()
         elif head.expects and self.connection.is_turn_of(self):
             self.connection.deliver(self, CONTINUE, last=False)
 
     def _authorise(self) -> bool:
         """Whether the key may invoke the endpoint; refuses when it may not."""
-        if self._endpoint.spec.auth and not self.connection.private:
+        if self.endpoint.spec.auth and not self.connection.private:
             try:
-                self._key = self._table.authorise(self.head.credential, self._endpoint.name)
+                self.key = self.table.authorise(self.head.credential, self.endpoint.name)
             except LooplineError as error:
-                self._refuse(error)
+                self.refuse(error)
                 return False
         return True
 
     def _follow(self, table: Table) -> bool:
         """Go by a table that came into force while the body was arriving; whether the request is still allowed."""
-        endpoint = table.endpoints.get(self._endpoint.name.encode())
+        endpoint = table.endpoints.get(self.endpoint.name.encode())
         if endpoint is None:
-            self._refuse(NotFound("there is no endpoint by that name"))
+            self.refuse(NotFound("there is no endpoint by that name"))
             return False
-        self._table, self._endpoint = table, endpoint
+        self.table, self.endpoint = table, endpoint
         return self._authorise()
 
     def turn(self) -> None:
@@ -102,90 +122,116 @@ class Invocation(Exchange):
     def body(self, data: bytes) -> None:
         if self.done:
             return
-        if not self._body:
-            self._body = data
-        elif isinstance(self._body, bytearray):
-            self._body += data
+        if not self.payload:
+            self.payload = data
+        elif isinstance(self.payload, bytearray):
+            self.payload += data
         else:
-            self._body = bytearray(self._body) + data  # many tiny chunks cost their bytes, not an object each
-        if len(self._body) > self._endpoint.max_body_bytes:
+            self.payload = bytearray(self.payload) + data  # many tiny chunks cost their bytes, not an object each
+        if len(self.payload) > self.endpoint.max_body_bytes:
             self._refuse_size()
 
     def _refuse_size(self) -> None:
-        self._refuse(TooLarge(f"the body is larger than {self._endpoint.max_body_bytes} bytes"))
+        self.refuse(TooLarge(f"the body is larger than {self.endpoint.max_body_bytes} bytes"))
 
-    def _refuse(self, error: LooplineError, headers: bytes = b"") -> None:
-        """Answer an error without asking a model; closes where the rest of the request has not been read."""
-        head = self.head
-        if not self.received and (head.expects or head.chunked or head.length):
-            self.close = True
-        self._finish(error.status, JSON_TYPE, error_body(error.code, error.message, self.request_id), headers)
+    # the stages
 
     def complete(self) -> None:
-        """Send the request to a model server."""
+        """The request is whole: check it against the table in force, and go on to ``admit``."""
         if self.done:
             return
-        body = self._body = bytes(self._body)
         gateway = self.connection.gateway
-        if gateway.table is not self._table and not self._follow(gateway.table_in_force):
+        if gateway.table is not self.table and not self._follow(gateway.table_in_force):
             return
-        endpoint = self._endpoint
-        now = self._started = time.perf_counter()
-        if endpoint.slots.used >= endpoint.spec.max_concurrent:
-            self._refuse(Overloaded(), RETRY_AFTER)
+        self.started = time.perf_counter()
+        self.deadline = self.started + self.endpoint.timeout_seconds
+        self.admit()
+
+    def admit(self) -> None:
+        """Take a slot of the endpoint, and go on to ``choose``; without one the request is refused."""
+        slots = self.endpoint.slots
+        if slots.used >= self.endpoint.spec.max_concurrent:
+            self.refuse(Overloaded(), RETRY_AFTER)
             return
-        self._variant = variant = endpoint.choose(gateway.chance)
-        link = variant.next_link() if variant is not None else None
+        slots.used += 1
+        self.holds_slot = True
+        self.choose()
+
+    def choose(self) -> None:
+        """Choose a variant by the weights in force, and go on to ``connect``."""
+        self.variant = self.endpoint.choose(self.connection.gateway.chance)
+        self.connect()
+
+    def connect(self) -> None:
+        """Find a model server of the variant that takes the request, and go on to ``submit``."""
+        link = self.variant.next_link() if self.variant is not None else None
         if link is None:
-            self._refuse(Unavailable("no model server of this endpoint is ready"), RETRY_AFTER)
+            self.refuse(Unavailable("no model server of this endpoint is ready"), RETRY_AFTER)
         elif link.congested:
-            self._refuse(Overloaded("the model server does not take more input at the moment"), RETRY_AFTER)
+            self.refuse(Overloaded("the model server does not take more input at the moment"), RETRY_AFTER)
         else:
-            self._holds_slot = True
-            endpoint.slots.used += 1
-            self._deadline = now + endpoint.timeout_seconds
-            link.submit(self, self.head.content_type or JSON_TYPE, self.request_id.encode(), body)
+            self.submit(link)
+
+    def submit(self, link: Link) -> None:
+        """Send the request; from here on it is that server's, whatever becomes of the client."""
+        self.submitted = True
+        self.payload = bytes(self.payload)
+        link.submit(self, self.head.content_type or JSON_TYPE, self.request_id, self.payload)
 
     def answered(self, status: int, content_type: bytes, body: bytes) -> None:
         """The model server's answer."""
-        self._release()
+        self.submitted = False
+        self.release()
         if not self.done:
             if status >= 400:
                 body = with_request_id(body, self.request_id)
             self._finish(status, content_type, body)
 
+    # the ways out
+
     def lost(self) -> None:
         """The model server died."""
-        self._release()
+        self.submitted = False
+        self.release()
         if not self.done:
-            self._refuse(Unavailable("the model server ended while it had this request"), RETRY_AFTER)
+            self.refuse(Unavailable("the model server ended while it had this request"), RETRY_AFTER)
 
     def expire_if_late(self, now: float) -> None:
         """Answer 504; the slot stays taken until the server answers, because the server is still at work."""
-        if not self.done and now >= self._deadline:
+        if not self.done and now >= self.deadline:
             self.expired = True
-            self._refuse(Timeout("the model server did not answer in time"))
+            self.refuse(Timeout("the model server did not answer in time"))
 
     def abandon(self, status: int = CLIENT_GONE) -> None:
         """A request that no server has yet is recorded now; one that is in flight when its answer comes."""
-        if not self.done and not self._holds_slot:
+        if not self.done and not self.submitted:
             self.done = True
+            self.release()
             self._record(status, b"")
 
-    def _release(self) -> None:
-        if self._holds_slot:
-            self._holds_slot = False
-            self._endpoint.slots.used -= 1
+    def release(self) -> None:
+        """Give the slot back, once no model server is at work on the request."""
+        if self.holds_slot and not self.submitted:
+            self.holds_slot = False
+            self.endpoint.slots.used -= 1
+
+    def refuse(self, error: LooplineError, headers: bytes = b"") -> None:
+        """Answer an error without asking a model; closes where the rest of the request has not been read."""
+        head = self.head
+        if not self.received and (head.expects or head.chunked or head.length):
+            self.close = True
+        self.release()
+        self._finish(error.status, JSON_TYPE, error_body(error.code, error.message, self.request_id), headers)
 
     def _finish(self, status: int, content_type: bytes, body: bytes, headers: bytes = b"") -> None:
         self.done = True
         self._record(status, body)
-        variant = self._variant
+        variant = self.variant
         answer = b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b%b\r\n%b" % (
             status_line(status),
             content_type,
             len(body),
-            self.request_id.encode(),
+            self.request_id,
             NO_VARIANT if variant is None else variant.headers,
             headers,
             self.connection_header(),
@@ -194,22 +240,22 @@ class Invocation(Exchange):
         self.connection.deliver(self, answer, last=True)
 
     def _record(self, status: int, answer: bytes) -> None:
-        endpoint, variant, head = self._endpoint, self._variant, self.head
+        endpoint, variant, head = self.endpoint, self.variant, self.head
         meta = b'{"id":"%b","at":%.6f,%b,"key":%b,"status":%d,"latency_us":%d,"content_type":%b,"join":%b%b}' % (
-            self.request_id.encode(),
-            self._at,
+            self.request_id,
+            self.at,
             endpoint.meta if variant is None else variant.meta,
-            b"null" if self._key is None else self._key.meta,
+            b"null" if self.key is None else self.key.meta,
             status,
-            (time.perf_counter() - self._started) * 1e6,
+            (time.perf_counter() - self.started) * 1e6,
             _type_text(head.content_type),
             _json_text(head.join),
-            b"" if self._purpose is None else b',"purpose":"%b"' % self._purpose,
+            b"" if self.purpose is None else b',"purpose":"%b"' % self.purpose,
         )
         gateway = self.connection.gateway
         sampled = variant is not None and (endpoint.capture >= 1.0 or gateway.chance() < endpoint.capture)
         if sampled:
-            gateway.spool.record(meta, bytes(self._body), answer)
+            gateway.spool.record(meta, bytes(self.payload), answer)
         else:
             gateway.spool.record(meta, b"", b"")
-        self._body = b""
+        self.payload = b""

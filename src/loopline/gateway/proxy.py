@@ -45,7 +45,7 @@ class Proxied(Exchange):
 
     __slots__ = ("_upstream", "_waiting")
 
-    def __init__(self, connection: "Connection", head: Head, request_id: str) -> None:
+    def __init__(self, connection: "Connection", head: Head, request_id: bytes) -> None:
         super().__init__(connection, head, request_id)
         self._upstream: Upstream | None = None
         self._waiting: list[bytes] = []  # what came before the connection to control was open
@@ -69,7 +69,7 @@ class Proxied(Exchange):
         for lower, name, value in _end_to_end(head.headers):
             if lower != _REQUEST_ID and not lower.startswith(_OWN):
                 lines.append(b"%b: %b" % (name, value))
-        lines.append(b"x-request-id: " + self.request_id.encode())
+        lines.append(b"x-request-id: " + self.request_id)
         lines.append(b"x-loopline-client: " + self.connection.client_address())
         # Not "connection: close": control would close as soon as it has answered, and what is then written of a body
         # that it did not want would break the connection before its answer has been read. This side closes.
@@ -251,7 +251,7 @@ class Upstream(asyncio.Protocol):
             sized = sized or lower == b"content-length"
             if lower != _REQUEST_ID:
                 lines.append(b"%b: %b" % (name, value))
-        lines.append(b"x-request-id: " + exchange.request_id.encode())
+        lines.append(b"x-request-id: " + exchange.request_id)
         if not sized and not bodiless:
             self._until_close = not any(name.lower() == b"transfer-encoding" for name, _ in headers)
             self._chunked = not exchange.head.old
