@@ -25,6 +25,11 @@ IN_WORDS = {
     ("alarms", "datapoints_to_alarm"): "all of them",
     ("triggers", "name"): "made from its content",
     ("notifications", "secret"): "made",
+    ("tests", "when"): "by kind",
+    ("tests", "body"): "none",
+    ("tests", "max_p50_ms"): "none",
+    ("tests", "max_p99_ms"): "none",
+    ("tests", "min_rate"): "none",
 }
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from loopline.domain import looprules
-from loopline.domain.projects import Loop
+from loopline.domain.projects import EndpointTest, Loop
 from loopline.domain.tomllines import Path, key_lines
 from loopline.errors import InvalidInput
 
@@ -82,6 +82,21 @@ def check_endpoint(name: str, model: str, settings: Mapping[str, Any]) -> None:
     errors = [problem for problem in reader.problems if problem.level == "error"]
     if errors:
         raise InvalidInput("\n".join(f"{problem.key}: {problem.message} ({problem.cure})" for problem in errors))
+
+
+def check_test(endpoint: str, definition: Mapping[str, Any]) -> EndpointTest:
+    """An endpoint's test made by hand, from the keys of ``[[tests]]``. Raises ``InvalidInput`` with every mistake."""
+    reader = _Reader("test", {("tests", 0, key): 1 for key in definition}, set())
+    named = {"project": {"name": endpoint}, "model": {"name": endpoint}, "endpoint": {"name": endpoint}}
+    cleaned = reader.table({**named, "tests": [dict(definition)]}, Loop, ())
+    loop = msgspec.convert(cleaned, Loop)
+    if not reader.problems:
+        looprules.check(loop, frozenset(reader.lines), reader.say, None)
+    errors = [problem for problem in reader.problems if problem.level == "error"]
+    if errors:
+        told = [f"{p.key.removeprefix('tests[0].')}: {p.message}" + (f" ({p.cure})" if p.cure else "") for p in errors]
+        raise InvalidInput("\n".join(told))
+    return loop.tests[0]
 
 
 def _lines_of(text: str, problems: list[Problem]) -> dict[Path, int]:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from loopline.domain import names, states
+from loopline.domain import endpoint_tests, names, states
 from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
 from loopline.domain.drift import Rule
 from loopline.domain.measures import MEASURES
@@ -75,6 +75,17 @@ RANGES: dict[tuple[str, str], Range] = {
     ("rollout", "max_latency_ratio"): _POSITIVE,
     ("rollout", "max_p99_ms"): _POSITIVE,
     ("rollout", "start_timeout_seconds"): _POSITIVE,
+    ("tests", "timeout_seconds"): Range(0, 3600, open_low=True),
+    ("tests", "absolute"): Range(0),
+    ("tests", "relative"): Range(0),
+    ("tests", "min_share"): Range(0, 1, open_low=True),
+    ("tests", "rate"): Range(0, 1_000_000),
+    ("tests", "connections"): Range(1, 1024),
+    ("tests", "seconds"): Range(0, endpoint_tests.MAX_LOAD_SECONDS, open_low=True),
+    ("tests", "max_p50_ms"): _POSITIVE,
+    ("tests", "max_p99_ms"): _POSITIVE,
+    ("tests", "max_error_share"): _SHARE,
+    ("tests", "min_rate"): _POSITIVE,
     ("monitor", "window_seconds"): _POSITIVE,
     ("monitor", "psi"): _POSITIVE,
     ("monitor", "alpha"): _PROBABILITY,
@@ -115,6 +126,7 @@ def check(loop: Loop, present: frozenset[Path], say: Say, files: Collection[str]
     _branches(loop, say)
     _gate(loop, present, say)
     _rollout(loop, present, say)
+    _tests(loop, present, say)
     for position, alarm in enumerate(loop.alarms):
         _alarm(alarm, ("alarms", position), loop, say)
     _monitor(loop, present, say)
@@ -276,6 +288,14 @@ def _rollout(loop: Loop, present: frozenset[Path], say: Say) -> None:
         say(("rollout",), "[rollout] moves no traffic: there is no endpoint", 'add [endpoint] with name = "..."')
 
 
+def _tests(loop: Loop, present: frozenset[Path], say: Say) -> None:
+    for position, test in enumerate(loop.tests):
+        _name(test.name, "a test", ("tests", position, "name"), say)
+    endpoint_tests.check(loop.tests, present, say)
+    if loop.tests and not _deploys(loop):
+        say(("tests",), "[[tests]] has nothing to test: there is no endpoint", 'add [endpoint] with name = "..."')
+
+
 def _alarm(alarm: AlarmTable, path: Path, loop: Loop, say: Say) -> None:
     try:
         percentile_of(alarm.statistic)
@@ -424,6 +444,8 @@ def _files(loop: Loop, say: Say, files: Collection[str] | None) -> None:
     if loop.model.handler == "predict":
         cure = 'write load(model_dir) and predict(model, batch) in it, or [model] handler = "joblib"'
         wanted.append((("model", "handler"), "predict.py", cure))
+    cure = 'add the file: one {"request": ..., "expected": ...} a line'
+    wanted += [(("tests", n, "file"), test.file, cure) for n, test in enumerate(loop.tests) if test.file]
     wanted += [(("data", name, "path"), data.path, "add the file") for name, data in loop.data.items()]
     folders = {file.rpartition("/")[0] for file in files or ()}
     for path, file, cure in wanted:

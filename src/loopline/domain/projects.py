@@ -115,6 +115,57 @@ class RolloutTable(_Table, frozen=True):
     start_timeout_seconds: float = 120
 
 
+class CaseTable(_Table, frozen=True):
+    """``[[tests.cases]]``, or a line of a file of cases: a request and the answer that is expected."""
+
+    request: Any  # text is sent as it is, anything else as JSON
+    expected: Any  # a list alone stands for the predictions
+    name: str = ""
+    content_type: str = ""  # text needs it; JSON is application/json
+
+
+class CallTable(_Table, frozen=True):
+    """``[[tests.calls]]``: a request, and what must hold of its answer."""
+
+    body: Any = None
+    content_type: str = ""
+    path: str = ""  # a route of the gateway; empty is the endpoint itself
+    method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
+    headers: dict[str, str] = {}
+    status: int = 200
+    max_ms: float | None = None
+    json: dict[str, Any] = {}  # "predictions[0].score" -> a value, or {min = ..., max = ...}
+    answer_headers: dict[str, str] = {}  # name -> value; * matches any text
+
+
+class EndpointTest(_Table, frozen=True):
+    """``[[tests]]``: what a version has to show behind the endpoint before traffic moves to it."""
+
+    name: str
+    kind: Literal["golden", "call", "load"]
+    when: Literal["staging", "every"] | None = None  # every step, or (load) only before the first
+    timeout_seconds: float = 60  # for the whole test
+    # golden
+    cases: tuple[CaseTable, ...] = ()
+    file: str = ""  # of the project: one case a line
+    absolute: float = 0.0  # how far a number may be off; the larger of the two counts
+    relative: float = 1e-6
+    ignore: tuple[str, ...] = ()  # parts of the answer that do not matter: "predictions[].time"
+    min_share: float = 1.0  # of the cases that must come out as expected
+    # call
+    calls: tuple[CallTable, ...] = ()
+    # load
+    body: Any = None
+    content_type: str = ""
+    rate: float = 0.0  # requests/s, whatever the answers take; 0: each connection asks again when it is answered
+    connections: int = 8
+    seconds: float = 5.0
+    max_p50_ms: float | None = None
+    max_p99_ms: float | None = None
+    max_error_share: float = 0.0
+    min_rate: float | None = None  # good answers/s
+
+
 class MonitorTable(_Table, frozen=True):
     """``[monitor]``: drift and quality."""
 
@@ -173,7 +224,15 @@ class Notification(_Table, frozen=True):
     kind: Literal["webhook", "slack"]
     url: str
     secret: str = ""  # name of a stored secret that signs; made when absent
-    events: tuple[str, ...] = ("push.Rejected", "execution.Failed", "version.*", "rollout.*", "alarm.*", "retraining.*")
+    events: tuple[str, ...] = (
+        "push.Rejected",
+        "execution.Failed",
+        "version.*",
+        "rollout.*",
+        "test_run.Failed",
+        "alarm.*",
+        "retraining.*",
+    )
 
 
 class Loop(_Table, frozen=True):
@@ -195,6 +254,7 @@ class Loop(_Table, frozen=True):
     retrain: Retrain = Retrain()
     triggers: tuple[TriggerTable, ...] = ()
     notifications: tuple[Notification, ...] = ()
+    tests: tuple[EndpointTest, ...] = ()
 
 
 def to_dict(loop: Loop) -> dict[str, Any]:
