@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from loopline.config import MAX_LOOP_TOML_BYTES
-from loopline.control import alarms, assets, endpoints, registry, topics, triggers
+from loopline.control import alarms, assets, endpoint_tests, endpoints, registry, topics, triggers
 from loopline.control.context import Context
 from loopline.domain import loopfile, names
 from loopline.domain import projects as loops
@@ -112,6 +112,7 @@ def apply_in(
         changes += alarms.apply_alarms(
             ctx, tx, actor=actor, project=loop.project.name, endpoint=moved["endpoint"], loop=loop
         )
+        changes += endpoint_tests.apply_tests(ctx, tx, actor=actor, endpoint=moved["endpoint"], loop=loop, tree=tree)
     if moved["model"] == loop.model.name:  # the main branch speaks for the project as a whole
         changes += triggers.apply_triggers(ctx, tx, actor=actor, project=loop.project.name, wanted=loop.triggers)
         changes += topics.apply_notifications(

@@ -277,7 +277,7 @@ def _is_to_be_told(tx: Tx, event: dict[str, Any]) -> bool:
     return row is None or "notify" in (row["actions"] or ())
 
 
-_ENDPOINT_NOUNS = ("rollout", "retraining", "variant", "alarm")
+_ENDPOINT_NOUNS = ("rollout", "retraining", "variant", "alarm", "test", "test_run")
 
 
 def facts_of(tx: Tx, event: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def facts_of(tx: Tx, event: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         name: row.get(name) for name in ("name", "project", "model", "endpoint", "branch", "commit") if row.get(name)
     }
-    if event["noun"] in ("version", "evaluation", "variant") and row.get("number") is not None:
+    if event["noun"] in ("version", "evaluation", "variant", "test_run") and row.get("number") is not None:
         facts["version"] = row["number"]
     if event["noun"] in ("version", "evaluation"):
         facts["metrics"] = row.get("metrics")
@@ -295,6 +295,8 @@ def facts_of(tx: Tx, event: dict[str, Any]) -> dict[str, Any]:
         facts.update({key: row["definition"].get(key) for key in ("metric", "threshold", "statistic")})
     if event["noun"] == "rollout":
         facts.update(_variant_facts(tx, row))
+    if event["noun"] == "test_run":
+        facts.update({"variant": row.get("variant"), "stage": row.get("stage"), "results": row.get("results")})
     if event["noun"] in ("execution", "step", "job") and row.get("execution"):
         facts["execution"] = row["execution"]
     facts["project"] = _project(tx, event["noun"], row, facts)

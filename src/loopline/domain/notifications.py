@@ -181,7 +181,7 @@ def _title(noun: str, facts: Mapping[str, Any], record: str) -> str:
     name = facts.get("name")
     if noun in ("version", "evaluation"):
         return model or record
-    if noun in ("rollout", "retraining", "variant"):
+    if noun in ("rollout", "retraining", "test_run", "variant"):
         parts = (f"of {model}" if model else None, f"on {endpoint}" if endpoint else None)
         return " ".join(part for part in parts if part) or record
     if noun == "alarm":
@@ -196,12 +196,25 @@ _EMOJI = {
     "Succeeded": ":white_check_mark:",
     "Approved": ":white_check_mark:",
     "Failed": ":x:",
+    "Passed": ":white_check_mark:",
     "Rejected": ":x:",
     "RolledBack": ":leftwards_arrow_with_hook:",
     "RollingBack": ":leftwards_arrow_with_hook:",
     "PendingManualApproval": ":hourglass_flowing_sand:",
 }
-_SHOWN = ("project", "model", "version", "endpoint", "variant", "metric", "value", "threshold", "metrics", "by")
+_SHOWN = (
+    "project",
+    "model",
+    "version",
+    "endpoint",
+    "variant",
+    "stage",
+    "metric",
+    "value",
+    "threshold",
+    "metrics",
+    "by",
+)
 
 
 def slack_payload(sent: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from loopline.control import audit, firings, monitoring, retraining, rollouts, topics
+from loopline.control import audit, endpoint_tests, firings, monitoring, retraining, rollouts, topics
 from loopline.control.context import Context
 from loopline.store.db import Row, Tx
 from loopline.store.schema import NOUNS
@@ -26,5 +26,6 @@ REACTIONS = (
     Reaction("notify", topics.notify, TOLD),
     Reaction("triggers", firings.react, frozenset({"asset"})),
     Reaction("retraining", retraining.react, frozenset({"execution", "push", "retraining"})),
+    Reaction("tests", endpoint_tests.react, frozenset({"endpoint"})),
     Reaction("monitors", monitoring.react, frozenset({"endpoint", "variant", "version"})),
 )

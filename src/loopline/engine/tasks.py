@@ -13,6 +13,7 @@ from loopline.control import (
     jobs,
     labels,
     pushes,
+    release_tests,
     retraining,
     rollbacks,
     rollouts,
@@ -36,6 +37,7 @@ TASKS: Mapping[str, Task] = {
     "retraining.advance": retraining.advance,
     "rollout.advance": rollouts.advance,
     "rollout.request": rollouts.request,
+    "test_run.advance": release_tests.advance,
 }
 
 # Tasks that may take long (a build, a large file, a slow receiver); they never hold up the others.
@@ -47,6 +49,7 @@ SLOW = frozenset(
         "labels.join",
         "push.advance",
         "retraining.advance",
+        "test_run.advance",
     }
 )
 

@@ -6,6 +6,7 @@ from loopline.control import (
     assets,
     audit,
     deliveries,
+    endpoint_tests,
     endpoints,
     environments,
     events,
@@ -18,6 +19,7 @@ from loopline.control import (
     projects,
     pushes,
     registry,
+    release_tests,
     requests,
     retraining,
     rollbacks,
@@ -139,6 +141,18 @@ _TRAFFIC = (
     Route("GET", "/api/live", READ, endpoints.live),
 )
 
+_TESTS = (
+    Route("GET", "/api/endpoints/{endpoint}/tests", READ, endpoint_tests.list_),
+    Route("GET", "/api/endpoints/{endpoint}/tests/{name}", READ, endpoint_tests.show),
+    Route("PUT", "/api/endpoints/{endpoint}/tests/{name}", WRITE, endpoint_tests.put),
+    Route("DELETE", "/api/endpoints/{endpoint}/tests/{name}", WRITE, endpoint_tests.delete),
+    Route("POST", "/api/endpoints/{endpoint}/tests/{name}/record", WRITE, endpoint_tests.record, status=201),
+    Route("POST", "/api/endpoints/{endpoint}/test-runs", WRITE, release_tests.start, status=201),
+    Route("POST", "/api/endpoints/{endpoint}/load-tests", WRITE, release_tests.save_load, status=201),
+    Route("GET", "/api/test-runs", READ, release_tests.list_),
+    Route("GET", "/api/test-runs/{run}", READ, release_tests.show),
+)
+
 _MONITORING = (
     Route("GET", "/api/endpoints/{endpoint}/traffic", READ, monitoring.traffic),
     Route("GET", "/api/endpoints/{endpoint}/drift", READ, monitoring.drift),
@@ -182,4 +196,4 @@ _MESSAGES = (
     Route("POST", "/api/deliveries/{delivery}/redeliver", WRITE, deliveries.redeliver),
 )
 
-TABLE = (*_STATUS, *_PEOPLE, *_PROJECTS, *_WORK, *_TRACKING, *_REGISTRY, *_TRAFFIC, *_MONITORING, *_MESSAGES)
+TABLE = (*_STATUS, *_PEOPLE, *_PROJECTS, *_WORK, *_TRACKING, *_REGISTRY, *_TRAFFIC, *_TESTS, *_MONITORING, *_MESSAGES)
