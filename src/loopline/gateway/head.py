@@ -19,7 +19,9 @@ _FIELDS = {
     b"x-api-key": 5,
     b"content-type": 6,
     b"x-loopline-inference-id": 7,
+    b"x-loopline-timeout-ms": 8,
 }
+ENDPOINTS, INVOCATIONS = b"/endpoints/", b"/invocations"
 _BEARER = b"bearer "
 _PURPOSES = frozenset(purpose.encode() for purpose in PURPOSES)
 
@@ -62,6 +64,7 @@ class Head:
         "old",
         "path",
         "target",
+        "timeout_ms",
     )
 
     def __init__(self, method: bytes, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
@@ -70,6 +73,7 @@ class Head:
             raise refusal(505, "bad_request", "only the HTTP versions 1.0 and 1.1 are spoken here")
         self.method = method
         self.headers = headers
+        self.tail: bytes | None = None  # the end of the capture record's meta, once somebody has made it
         self.old = version == "1.0"
         self.keep_alive = True
         found: list[bytes | None] = [None] * len(_FIELDS)
@@ -79,7 +83,7 @@ class Head:
                 if found[place] is not None:
                     raise malformed(f"the header {name.lower().decode('latin-1')} may be sent only once")
                 found[place] = value
-        host, length, coding, expect, authorization, api_key, self.content_type, self.join = found
+        host, length, coding, expect, authorization, api_key, self.content_type, self.join, timeout = found
         if host is None:
             raise malformed("a Host header is needed")
         self._host = host
@@ -94,6 +98,14 @@ class Head:
             raise refusal(417, "bad_request", "the only expectation is 100-continue")
         bearer = authorization is not None and authorization[:7].lower() == _BEARER
         self.credential = authorization[7:].strip() if bearer and authorization else api_key
+        self.timeout_ms = None if timeout is None else _milliseconds(timeout)
+
+    def invokes(self) -> bytes | None:
+        """The name of the endpoint that the request asks for predictions; None for any other request."""
+        path = self.path
+        if self.method == b"POST" and path.startswith(ENDPOINTS) and path.endswith(INVOCATIONS):
+            return path[len(ENDPOINTS) : -len(INVOCATIONS)]
+        return None
 
     def purpose(self) -> bytes | None:
         """What a private client says that the request is for. Raises ``InvalidInput`` for what is no purpose."""
@@ -108,6 +120,13 @@ class Head:
         """Raises ``InvalidInput`` unless the Host header is exactly one of ``hosts``."""
         if self._host not in hosts and self._host.lower() not in hosts:
             raise misdirected()
+
+
+def _milliseconds(value: bytes) -> int:
+    """How long a client waits. Raises ``InvalidInput`` unless it is a positive whole number."""
+    if not (value.isdigit() and len(value) <= 9 and int(value)):
+        raise malformed("x-loopline-timeout-ms must be a whole number of milliseconds, at least 1")
+    return int(value)
 
 
 def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:

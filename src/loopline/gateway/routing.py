@@ -10,27 +10,21 @@ from itertools import accumulate
 from loopline.domain.access import ROLES, Permission, parse_key, secret_matches
 from loopline.domain.frames import MAX_FRAME_BYTES
 from loopline.errors import Forbidden, Unauthenticated
+from loopline.gateway.allowances import Allowance, Allowances
 from loopline.gateway.head import MAX_HEAD_BYTES
+from loopline.gateway.limits import Admission, Limits
 from loopline.gateway.links import Link
 from loopline.gateway.snapshot import EndpointSpec, KeySpec, Snapshot, VariantSpec
-
-
-class Slots:
-    """How many requests of an endpoint are in flight; outlives snapshots, so that a swap forgets none."""
-
-    __slots__ = ("used",)
-
-    def __init__(self) -> None:
-        self.used = 0
 
 
 class Variant:
     """A variant with its live servers, and the bytes that every answer and record of it repeats."""
 
-    __slots__ = ("_links", "_turn", "headers", "meta", "name", "weight")
+    __slots__ = ("_links", "_turn", "admission", "headers", "meta", "name", "weight")
 
-    def __init__(self, endpoint: str, spec: VariantSpec, links: Mapping[str, Link]) -> None:
+    def __init__(self, endpoint: str, spec: VariantSpec, links: Mapping[str, Link], admission: Admission) -> None:
         self.name = spec.name
+        self.admission = admission
         self.weight = spec.weight
         self._links = [links[path] for path in spec.servers]
         self._turn = 0
@@ -38,6 +32,7 @@ class Variant:
         self.headers = f"x-loopline-version: {version}\r\nx-loopline-variant: {spec.name}\r\n".encode(
             "ascii", "replace"
         )
+        self.ok = b"HTTP/1.1 200 OK\r\n%bcontent-type: application/json\r\nx-request-id: " % self.headers
         self.meta = _meta(endpoint, spec.name, spec.version, spec.model)
 
     @property
@@ -48,6 +43,8 @@ class Variant:
     def next_link(self) -> Link | None:
         """The servers in turn, passing over those that are not connected; None when none is."""
         links = self._links
+        if len(links) == 1:
+            return links[0] if links[0].connected else None
         for _ in links:
             self._turn = (self._turn + 1) % len(links)
             link = links[self._turn]
@@ -71,21 +68,23 @@ class Endpoint:
         "max_body_bytes",
         "meta",
         "name",
-        "slots",
         "spec",
         "timeout_seconds",
         "variants",
     )
 
-    def __init__(self, name: str, spec: EndpointSpec, links: Mapping[str, Link], slots: Slots) -> None:
+    def __init__(self, name: str, spec: EndpointSpec, links: Mapping[str, Link], limits: Limits) -> None:
         self.name = name
         self.spec = spec
-        self.slots = slots
         self.capture = spec.capture
         self.max_body_bytes = min(spec.max_body_bytes, MAX_FRAME_BYTES - MAX_HEAD_BYTES)  # one frame carries it
         self.timeout_seconds = spec.timeout_ms / 1000
         self.meta = _meta(name, None, None, None)
-        self.variants = [Variant(name, variant, links) for variant in spec.variants if variant.weight > 0]
+        self.variants = [
+            Variant(name, variant, links, limits.of(name, variant.name, spec.max_concurrent, spec.queue_ms / 1000))
+            for variant in spec.variants
+            if variant.weight > 0
+        ]
         self._bounds = list(accumulate(variant.weight for variant in self.variants))
         self._total = self._bounds[-1] if self._bounds else 0.0
 
@@ -105,19 +104,20 @@ class Endpoint:
 class Key:
     """An API key and where it may go."""
 
-    __slots__ = ("_endpoints", "_everywhere", "_expires_at", "_may_invoke", "_sha256", "meta")
+    __slots__ = ("_endpoints", "_everywhere", "_expires_at", "_may_invoke", "_sha256", "allowance", "meta")
 
-    def __init__(self, key_id: str, spec: KeySpec) -> None:
+    def __init__(self, key_id: str, spec: KeySpec, allowance: Allowance | None) -> None:
         self.meta = json.dumps(key_id).encode()
+        self.allowance = allowance
         self._sha256 = spec.sha256
-        self._expires_at = spec.expires_at
+        self.expires_at = spec.expires_at
         self._may_invoke = Permission.INVOKE in ROLES.get(spec.role, frozenset())
         self._everywhere = "*" in spec.endpoints
         self._endpoints = frozenset(spec.endpoints)
 
     def opens(self, secret: str, now: float) -> bool:
         """Whether the secret is right and the key has not expired."""
-        return secret_matches(secret, self._sha256) and (self._expires_at is None or now < self._expires_at)
+        return secret_matches(secret, self._sha256) and (self.expires_at is None or now < self.expires_at)
 
     def may_invoke(self, endpoint: str) -> bool:
         """Whether its role may invoke at all and its scope holds the endpoint."""
@@ -127,14 +127,13 @@ class Key:
 class Table:
     """An immutable routing table, made from one snapshot."""
 
-    def __init__(self, snapshot: Snapshot, links: Mapping[str, Link], slots: dict[str, Slots]) -> None:
+    def __init__(self, snapshot: Snapshot, links: Mapping[str, Link], limits: Limits, allowances: Allowances) -> None:
         self.number = snapshot.number
         self.hosts = frozenset(host.lower().encode() for host in snapshot.allowed_hosts)
         self.endpoints = {
-            name.encode(): Endpoint(name, spec, links, slots.setdefault(name, Slots()))
-            for name, spec in snapshot.endpoints.items()
+            name.encode(): Endpoint(name, spec, links, limits) for name, spec in snapshot.endpoints.items()
         }
-        self._keys = {key_id: Key(key_id, spec) for key_id, spec in snapshot.keys.items()}
+        self._keys = {key_id: Key(key_id, spec, allowances.of(key_id, spec)) for key_id, spec in snapshot.keys.items()}
 
     def authorise(self, credential: bytes | None, endpoint: str) -> Key:
         """The key that was shown, if it may invoke the endpoint.
