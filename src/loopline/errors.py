@@ -108,6 +108,18 @@ class Overloaded(Unavailable):
     status = 429
 
 
+class RateLimited(Overloaded):
+    """This key may not send that many requests a second."""
+
+    code = "rate_limited"
+
+
+class QuotaExceeded(RateLimited):
+    """This key's quota is used up."""
+
+    code = "quota_exceeded"
+
+
 class Timeout(LooplineError):
     """It took longer than its limit."""
 

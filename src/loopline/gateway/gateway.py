@@ -12,13 +12,15 @@ from typing import Any
 
 from loopline.config import Settings
 from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
+from loopline.gateway.allowances import Allowances
 from loopline.gateway.answers import RequestIds, error_body
 from loopline.gateway.connection import Connection
 from loopline.gateway.head import Head
 from loopline.gateway.invocation import NO_VARIANT
+from loopline.gateway.limits import Limits
 from loopline.gateway.links import Link
 from loopline.gateway.logs import log
-from loopline.gateway.routing import Slots, Table
+from loopline.gateway.routing import Table
 from loopline.gateway.snapshot import Snapshot, parse_snapshot
 from loopline.gateway.spool import Spool
 
@@ -48,7 +50,10 @@ class Gateway:
         self._seen: tuple[int, int, int] | None = None
         self._links: dict[str, Link] = {}
         self._retired: list[Link] = []
-        self._slots: dict[str, Slots] = {}
+        self._limits = Limits(
+            settings.run_dir / "places", index, settings.gateways, time.perf_counter, self._loop.call_later
+        )
+        self._allowances = Allowances(settings.dir / "allowances")
         self._servers: list[asyncio.Server] = []
         self._datagrams: socket.socket | None = None
         self._look = asyncio.Event()
@@ -136,13 +141,14 @@ class Gateway:
             _, late = await asyncio.wait(fresh, timeout=OPEN_WAIT_SECONDS)
             for waiting in late:
                 waiting.cancel()
-        self.table = Table(snapshot, links, self._slots)
+        self.table = Table(snapshot, links, self._limits, self._allowances)
         for path, link in self._links.items():
             if path not in wanted:
                 link.retire()
                 self._retired.append(link)
         self._links = links
-        self._slots = {name: self._slots[name] for name in snapshot.endpoints}
+        self._limits.keep({(name, v.name) for name, spec in snapshot.endpoints.items() for v in spec.variants})
+        self._allowances.keep(set(snapshot.keys))
         self._acknowledge()
 
     def _acknowledge(self) -> None:
@@ -190,6 +196,7 @@ class Gateway:
             for link in self._links.values():
                 link.sweep(moment)
             self._retired = [link for link in self._retired if not link.sweep(moment)]
+            self._limits.look()
             now = self.now()
             if now >= next_sweep:
                 next_sweep = now + SWEEP_SECONDS

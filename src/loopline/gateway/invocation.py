@@ -1,23 +1,25 @@
-"""One invocation: from the head of the request to the answer and its capture record, in six stages.
+"""One invocation: from the head of the request to the answer and its capture record, in seven stages.
 
 Each stage is one method, which calls the next one when the request may go on: at once, or later when it has to wait.
 
 1. ``complete``: the request is whole; ``_follow`` goes by the table in force, ``_authorise`` checks the key.
-2. ``admit``: whether the endpoint takes one more request now.
+2. ``admit``: whether the key may send one more request now.
 3. ``choose``: which variant answers.
-4. ``connect``: which of the variant's model servers.
-5. ``submit``: the request leaves for that server.
-6. ``answered``: the answer goes to the client and the record to the spool.
+4. ``enter``: the variant has a place for it, now or after a wait, or never.
+5. ``connect``: which of the variant's model servers.
+6. ``submit``: the request leaves for that server.
+7. ``answered``: the answer goes to the client and the record to the spool.
 """
 
 import json
 import time
 from typing import TYPE_CHECKING
 
-from loopline.errors import LooplineError, NotFound, Overloaded, Timeout, TooLarge, Unavailable
+from loopline.errors import LooplineError, NotFound, Overloaded, RateLimited, Timeout, TooLarge, Unavailable
 from loopline.gateway.answers import CONTINUE, RETRY_AFTER, error_body, status_line, with_request_id
 from loopline.gateway.exchange import CLIENT_GONE, Exchange
 from loopline.gateway.head import Head
+from loopline.gateway.limits import Admission
 from loopline.gateway.links import Link
 from loopline.gateway.routing import Endpoint, Key, Table, Variant
 
@@ -49,17 +51,18 @@ def _type_text(value: bytes | None) -> bytes:
 class Invocation(Exchange):
     """A request for predictions. It goes to one model server and never to a second one.
 
-    ``done``: it has its answer, or nobody waits for one any more. ``holds_slot``: it counts in the endpoint's
-    ``slots.used``. ``submitted``: a model server is at work on it. ``expired``: it was answered 504 while that server
-    still is. ``started`` and ``deadline`` are ``time.perf_counter`` seconds, ``at`` is the wall clock.
+    ``done``: it has its answer, or nobody waits for one any more. ``admission``: where it holds a place.
+    ``submitted``: a model server is at work on it. ``expired``: it was answered 504 while that server still is.
+    ``started`` and ``deadline`` are ``time.perf_counter`` seconds, ``at`` is the wall clock.
     """
 
     __slots__ = (
+        "admission",
+        "allowed",
         "at",
         "deadline",
         "endpoint",
         "expired",
-        "holds_slot",
         "key",
         "payload",
         "purpose",
@@ -80,7 +83,8 @@ class Invocation(Exchange):
         self.at = time.time()
         self.started = time.perf_counter()
         self.deadline = self.started + endpoint.timeout_seconds
-        self.holds_slot = False
+        self.admission: Admission | None = None
+        self.allowed = b""  # header lines that say what is left of the key's limits
         self.submitted = False
         self.expired = False
 
@@ -145,22 +149,46 @@ class Invocation(Exchange):
             return
         self.started = time.perf_counter()
         self.deadline = self.started + self.endpoint.timeout_seconds
+        if self.head.timeout_ms is not None:
+            self.deadline = min(self.deadline, self.started + self.head.timeout_ms / 1000)
         self.admit()
 
     def admit(self) -> None:
-        """Take a slot of the endpoint, and go on to ``choose``; without one the request is refused."""
-        slots = self.endpoint.slots
-        if slots.used >= self.endpoint.spec.max_concurrent:
-            self.refuse(Overloaded(), RETRY_AFTER)
-            return
-        slots.used += 1
-        self.holds_slot = True
+        """Count the request against the limits of its key, and go on to ``choose``."""
+        if self.key is not None and self.key.allowance is not None:
+            try:
+                self.allowed = self.key.allowance.spend()
+            except RateLimited as error:
+                self.refuse(error, b"retry-after: %d\r\n" % error.details["retry_after_seconds"])
+                return
         self.choose()
 
     def choose(self) -> None:
-        """Choose a variant by the weights in force, and go on to ``connect``."""
+        """Choose a variant by the weights in force, and go on to ``enter``."""
         self.variant = self.endpoint.choose(self.connection.gateway.chance)
+        self.enter()
+
+    def enter(self) -> None:
+        """Take a place at the variant, and go on to ``connect``; where all are taken, wait for one."""
+        variant = self.variant
+        if variant is None or variant.admission.enter(self, self.started):
+            self.admitted()
+
+    @property
+    def lane(self) -> object:
+        """Keys take turns where requests wait."""
+        return self.key.meta if self.key is not None else None
+
+    def admitted(self) -> None:
+        """It has its place."""
+        if self.variant is not None:
+            self.admission = self.variant.admission
         self.connect()
+
+    def turned_away(self, error: LooplineError, retry_seconds: int) -> None:
+        """There is no place for it in time. No server has seen it, so that it counts for no variant."""
+        self.variant = None
+        self.refuse(error, b"retry-after: %d\r\n" % retry_seconds)
 
     def connect(self) -> None:
         """Find a model server of the variant that takes the request, and go on to ``submit``."""
@@ -181,7 +209,7 @@ class Invocation(Exchange):
     def answered(self, status: int, content_type: bytes, body: bytes) -> None:
         """The model server's answer."""
         self.submitted = False
-        self.release()
+        self.release(good=status < 400)
         if not self.done:
             if status >= 400:
                 body = with_request_id(body, self.request_id)
@@ -209,11 +237,11 @@ class Invocation(Exchange):
             self.release()
             self._record(status, b"")
 
-    def release(self) -> None:
-        """Give the slot back, once no model server is at work on the request."""
-        if self.holds_slot and not self.submitted:
-            self.holds_slot = False
-            self.endpoint.slots.used -= 1
+    def release(self, good: bool = False) -> None:
+        """Give the place back, once no model server is at work on the request; ``good``: it was answered well."""
+        if self.admission is not None and not self.submitted:
+            admission, self.admission = self.admission, None
+            admission.leave(self, good)
 
     def refuse(self, error: LooplineError, headers: bytes = b"") -> None:
         """Answer an error without asking a model; closes where the rest of the request has not been read."""
@@ -233,7 +261,7 @@ class Invocation(Exchange):
             len(body),
             self.request_id,
             NO_VARIANT if variant is None else variant.headers,
-            headers,
+            self.allowed + headers if self.allowed else headers,
             self.connection_header(),
             body,
         )

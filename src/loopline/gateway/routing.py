@@ -20,7 +20,7 @@ from loopline.gateway.snapshot import EndpointSpec, KeySpec, Snapshot, VariantSp
 class Variant:
     """A variant with its live servers, and the bytes that every answer and record of it repeats."""
 
-    __slots__ = ("_links", "_turn", "admission", "headers", "meta", "name", "weight")
+    __slots__ = ("_links", "_turn", "admission", "headers", "meta", "name", "ok", "weight")
 
     def __init__(self, endpoint: str, spec: VariantSpec, links: Mapping[str, Link], admission: Admission) -> None:
         self.name = spec.name

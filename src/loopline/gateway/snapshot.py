@@ -9,6 +9,7 @@ from loopline.errors import InvalidInput
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Weight = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+KeyId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-z]{8}\Z")]  # becomes a file's name
 
 
 class VariantSpec(msgspec.Struct, frozen=True):
@@ -29,16 +30,24 @@ class EndpointSpec(msgspec.Struct, frozen=True):
     capture: Fraction = 1.0
     max_body_bytes: Count = 6 * 1024 * 1024
     timeout_ms: Count = 30_000
-    max_concurrent: Count = 256
+    max_concurrent: Count = 256  # of each variant
+    queue_ms: Annotated[int, msgspec.Meta(ge=0)] = 1000  # how long a request may wait for its turn
 
 
 class KeySpec(msgspec.Struct, frozen=True):
-    """One API key: the hash of its secret, its role, the endpoints that it may ask (``*``: all), and when it ends."""
+    """One API key: the hash of its secret, its role, the endpoints that it may ask (``*``: all), and when it ends.
+
+    ``rate``: requests a second, with bursts of ``burst``; ``quota``: requests in every ``quota_seconds``.
+    """
 
     sha256: str
     role: str
     endpoints: tuple[str, ...] = ()
     expires_at: float | None = None
+    rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    burst: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    quota: Count | None = None
+    quota_seconds: Count = 86400
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -48,7 +57,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     at: float
     allowed_hosts: tuple[str, ...]
     endpoints: dict[str, EndpointSpec]
-    keys: dict[str, KeySpec]
+    keys: dict[KeyId, KeySpec]
 
     def sockets(self) -> set[str]:
         """The paths of all model servers."""
