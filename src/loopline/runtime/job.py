@@ -1,4 +1,4 @@
-"""What a job does in its own process: run a step, compile a pipeline, or score a table.
+"""What a job does in its own process: run a step, compile a pipeline, score a table, once or in chunks.
 
 ``main(folder)`` reads ``spec.json`` and leaves ``outputs/`` and ``outputs.json``. It raises what the user's code raises
 with a traceback that holds no frame of loopline's; its caller tells the shim. The process is set up already:
@@ -33,6 +33,7 @@ def main(folder: str) -> int:
         "step": _step,
         "compile": _compile,
         "score": _score,
+        "batch": _batch,
     }
     if spec["kind"] not in kinds:
         raise ProjectError(f"there is no kind of job {spec['kind']!r} here; kinds: {', '.join(kinds)}")
@@ -180,3 +181,9 @@ def _score(call: dict[str, Any], folder: str) -> dict[str, Any]:
     from . import score, values
 
     return {"predictions": values.save("predictions", score.score(call), folder)}
+
+
+def _batch(call: dict[str, Any], folder: str) -> dict[str, Any]:
+    from . import batch
+
+    return batch.score(call, folder)
