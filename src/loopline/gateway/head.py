@@ -63,6 +63,7 @@ class Head:
         "method",
         "old",
         "path",
+        "tail",
         "target",
         "timeout_ms",
     )

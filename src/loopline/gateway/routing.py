@@ -104,7 +104,7 @@ class Endpoint:
 class Key:
     """An API key and where it may go."""
 
-    __slots__ = ("_endpoints", "_everywhere", "_expires_at", "_may_invoke", "_sha256", "allowance", "meta")
+    __slots__ = ("_endpoints", "_everywhere", "_may_invoke", "_sha256", "allowance", "expires_at", "meta")
 
     def __init__(self, key_id: str, spec: KeySpec, allowance: Allowance | None) -> None:
         self.meta = json.dumps(key_id).encode()
