@@ -118,10 +118,11 @@ class VariantStatus(StrEnum):
 
 
 class RolloutStatus(StrEnum):
-    """The act of moving traffic."""
+    """The act of moving traffic; ``Testing`` before it moves, ``Starting`` again where more servers are needed."""
 
     PENDING = "Pending"
     STARTING = "Starting"
+    TESTING = "Testing"
     SHIFTING = "Shifting"
     BAKING = "Baking"
     ROLLING_BACK = "RollingBack"
@@ -160,6 +161,16 @@ class InvocationStatus(StrEnum):
     FAILED = "Failed"
 
 
+class FunctionStatus(StrEnum):
+    """A function behind a route of its own; what answered before goes on while a new one is Pending or Starting."""
+
+    PENDING = "Pending"
+    STARTING = "Starting"
+    READY = "Ready"
+    FAILED = "Failed"
+    DELETED = "Deleted"
+
+
 class AlarmStatus(StrEnum):
     """An alarm's state."""
 
@@ -195,6 +206,7 @@ def _moves(table: dict[StrEnum, tuple[StrEnum, ...]]) -> Moves:
 
 _X, _S, _J, _A, _R = ExecutionStatus, StepStatus, JobStatus, AttemptStatus, RunStatus
 _E, _P, _V, _G = EnvironmentStatus, PushStatus, VersionStatus, EvaluationStatus
+_F = FunctionStatus
 _N, _W, _O, _L, _D, _T = EndpointStatus, VariantStatus, RolloutStatus, AlarmStatus, DeliveryStatus, RetrainingStatus
 _C = CheckupStatus
 _B, _I = BatchStatus, InvocationStatus
@@ -306,9 +318,10 @@ MOVES: dict[str, Moves] = {
     "rollout": _moves(
         {
             _O.PENDING: (_O.STARTING, _O.ROLLED_BACK, _O.FAILED),
-            _O.STARTING: (_O.SHIFTING, _O.ROLLING_BACK, _O.FAILED),
+            _O.STARTING: (_O.TESTING, _O.SHIFTING, _O.ROLLING_BACK, _O.FAILED),
+            _O.TESTING: (_O.SHIFTING, _O.ROLLING_BACK),
             _O.SHIFTING: (_O.BAKING, _O.SUCCEEDED, _O.ROLLING_BACK),
-            _O.BAKING: (_O.SHIFTING, _O.SUCCEEDED, _O.ROLLING_BACK),
+            _O.BAKING: (_O.STARTING, _O.TESTING, _O.SHIFTING, _O.SUCCEEDED, _O.ROLLING_BACK),
             _O.ROLLING_BACK: (_O.ROLLED_BACK,),
             _O.SUCCEEDED: (),
             _O.ROLLED_BACK: (),
@@ -340,6 +353,15 @@ MOVES: dict[str, Moves] = {
             _I.RUNNING: (_I.PENDING, _I.SUCCEEDED, _I.FAILED),  # back to Pending: it is tried again later
             _I.SUCCEEDED: (),
             _I.FAILED: (),
+        }
+    ),
+    "function": _moves(
+        {
+            _F.PENDING: (_F.STARTING, _F.READY, _F.FAILED, _F.DELETED),
+            _F.STARTING: (_F.PENDING, _F.READY, _F.FAILED, _F.DELETED),
+            _F.READY: (_F.PENDING, _F.DELETED),
+            _F.FAILED: (_F.PENDING, _F.DELETED),
+            _F.DELETED: (_F.PENDING,),
         }
     ),
     "alarm": _moves(
@@ -393,6 +415,7 @@ TERMINAL: dict[str, frozenset[str]] = {
     "environment": frozenset({_E.READY, _E.FAILED}),
     "push": frozenset({_P.STARTED, _P.REJECTED, _P.IGNORED}),
     "evaluation": frozenset({_G.PASSED, _G.REFUSED, _G.FAILED}),
+    "function": frozenset({_F.READY, _F.FAILED, _F.DELETED}),
     "rollout": frozenset({_O.SUCCEEDED, _O.ROLLED_BACK, _O.FAILED}),
     "test_run": frozenset({_C.PASSED, _C.FAILED, _C.STOPPED}),
     "batch": frozenset({_B.SUCCEEDED, _B.FAILED, _B.STOPPED}),

@@ -121,6 +121,10 @@ keys = Table(
     _text("name"),
     Column("role", String(16), nullable=False),
     _json("endpoints"),  # names, or ["*"]; for invoker keys
+    Column("rate", Double, nullable=True),  # predictions a second; null is unlimited
+    Column("burst", Double, nullable=True),
+    Column("quota", BigInteger, nullable=True),  # predictions in every quota_seconds
+    Column("quota_seconds", Integer, nullable=True),
     Column("sha256", String(64), nullable=False),
     _text("created_by", null=False),
     _time("created_at", null=False),
@@ -530,6 +534,24 @@ snapshots = Table(
     _text("reason"),
     _text("by", null=False),
 )
+functions = Table(
+    "functions",
+    metadata,
+    _id(),
+    _status(),
+    Column("name", String(63), nullable=False, unique=True),
+    _text("project", null=False),
+    _json("settings"),  # as in [[functions]]
+    _text("tree", null=False),
+    _text("environment"),
+    _json("server"),  # the processes that answer
+    _json("successor"),  # those that will, once they are ready
+    _text("reason"),
+    _text("by", null=False),
+    _time("since_at"),  # when its processes were asked for
+    _time("created_at", null=False),
+    _time("changed_at", null=False),
+)
 gateways = Table(
     "gateways",
     metadata,
@@ -793,6 +815,7 @@ NOUNS: dict[str, Table] = {
     "test_run": test_runs,
     "batch": batches,
     "invocation": invocations,
+    "function": functions,
     "alarm": alarms,
     "retraining": retrainings,
     "trigger": triggers,

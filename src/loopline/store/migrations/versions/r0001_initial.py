@@ -268,6 +268,25 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         op.f("ix_executions_project_executions_created_at"), "executions", ["project", "created_at"], unique=False
     )
     op.create_table(
+        "functions",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("status", sa.String(length=32), nullable=False),
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("settings", sa.JSON(), nullable=True),
+        sa.Column("tree", sa.Text(), nullable=False),
+        sa.Column("environment", sa.Text(), nullable=True),
+        sa.Column("server", sa.JSON(), nullable=True),
+        sa.Column("successor", sa.JSON(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("since_at", sa.Double(), nullable=True),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("changed_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_functions")),
+        sa.UniqueConstraint("name", name=op.f("uq_functions_name")),
+    )
+    op.create_table(
         "gateways",
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
@@ -327,6 +346,10 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.Column("name", sa.Text(), nullable=True),
         sa.Column("role", sa.String(length=16), nullable=False),
         sa.Column("endpoints", sa.JSON(), nullable=True),
+        sa.Column("rate", sa.Double(), nullable=True),
+        sa.Column("burst", sa.Double(), nullable=True),
+        sa.Column("quota", sa.BigInteger(), nullable=True),
+        sa.Column("quota_seconds", sa.Integer(), nullable=True),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("created_by", sa.Text(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
