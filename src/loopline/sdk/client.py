@@ -110,6 +110,10 @@ class Client:
         """The gate's judgement once there is one."""
         return self._wait(("evaluations", evaluation), "evaluation", timeout, on_change)
 
+    def wait_test_run(self, run: str, timeout: float | None = None, on_change: Changed | None = None) -> dict[str, Any]:
+        """The run of tests once there is a verdict."""
+        return self._wait(("test-runs", run), "test_run", timeout, on_change)
+
     def _wait(
         self, path: tuple[str, str], noun: str, timeout: float | None, on_change: Changed | None
     ) -> dict[str, Any]:
@@ -122,7 +126,9 @@ class Client:
             if is_terminal(noun, record["status"]):
                 return record
             if deadline is not None and time.monotonic() + pause > deadline:
-                raise Timeout(f"the {noun} {path[1]} is still {record['status']} after {timeout:g} seconds")
+                raise Timeout(
+                    f"the {noun.replace('_', ' ')} {path[1]} is still {record['status']} after {timeout:g} seconds"
+                )
             time.sleep(pause)
             pause = min(pause * 1.3, LONGEST_POLL_SECONDS)
 

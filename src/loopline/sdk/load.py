@@ -23,7 +23,7 @@ from typing import Any
 import uvloop
 
 from loopline.domain.latency import Histogram
-from loopline.errors import Unavailable
+from loopline.errors import InvalidInput, Unavailable
 
 TICK_SECONDS = 0.001
 RECONNECT_SECONDS = 0.05
@@ -79,8 +79,11 @@ class Counted:
 
 
 def post(host: str, target: str, body: bytes, content_type: str, headers: dict[str, str]) -> bytes:
-    """The bytes of a POST over a connection that stays."""
+    """The bytes of a POST over a connection that stays; raises ``InvalidInput`` for what cannot be a header."""
     given = {"Host": host, "Content-Type": content_type, "Content-Length": str(len(body)), **headers}
+    for name, value in given.items():
+        if not value.isascii() or not value.isprintable():
+            raise InvalidInput(f"{name}: {value!r} cannot be sent as a header")
     lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
