@@ -111,7 +111,7 @@ def begin(
     settings = endpoint["settings"] or {}
     plan = settings.get("rollout") or {}
     chosen = strategy or plan.get("strategy", "canary")
-    shares = rules.plan(chosen, plan.get("steps", (5.0, 50.0)), first=before is None)
+    shares = rules.plan(chosen, plan, first=before is None, servers=int(settings.get("instances", 1)))
     variant = variants.ensure(tx, endpoint, version, actor)
     row = records.create(
         tx,

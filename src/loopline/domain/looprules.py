@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from loopline.domain import endpoint_tests, names, states
+from loopline.domain import endpoint_tests, names, rolloutrules, states
 from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
 from loopline.domain.drift import Rule
 from loopline.domain.measures import MEASURES
@@ -70,6 +70,12 @@ RANGES: dict[tuple[str, str], Range] = {
     ("endpoint", "max_concurrent"): Range(1, 65536),
     ("endpoint", "keep_warm_seconds"): Range(0),
     ("rollout", "bake_seconds"): Range(0),
+    ("rollout", "step_percent"): Range(0, 100, open_low=True),
+    ("rollout", "batch"): Range(1, 64),
+    ("comparison", "alpha"): _PROBABILITY,
+    ("comparison", "min_effect"): Range(0),
+    ("comparison", "slow_ms"): _POSITIVE,
+    ("comparison", "max_seconds"): _POSITIVE,
     ("rollout", "min_requests"): Range(0),
     ("rollout", "max_error_rate"): _SHARE,
     ("rollout", "max_latency_ratio"): _POSITIVE,
@@ -125,7 +131,7 @@ def check(loop: Loop, present: frozenset[Path], say: Say, files: Collection[str]
     _commands(loop, say)
     _branches(loop, say)
     _gate(loop, present, say)
-    _rollout(loop, present, say)
+    rolloutrules.check(loop, present, say, deploys=_deploys(loop))
     _tests(loop, present, say)
     for position, alarm in enumerate(loop.alarms):
         _alarm(alarm, ("alarms", position), loop, say)
@@ -272,20 +278,6 @@ def _asset(reference: str, path: Path, loop: Loop, say: Say) -> bool:
 
 def _deploys(loop: Loop) -> bool:
     return loop.endpoint is not None or any(branch.endpoint for branch in loop.branches.values())
-
-
-def _rollout(loop: Loop, present: frozenset[Path], say: Say) -> None:
-    steps = loop.rollout.steps
-    for position, step in enumerate(steps):
-        path = ("rollout", "steps", position)
-        if not 0 < step < 100:
-            say(path, f"a step of {step:g} percent", "steps lie above 0 and below 100; 100 follows by itself")
-        elif position and step <= steps[position - 1]:
-            say(path, f"{step:g} follows {steps[position - 1]:g}", "write the steps in ascending order, e.g. [5, 50]")
-    if loop.rollout.strategy == "canary" and not steps:
-        say(("rollout", "steps"), "a canary without steps", 'write e.g. steps = [5, 50], or strategy = "all-at-once"')
-    if ("rollout",) in present and not _deploys(loop):
-        say(("rollout",), "[rollout] moves no traffic: there is no endpoint", 'add [endpoint] with name = "..."')
 
 
 def _tests(loop: Loop, present: frozenset[Path], say: Say) -> None:

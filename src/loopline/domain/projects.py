@@ -100,19 +100,34 @@ class EndpointTable(_Table, frozen=True):
     timeout_seconds: float = 30
     max_concurrent: int = 256
     keep_warm_seconds: float = 3600
+    sticky: str = ""  # a header; requests with the same value of it are answered by the same variant
 
 
 class RolloutTable(_Table, frozen=True):
     """``[rollout]``: how traffic moves, and the built-in alarms that turn it back."""
 
-    strategy: Literal["canary", "all-at-once"] = "canary"
-    steps: tuple[float, ...] = (5.0, 50.0)  # percent; 100 follows
+    strategy: Literal["canary", "linear", "rolling", "blue-green", "all-at-once"] = "canary"
+    steps: tuple[float, ...] = (5.0, 50.0)  # canary: percent; 100 follows
+    step_percent: float = 10  # linear
+    batch: int = 1  # rolling: so many servers are replaced at a time
     bake_seconds: float = 60
     min_requests: int = 0  # of the new version in each step before it may go on
     max_error_rate: float = 0.05  # 5xx share of the new version
     max_latency_ratio: float = 2.0  # its p99 against the predecessor's
     max_p99_ms: float | None = None
     start_timeout_seconds: float = 120
+
+
+class ComparisonTable(_Table, frozen=True):
+    """``[comparison]``: at its first step a rollout waits until one of two versions is shown to be better."""
+
+    metric: Literal["", "error_rate", "latency", "accuracy", "label_rate", "mae"] = ""  # empty: no comparison
+    alpha: float = 0.05  # how often, at most, a verdict is wrong, however long it is waited for
+    min_effect: float = 0.0  # a difference that does not matter, in the metric's unit
+    slow_ms: float = 100  # latency: the share of requests that take longer is compared
+    max_seconds: float = 86400
+    on_better: Literal["promote", "continue"] = "promote"  # all traffic at once, or the next step
+    on_undecided: Literal["back", "continue"] = "back"  # after max_seconds
 
 
 class CaseTable(_Table, frozen=True):
@@ -249,6 +264,7 @@ class Loop(_Table, frozen=True):
     approval: Approval = Approval()
     endpoint: EndpointTable | None = None
     rollout: RolloutTable = RolloutTable()
+    comparison: ComparisonTable = ComparisonTable()
     monitor: MonitorTable = MonitorTable()
     alarms: tuple[AlarmTable, ...] = ()
     retrain: Retrain = Retrain()

@@ -4,7 +4,8 @@ Pure rules over counted requests. A step is bad when the evidence says so, good 
 and open until then; every answer carries the figures that decided.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ MIN_FOR_P99 = 200  # requests on each side, below which a p99 is the slowest one
 MIN_FOR_P50 = 30
 COUNTED_AFTER_SECONDS = 1.0  # an answer is counted by then; the end of a step must not outrun its evidence
 MIN_SLOWER_MS = 5.0  # a ratio of two tiny latencies says nothing
+
+STRATEGIES = ("canary", "linear", "rolling", "blue-green", "all-at-once", "shadow", "standby")
+IDLE = ("shadow", "standby")  # the version is started and tested, and takes no caller's request
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +58,42 @@ class Decision:
     figures: dict[str, Any]
 
 
-def plan(strategy: str, steps: Sequence[float], *, first: bool) -> list[float]:
+def plan(strategy: str, settings: Mapping[str, Any], *, first: bool, servers: int = 1) -> list[float]:
     """The shares (percent) that the new version gets, one step after the other; the last is 100.
 
-    ``first``: nothing serves yet, so that there is nothing to go back to and all traffic goes over at once.
+    ``settings``: a ``[rollout]`` table as it is stored. ``first``: nothing serves yet, so that there is nothing to go
+    back to and all traffic goes over at once. ``servers``: how many each side has when it has all traffic. A strategy
+    that moves no traffic has no shares.
     """
-    if strategy not in ("canary", "all-at-once"):
-        raise InvalidInput(f"{strategy!r} is not a strategy; strategies: canary, all-at-once")
-    if strategy == "all-at-once" or first:
+    if strategy not in STRATEGIES:
+        raise InvalidInput(f"{strategy!r} is not a strategy; strategies: {', '.join(STRATEGIES)}")
+    if strategy in IDLE:
+        return []
+    if first or strategy in ("all-at-once", "blue-green"):
         return [100.0]
+    if strategy == "linear":
+        return _linear(float(settings.get("step_percent", 10)))
+    if strategy == "rolling":
+        return [100.0 * count / servers for count in batches(servers, int(settings.get("batch", 1)))]
+    steps = settings.get("steps", (5.0, 50.0))
     shares = [float(share) for share in steps if share < 100]
     if not shares or sorted(set(shares)) != shares or shares[0] <= 0:
         raise InvalidInput(f"canary steps must rise and lie between 0 and 100 percent, unlike {list(steps)}")
     return [*shares, 100.0]
+
+
+def _linear(step: float) -> list[float]:
+    if not 0 < step <= 100:
+        raise InvalidInput(f"step_percent must lie above 0 and be at most 100, unlike {step:g}")
+    whole = math.ceil(100 / step - 1e-9)
+    return [*(round(step * count, 6) for count in range(1, whole)), 100.0]
+
+
+def batches(servers: int, batch: int) -> list[int]:
+    """How many of ``servers`` run the new version after each step of a rolling replacement."""
+    if batch < 1:
+        raise InvalidInput(f"batch must be 1 or more, unlike {batch}")
+    return [min(count, servers) for count in range(batch, servers + batch, batch)]
 
 
 def judge(rules: Rules, candidate: Side, predecessor: Side | None, elapsed_seconds: float) -> Decision:

@@ -495,6 +495,7 @@ variants = Table(
     Column("model", String(63), nullable=True),
     Column("number", Integer, nullable=True),
     Column("weight", Double, nullable=False),
+    Column("shadow", Double, nullable=True),  # percent of the callers' requests that it gets a copy of
     Column("instances", Integer, nullable=False),
     _text("digest", null=False),  # of the model directory
     _json("server"),
@@ -509,7 +510,7 @@ rollouts = Table(
     _id(),
     _status(),
     Column("endpoint", String(63), nullable=False),
-    _text("kind", null=False),  # release or rollback
+    _text("kind", null=False),  # release, rollback, shadow or standby
     _text("strategy", null=False),
     _text("variant", null=False),
     _text("predecessor"),
@@ -674,7 +675,7 @@ reports = Table(
     _id(),
     Column("endpoint", String(63), nullable=False),
     Column("variant", String(63), nullable=False),
-    _text("kind", null=False),  # drift or quality
+    _text("kind", null=False),  # drift, quality, labelled or shadow
     _time("start_at", null=False),
     _time("end_at", null=False),
     Column("fired", Boolean, nullable=False),

@@ -706,6 +706,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.Column("model", sa.String(length=63), nullable=True),
         sa.Column("number", sa.Integer(), nullable=True),
         sa.Column("weight", sa.Double(), nullable=False),
+        sa.Column("shadow", sa.Double(), nullable=True),
         sa.Column("instances", sa.Integer(), nullable=False),
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("server", sa.JSON(), nullable=True),
