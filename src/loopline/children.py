@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -20,10 +21,12 @@ from loopline.errors import InvalidInput
 QUICK_SECONDS = 1.0  # a process that lived for less died quickly
 FIRST_BACKOFF_SECONDS = 0.1
 DRAIN_SECONDS = 10.0
+ADOPT_SECONDS = 1.0  # a fork takes milliseconds; who does not answer by then is not waited for
 MAX_LOG_BYTES = 10 * 1000 * 1000
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -52,7 +55,12 @@ def backoff_seconds(kind: Kind, quick_deaths: int) -> float:
 
 
 class Spec(NamedTuple):
-    """One process that should run. ``status`` is a model server's status file; ``fds`` are passed by number."""
+    """One process that should run. ``status`` is a model server's status file; ``fds`` are passed by number.
+
+    ``on_demand``: it starts when somebody asks for it, and stays away once it has ended; with ``idle_seconds`` it is
+    stopped when no gateway has used it for so long. ``fork``: the socket of a forkserver that can make it quicker.
+    ``group``: whose memory it counts in.
+    """
 
     id: str
     kind: str
@@ -62,6 +70,10 @@ class Spec(NamedTuple):
     status: str | None = None
     drain_seconds: float = DRAIN_SECONDS
     fds: tuple[int, ...] = ()
+    on_demand: bool = False
+    idle_seconds: float | None = None
+    fork: str | None = None
+    group: str | None = None
 
     def launch(self) -> tuple[Any, ...]:
         """What decides whether a running process is still the one that is wanted."""
@@ -106,10 +118,34 @@ def _spec(kind: str, entry: Any) -> Spec:
         raise InvalidInput(f"{entry['id']}: environ must hold strings")
     if not isinstance(drain, int | float) or not 0 <= drain <= 3600:
         raise InvalidInput(f"{entry['id']}: drain_seconds must be between 0 and 3600")
-    for name in ("cwd", "status"):
+    for name in ("cwd", "status", "fork", "group"):
         if not isinstance(entry.get(name), str | None):
-            raise InvalidInput(f"{entry['id']}: {name} must be a path")
-    return Spec(entry["id"], kind, tuple(argv), environ, entry.get("cwd"), entry.get("status"), float(drain))
+            raise InvalidInput(f"{entry['id']}: {name} must be text")
+    idle = entry.get("idle_seconds")
+    if not (idle is None or (isinstance(idle, int | float) and idle > 0)):
+        raise InvalidInput(f"{entry['id']}: idle_seconds must be above 0")
+    return Spec(
+        entry["id"],
+        kind,
+        tuple(argv),
+        environ,
+        entry.get("cwd"),
+        entry.get("status"),
+        float(drain),
+        on_demand=entry.get("on_demand") is True,
+        idle_seconds=idle,
+        fork=entry.get("fork"),
+        group=entry.get("group"),
+    )
+
+
+def read_budgets(raw: bytes) -> dict[str, float]:
+    """The memory in MB that each group of servers may take, as ``processes.json`` says; what is unfit is left out."""
+    try:
+        budgets = json.loads(raw).get("budgets", {})
+        return {str(name): float(megabytes) for name, megabytes in budgets.items() if megabytes > 0}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return {}
 
 
 def start_time(pid: int) -> int | None:
@@ -127,6 +163,59 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def adopt_orphans() -> None:
+    """Make this process the parent of every orphan below it: so a server that a forkserver made becomes its child."""
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def reap_strangers(own: set[int]) -> None:
+    """Collect the orphans that have ended, jobs among them, up to the next of ``own`` that has: those are not ours."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in own:
+            os.waitpid(ended.si_pid, 0)
+
+
+class Adopted:
+    """A process that a forkserver made and left to this one: what `Child` uses of ``subprocess.Popen``."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def send_signal(self, number: int) -> None:
+        """Signal it; its pid is held until it is waited for."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit code, negative for a signal."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def adopt(spec: Spec, log: Path) -> Adopted | None:
+    """Have the spec's forkserver make the process, and take it over; None when it cannot, and then nothing runs.
+
+    The new process says its pid when it has become a child of this one, and goes on when it is told to: of a start that
+    took too long here nothing is left.
+    """
+    request = {
+        "argv": spec.argv,
+        "environ": dict(spec.environ),
+        "cwd": spec.cwd,
+        "log": str(log),
+        "parent": os.getpid(),
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(ADOPT_SECONDS)
+        try:
+            asking.connect(spec.fork or "")
+            asking.sendall(json.dumps({"serve": request}).encode() + b"\n")
+            pid = int(json.loads(asking.recv(4096))["pid"])
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises when it is no child of ours
+            asking.sendall(b"go\n")
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+    return Adopted(pid)
+
+
 class Child:
     """One process of the tree, over all its lives. ``spec`` is what is wanted: None means that it should go."""
 
@@ -134,7 +223,7 @@ class Child:
         self.id = spec.id
         self.kind = spec.kind
         self.spec: Spec | None = spec
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Adopted | None = None
         self.running: Spec | None = None
         self.restarts = 0
         self.last_exit: dict[str, Any] | None = None
@@ -142,15 +231,21 @@ class Child:
         self.start_time: int | None = None
         self.born = 0.0
         self.quick_deaths = 0
-        self.start_due: float | None = 0.0  # monotonic; None: not by itself
+        self.start_due: float | None = None if spec.on_demand else time.monotonic()  # None: not by itself
         self.kill_due: float | None = None
+        self.asked_at: float | None = None  # when somebody last asked for it
+        self.again = False  # it was asked for while it was stopping
+        self.forked = False
+        self.not_before = 0.0  # an on-demand process that keeps dying is asked for in vain until then
 
     @property
     def state(self) -> str:
-        """``running``, ``stopping``, ``waiting`` for its next start, or ``ended`` for good."""
+        """``running``, ``stopping``, ``waiting`` for its next start, ``asleep`` until asked for, ``ended`` for good."""
         if self.process:
             return "running" if self.kill_due is None else "stopping"
-        return "ended" if self.start_due is None else "waiting"
+        if self.start_due is None:
+            return "asleep" if self.spec and self.spec.on_demand else "ended"
+        return "waiting"
 
     def describe(self) -> dict[str, Any]:
         """The child's entry in supervisor.json."""
@@ -163,12 +258,14 @@ class Child:
             "last_exit": self.last_exit,
             "state": self.state,
             "started_at": self.started_at,
+            "forked": self.forked,
         }
 
     def start(self, log: Path, now: float) -> None:
         """Start what is wanted. A program that cannot be started counts as one that died at once."""
         assert self.spec is not None
-        self.running, self.born, self.start_due = self.spec, now, None
+        self.running, self.born, self.start_due, self.asked_at = self.spec, now, None, None
+        self.started_at = time.time()
         supervisor = os.getpid()
 
         def before_exec() -> None:
@@ -178,8 +275,10 @@ class Child:
 
         try:
             _rotate(log)
+            self.process = adopt(self.spec, log) if self.spec.fork else None
+            self.forked = self.process is not None
             with log.open("ab") as output:
-                self.process = subprocess.Popen(
+                self.process = self.process or subprocess.Popen(
                     self.spec.argv,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -194,13 +293,31 @@ class Child:
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self._ended({"code": 127, "signal": None, "at": time.time(), "error": str(error)}, now)
             return
-        self.started_at, self.start_time = time.time(), start_time(self.process.pid)
+        self.start_time = start_time(self.process.pid)
 
-    def stop(self, now: float) -> None:
-        """Ask it to finish; `kill_due` says until when it may take."""
-        if self.process and self.kill_due is None and self.running:
-            self.kill_due = now + self.running.drain_seconds
-            self.process.send_signal(signal.SIGTERM)
+    def ask(self, now: float) -> None:
+        """Somebody needs it: start it unless it runs; one that is stopping comes back."""
+        self.asked_at = now
+        if self.process:
+            self.again = self.kill_due is not None
+        elif self.start_due is None:
+            self.start_due = max(now, self.not_before)
+
+    def forget_request(self) -> None:
+        """Nobody waits for it any more."""
+        if self.process is None and self.spec and self.spec.on_demand:
+            self.start_due = self.asked_at = None
+
+    def stop(self, now: float, drain_seconds: float | None = None, *, again: bool = False) -> None:
+        """Ask it to finish; `kill_due` says until when it may take. ``again``: it starts anew when it has ended."""
+        self.again = again
+        if self.process and self.running:
+            allowed = self.running.drain_seconds
+            allowed = allowed if drain_seconds is None else min(allowed, drain_seconds)
+            if self.kill_due is None:
+                self.process.send_signal(signal.SIGTERM)
+                self.kill_due = now + allowed
+            self.kill_due = min(self.kill_due, now + allowed)
 
     def kill_when_due(self, now: float) -> None:
         """Kill it, and what it started in its group, when it has not finished in time."""
@@ -212,7 +329,7 @@ class Child:
         """What should run under this id from now on; a new program does not wait for the old one's backoff."""
         changed = spec is not None and (self.running is None or spec.launch() != self.running.launch())
         self.spec = spec
-        if changed and self.process is None:
+        if changed and self.process is None and spec is not None and not spec.on_demand:
             self.quick_deaths, self.start_due = 0, now
 
     def is_as_wanted(self) -> bool:
@@ -237,23 +354,31 @@ class Child:
         asked, self.kill_due = self.kill_due is not None, None
         self.last_exit = how
         kind = KINDS[self.kind]
+        on_demand = self.spec is not None and self.spec.on_demand
+        again, self.again = self.again, False
         if asked:
-            self.quick_deaths, self.start_due = 0, now
-        elif how["code"] == 0 and not kind.again_after_success:
+            self.quick_deaths, self.start_due = 0, None if on_demand and not again else now
+        elif how["code"] == 0 and (on_demand or not kind.again_after_success):
             self.start_due = None
         else:
             quick = how["code"] == 127 or now - self.born < QUICK_SECONDS or not self._was_ready(how)
             self.quick_deaths = self.quick_deaths + 1 if quick else 0
-            self.start_due = now + backoff_seconds(kind, self.quick_deaths)
+            self.not_before = now + backoff_seconds(kind, self.quick_deaths)
+            self.start_due = None if on_demand else self.not_before
             self.restarts += 1
 
     def _was_ready(self, how: dict[str, Any]) -> bool:
         """A model server that never came to serve died quickly, however long loading took."""
+        return self.is_ready(how["at"])
+
+    def is_ready(self, by: float | None = None) -> bool:
+        """Whether the process that runs, or ran last, came to serve (before ``by``); all but model servers did."""
         if not (self.running and self.running.status):
             return True
         try:
             status = json.loads(Path(self.running.status).read_bytes())
-            return bool(status["state"] == "ready" and status["at"] <= how["at"] and status["at"] >= self.started_at)
+            in_time = status["at"] >= self.started_at and (by is None or status["at"] <= by)
+            return bool(status["state"] == "ready" and in_time)
         except (OSError, ValueError, LookupError, TypeError):
             return False
 

@@ -21,12 +21,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from loopline.children import DRAIN_SECONDS, KINDS, Child, Spec, cut_log, kill_group, read_processes, start_time
+from loopline.children import (
+    DRAIN_SECONDS,
+    KINDS,
+    Child,
+    Spec,
+    adopt_orphans,
+    cut_log,
+    kill_group,
+    read_budgets,
+    read_processes,
+    reap_strangers,
+    start_time,
+)
 from loopline.config import SETTINGS, Settings, package_environment
+from loopline.demand import Demand
 from loopline.errors import Conflict, Forbidden, InvalidInput
 
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 0.05
+BLOCKED_SECONDS = 0.02  # between two looks at a start that waits for room or for a forkserver
 MAX_OPEN_FILES = 65536
 BACKLOG = 1024
 PORTS_TO_TRY = 100
@@ -214,6 +228,7 @@ class Supervisor:
         self.seen: tuple[int, int, int] | None = None
         self.described: list[dict[str, Any]] | None = None
         self.problems: list[str] = []
+        self.demand = Demand(settings.run_dir)
         self.stops = 0  # signals received that ask to stop
         self.commands = self._bind_commands()
         self.waker, self.signalled = socket.socketpair()
@@ -246,12 +261,25 @@ class Supervisor:
                     self._command(json.loads(raw))
 
     def _command(self, message: dict[str, Any]) -> None:
-        if message.get("kind") == "processes":
+        """``processes``: the file has changed. ``start``, ``stop``, ``restart`` name a server or forkserver in ``id``:
+        start what sleeps or has gone idle; stop what runs on demand; restart, with ``grace_seconds`` at most.
+        """
+        kind, now = message.get("kind"), time.monotonic()
+        if kind == "processes":
             self.seen = None
-        elif message.get("kind") == "start":  # a forkserver that had gone idle
-            child = self.children.get(str(message.get("id")))
-            if child and child.process is None:
-                child.start_due = time.monotonic()
+            return
+        self._read_wanted()
+        child = self.children.get(str(message.get("id")))
+        if child is None or child.id in self.own_ids:
+            return
+        if kind == "start":
+            child.ask(now)
+        elif kind == "stop" and child.spec and child.spec.on_demand:
+            child.stop(now)
+            child.forget_request()
+        elif kind == "restart":
+            grace = message.get("grace_seconds")
+            child.stop(now, float(grace) if isinstance(grace, int | float) and grace >= 0 else None, again=True)
 
     def _read_wanted(self) -> None:
         """Take over processes.json when it has changed. While it is missing or broken, what runs goes on."""
@@ -273,6 +301,7 @@ class Supervisor:
         if problems != self.problems:
             self.problems, self.described = problems, None
         if specs is not None:
+            self.demand.budgets = read_budgets(raw)
             self._want({spec.id: spec for spec in specs})
 
     def _want(self, specs: dict[str, Spec]) -> None:
@@ -290,6 +319,7 @@ class Supervisor:
             now = time.monotonic()
             self._read_wanted()
             self._reap(now)
+            self.demand.look(self.children.values(), now)
             for child in list(self.children.values()):
                 self._settle(child, now)
             self._look_ready()
@@ -305,11 +335,10 @@ class Supervisor:
             cut_log(self._log_of(child))
         elif child.spec is None:
             del self.children[child.id]
-        elif child.start_due is not None and now >= child.start_due:
+        elif self.demand.may_start(child, self.children, now):
             child.start(self._log_of(child), now)
-            self._log(
-                f"{child.id}: started as pid {child.process.pid}" if child.process else f"{child.id}: {child.last_exit}"
-            )
+            came = f"{'forked' if child.forked else 'started'} as pid {child.process.pid}" if child.process else None
+            self._log(f"{child.id}: {came or child.last_exit}")
             self._write_state()  # at once: a successor of this process waits for those whom it finds there
 
     def _reap(self, now: float) -> None:
@@ -318,6 +347,7 @@ class Supervisor:
                 self._log(f"{child.id}: ended {json.dumps(child.last_exit)}")
                 if self.probe and self.say and child.id in self.own_ids and child.quick_deaths == TROUBLE:
                     self.say(f"{child.id} ends as soon as it starts; see {self._log_of(child)}")
+        reap_strangers({child.process.pid for child in self.children.values() if child.process})
 
     def _look_ready(self) -> None:
         if self.probe and self.probe.look():
@@ -332,9 +362,10 @@ class Supervisor:
         now = time.monotonic()
         dues = [now + (PROBE_SECONDS if self.probe else POLL_SECONDS)]
         for child in self.children.values():
-            due = child.kill_due if child.process else child.start_due
-            if due is not None:
-                dues.append(due)
+            if child.process and child.kill_due is not None:
+                dues.append(child.kill_due)
+            elif not child.process and child.start_due is not None:
+                dues.append(max(child.start_due, now + BLOCKED_SECONDS))
         for key, _ in self.selector.select(max(0.0, min(dues) - now)):
             key.data()
 
@@ -448,6 +479,7 @@ def run(
     try:
         _clear_leftovers(settings.run_dir / "supervisor.json")
         _raise_open_files()
+        adopt_orphans()
         supervisor = Supervisor(settings, bind(settings.host, settings.port), programs, on_ready, say)
         try:
             with supervisor.signals():

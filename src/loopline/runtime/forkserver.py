@@ -1,7 +1,8 @@
 """The forkserver of one environment: imports its third-party packages once, then forks a shim for each request.
 
-``python -I forkserver.py --socket PATH [--preload a,b] [--idle SECONDS]``. One request is one line of JSON on a Unix
-stream socket, ``{"folder": path}`` or ``{"status": true}``; the answer is one line, and the connection closes.
+``python -I forkserver.py --socket PATH [--preload a,b] [--idle SECONDS] [--serve]``. One request is one line of JSON on
+a Unix stream socket, ``{"folder": path}``, ``{"serve": {...}}`` (see ``launch.become_server``) or ``{"status": true}``;
+the answer is one line, and the connection closes.
 It forks only while it has one single thread, keeps nothing of its starter's environment, and goes when idle.
 """
 
@@ -145,16 +146,19 @@ class ForkServer:
             client.settimeout(CLIENT_SECONDS)
             try:
                 answer = self._answer(client)
-                client.sendall(json.dumps(answer).encode() + b"\n")
+                if answer is not None:
+                    client.sendall(json.dumps(answer).encode() + b"\n")
             except OSError:
                 return
 
-    def _answer(self, client: socket.socket) -> dict[str, Any]:
+    def _answer(self, client: socket.socket) -> dict[str, Any] | None:
         request = read_request(client)
         if request is None:
             return {"refused": "a request is one line of JSON"}
         if request.get("status"):
             return {**self.status, "threads": threads()}
+        if isinstance(request.get("serve"), dict):
+            return self._fork_server(client, request["serve"])
         folder = request.get("folder")
         problem = unfit(folder)
         if problem:
@@ -184,6 +188,24 @@ class ForkServer:
             shim.run_and_leave(folder)
         return {"pid": pid}
 
+    def _fork_server(self, client: socket.socket, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Fork a model server as an orphan: whoever adopts our orphans gets it, and it answers the client itself."""
+        problem = many_threads()
+        if problem:
+            return {"refused": problem}
+        try:
+            pid = os.fork()
+        except OSError as failure:
+            return {"refused": f"fork: {failure.strerror}"}
+        if pid == 0:
+            self._forget()
+            if os.fork():
+                os._exit(0)
+            launch.become_server(client, request)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        return None
+
     def prepare(self) -> None:
         """Fork shims and their jobs ahead of the next requests: with large packages loaded, forks cost the most."""
         while len(self.spares) < SPARES and not many_threads():
@@ -211,6 +233,7 @@ class ForkServer:
         """In a child: nothing of the forkserver's signal handling."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def many_threads() -> str | None:
@@ -283,12 +306,15 @@ def main() -> int:
     parser.add_argument("--socket", required=True)
     parser.add_argument("--preload", default="")
     parser.add_argument("--idle", type=float, default=900.0)
+    parser.add_argument("--serve", action="store_true", help="have what a model server needs ready, too")
     options = parser.parse_args()
     began = time.monotonic()
     names = [name for name in options.preload.split(",") if name]
     failed = preload(names)
     if os.path.exists(f"{launch.HERE}/job.py"):
         import_module(".job", __package__).prepare()  # what every step needs
+    if options.serve:
+        import_module(".serve", __package__)
     if threads() > 1:
         shed_threads()
     gc.collect()

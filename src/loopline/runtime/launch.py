@@ -1,11 +1,13 @@
-"""The job's side of a fork: set the process up (limits, privileges, Landlock), then become the job.
+"""The far side of a fork: set the process up, then become the job, or the model server.
 
-What goes wrong here is told to the shim through the report pipe, one JSON line each.
+A job's limits, privileges and Landlock are set here, and what goes wrong is told to the shim through the report pipe,
+one JSON line each. A model server confines itself, as one that was started does.
 """
 
 # Pathlib would cost every job milliseconds to import.
-# ruff: noqa: PTH100, PTH120
+# ruff: noqa: PTH100, PTH119, PTH120, PTH123
 
+import ctypes
 import errno
 import gc
 import json
@@ -15,16 +17,29 @@ import signal
 import sys
 import time
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import folder as files
 from . import processes, sandbox
+
+if TYPE_CHECKING:
+    import socket
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MESSAGE_CHARS = 4000
 TRACEBACK_CHARS = 16000
 REPORT = 3  # the pipes of the job's process: to the shim,
 GO = 4  # and from it
+ADOPTED_SECONDS = 5.0
+# How numeric libraries are told the number of their threads once they are loaded; before, it is the environment's.
+THREAD_SETTERS = (
+    "openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "scipy_openblas_set_num_threads64_",
+    "MKL_Set_Num_Threads",
+    "omp_set_num_threads",
+)
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 
 
@@ -144,7 +159,16 @@ def _settle(environ: dict[str, str], folder: str) -> None:
     os.environ.clear()
     processes.overwrite_environ(f"{processes.MARK}={environ[processes.MARK]}".encode())
     os.environ.update(environ)
-    if "TZ" in environ:
+    sys.argv = [folder]
+    # The runtime's own folder comes last: its file names must not hide a user's or a package's module.
+    sys.path[0:0] = [entry for entry in environ.get("PYTHONPATH", "").split(":") if entry]
+    sys.path.append(HERE)
+    _freshen()
+
+
+def _freshen() -> None:
+    """What an interpreter that was started would have of its own: streams, `__main__`, collector, random numbers."""
+    if "TZ" in os.environ:
         time.tzset()
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     for name, number in (("stdout", 1), ("stderr", 2)):
@@ -153,10 +177,6 @@ def _settle(environ: dict[str, str], folder: str) -> None:
         setattr(sys, f"__{name}__", stream)
     # A `__main__` without a file: a process that multiprocessing spawns must not run the shim's or forkserver's again.
     sys.modules["__main__"] = type(sys)("__main__")
-    sys.argv = [folder]
-    # The runtime's own folder comes last: its file names must not hide a user's or a package's module.
-    sys.path[0:0] = [entry for entry in environ.get("PYTHONPATH", "").split(":") if entry]
-    sys.path.append(HERE)
     gc.enable()
     random.seed()
     if "tempfile" in sys.modules:
@@ -164,6 +184,71 @@ def _settle(environ: dict[str, str], folder: str) -> None:
     generator = sys.modules.get("numpy.random.mtrand")
     if generator is not None:
         generator.seed()
+
+
+def become_server(asking: "socket.socket", request: dict[str, Any]) -> NoReturn:
+    """Turn this freshly forked orphan into the model server that ``request`` describes. Never returns.
+
+    ``request``: the ``argv`` (interpreter, options, serve.py, its arguments), ``environ`` and ``cwd`` of the process
+    that would be started otherwise, the ``log`` for its output, and the ``parent`` that adopts it. That one is told the
+    pid and says ``go``; without it, this process ends.
+    """
+    code = 1
+    try:
+        parent = int(request["parent"])
+        end = time.monotonic() + ADOPTED_SECONDS
+        while os.getppid() != parent and time.monotonic() < end:
+            time.sleep(0.0005)  # whoever forked us is about to end
+        os.setpgid(0, 0)
+        sandbox.die_with_parent(parent, signal.SIGTERM)
+        asking.sendall(json.dumps({"pid": os.getpid()}).encode() + b"\n")
+        if asking.recv(16) != b"go\n":
+            os._exit(1)
+        _detach_server(str(request["log"]))
+        argv = [str(word) for word in request["argv"]]
+        os.environ.clear()
+        os.environ.update({str(name): str(value) for name, value in request["environ"].items()})
+        os.chdir(str(request.get("cwd") or "/"))
+        start = next(place for place, word in enumerate(argv) if word.endswith("serve.py"))
+        sys.argv = argv[start:]
+        _freshen()
+        _limit_threads(os.environ.get("OMP_NUM_THREADS", ""))
+        code = import_module(".serve", __package__).main(argv[start + 1 :])
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException as failure:  # noqa: BLE001 - the process ends here, and its log has to say why
+        explain(failure)
+    finally:
+        _leave(code)
+
+
+def _detach_server(log: str) -> None:
+    """Output to the log, no descriptor of the forkserver's, signals as they were."""
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.closerange(3, 1 << 30)
+    os.umask(0o077)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _limit_threads(text: str) -> None:
+    """Tell the numeric libraries that are loaded already how many threads they may use."""
+    if not text.isdigit() or int(text) < 1:
+        return
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        paths = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
+    for path in paths:
+        name = os.path.basename(path).lower()
+        if not any(part in name for part in ("blas", "mkl_rt", "gomp", "libomp", "iomp")):
+            continue
+        library = ctypes.CDLL(path)
+        for setter in THREAD_SETTERS:
+            function = getattr(library, setter, None)
+            if function is not None:
+                function(ctypes.c_int(int(text)))
 
 
 def _run(folder: str) -> int:
