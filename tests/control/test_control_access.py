@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loopline.control import access
-from loopline.errors import Unauthenticated
+from loopline.domain.access import Actor
+from loopline.errors import Forbidden, InvalidInput, Unauthenticated
 from loopline.testing.clock import ManualClock
+from loopline.testing.fleet import Fleet
 from loopline.testing.world import World
 
 
@@ -70,3 +73,52 @@ def test_another_secret_for_a_key_at_hand_is_refused(world: World) -> None:
     wrong = made["key"][:-1] + ("A" if made["key"][-1] != "A" else "B")
     with pytest.raises(Unauthenticated):
         access.authenticate(world.ctx, wrong)
+
+
+def test_the_limits_of_a_key_reach_the_gateways_and_can_be_changed(world: World) -> None:
+    made = access.create_key(
+        world.ctx, world.actor, user="ann", role="invoker", endpoints=["e"], rate=10, burst=20, quota="10000/day"
+    )
+    published = Fleet(world.ctx).snapshot()["keys"][made["id"]]
+    assert {name: published[name] for name in ("rate", "burst", "quota", "quota_seconds")} == {
+        "rate": 10,
+        "burst": 20,
+        "quota": 10000,
+        "quota_seconds": 86400,
+    }
+    changed = access.limit_key(world.ctx, world.actor, key=made["id"], quota="5/minute")
+    assert (changed["rate"], changed["quota"], changed["quota_seconds"]) == (None, 5, 60)
+    published = Fleet(world.ctx).snapshot()["keys"][made["id"]]
+    assert "rate" not in published and published["quota"] == 5
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"rate": 0},
+        {"rate": -1},
+        {"burst": 5},
+        {"rate": 1, "burst": 0.5},
+        {"quota": "10"},
+        {"quota": "0/day"},
+        {"quota": "10/fortnight"},
+        {"rate": float("inf")},
+    ],
+    ids=str,
+)
+def test_limits_that_mean_nothing_are_refused(world: World, limits: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        access.create_key(world.ctx, world.actor, user="ann", role="viewer", **limits)
+
+
+def test_a_person_does_not_lift_the_limits_of_their_own_key(world: World) -> None:
+    made = make_key(world)
+    with pytest.raises(Forbidden):
+        access.limit_key(world.ctx, Actor("ann", "editor"), key=made["id"])
+
+
+def test_a_key_may_be_for_functions(world: World) -> None:
+    made = access.create_key(world.ctx, world.actor, user="ann", role="invoker", endpoints=["e", "function:resize"])
+    assert made["endpoints"] == ["e", "function:resize"]
+    with pytest.raises(InvalidInput):
+        access.create_key(world.ctx, world.actor, user="ann", role="invoker", endpoints=["function:a/b"])

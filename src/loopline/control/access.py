@@ -104,12 +104,17 @@ def create_key(
     role: str | None = None,
     endpoints: list[str] | None = None,
     expires_days: float | None = DEFAULT_EXPIRY_DAYS,
+    rate: float | None = None,
+    burst: float | None = None,
+    quota: str | None = None,
 ) -> dict[str, Any]:
     """Make a key and show it, this once.
 
     ``role`` is the user's own or a lesser one; an ``invoker`` key names the endpoints it may ask. At most two keys of
-    one user and name are live at a time, so that a rotation ends.
+    one user and name are live at a time, so that a rotation ends. ``rate`` (predictions a second), ``burst`` (so many
+    at once) and ``quota`` (such as ``10000/day``) limit what it may ask for.
     """
+    limits = access.limits(rate, burst, quota)
     if expires_days is not None and not 0 < expires_days <= MAX_EXPIRY_DAYS:
         raise InvalidInput(f"expires_days must be more than 0 and at most {MAX_EXPIRY_DAYS}, not {expires_days}")
     owner_name = actor.name if user is None else user
@@ -146,6 +151,7 @@ def create_key(
             sha256=access.hash_secret(secret),
             created_by=actor.name,
             expires_at=None if expires_days is None else tx.now + expires_days * 86400,
+            **limits,
         )
         snapshots.write(ctx, tx, actor=actor.name, reason=f"key {key_id} created")
     return {**_public(row), "key": access.make_key(key_id, secret)}
@@ -157,8 +163,21 @@ def _scope(role: str, endpoints: list[str] | None) -> list[str]:
             raise InvalidInput("only invoker keys are limited to endpoints; leave endpoints out or make role=invoker")
         return ["*"]
     if not endpoints:
-        raise InvalidInput('an invoker key names its endpoints, e.g. endpoints=["patients"], or ["*"] for all')
-    return [name if name == "*" else names.check_name(name, "an endpoint") for name in endpoints]
+        raise InvalidInput(
+            'an invoker key names its endpoints, e.g. endpoints=["patients", "function:resize"], or ["*"] for all'
+        )
+    return [_scope_name(name) for name in endpoints]
+
+
+def _scope_name(name: str) -> str:
+    """``NAME`` of an endpoint, ``function:NAME``, or ``*`` for all of both."""
+    if name != "*":
+        kind, _, function = name.partition(":")
+        if kind == access.FUNCTION_SCOPE:
+            names.check_name(function, "a function")
+        else:
+            names.check_name(name, "an endpoint")
+    return name
 
 
 def list_keys(ctx: Context, actor: Actor) -> dict[str, Any]:
@@ -170,12 +189,38 @@ def list_keys(ctx: Context, actor: Actor) -> dict[str, Any]:
         return {"items": [_public(row) for row in tx.rows(query)], "next": None}
 
 
+def limit_key(
+    ctx: Context,
+    actor: Actor,
+    *,
+    key: str,
+    rate: float | None = None,
+    burst: float | None = None,
+    quota: str | None = None,
+) -> dict[str, Any]:
+    """Put these limits in the place of a key's present ones; none given: it has none. What was used stays used."""
+    access.require(actor, Permission.ADMIN)
+    limits = access.limits(rate, burst, quota)
+    with ctx.db.transaction(durable=True) as tx:
+        row = _key(tx, key)
+        if row["revoked_at"] is not None:
+            raise Conflict(f"the key {key} was revoked")
+        records.set(tx, "key", key, actor=actor.name, **limits)
+        snapshots.write(ctx, tx, actor=actor.name, reason=f"key {key} limited")
+    return _public({**row, **limits})
+
+
+def _key(tx: Tx, key: str) -> Row:
+    row = records.find(tx, "key", id=key)
+    if row is None:
+        raise NotFound(f"there is no key {key!r}; a key's id is the 8 characters after lk_")
+    return row
+
+
 def revoke_key(ctx: Context, actor: Actor, *, key: str) -> dict[str, Any]:
     """Make a key useless. Gateways refuse it as soon as they have the next snapshot."""
     with ctx.db.transaction(durable=True) as tx:
-        row = records.find(tx, "key", id=key)
-        if row is None:
-            raise NotFound(f"there is no key {key!r}; a key's id is the 8 characters after lk_")
+        row = _key(tx, key)
         if row["user"] != actor.name:
             access.require(actor, Permission.ADMIN)
         if row["revoked_at"] is None:

@@ -40,6 +40,7 @@ def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
             "max_body_bytes": ctx.settings.max_body_mb << 20,
             "timeout_ms": int(settings.get("timeout_seconds", 30) * 1000),
             "max_concurrent": settings.get("max_concurrent", 256),
+            "queue_ms": int(settings.get("queue_seconds", 1.0) * 1000),
             "variants": [
                 {
                     "name": variant["name"],
@@ -63,10 +64,16 @@ def _keys(tx: Tx) -> dict[str, Any]:
             "role": row["role"],
             "endpoints": row["endpoints"],
             "expires_at": row["expires_at"],
+            **_key_limits(row),
         }
         for row in tx.rows(query)
         if row["expires_at"] is None or row["expires_at"] > tx.now
     }
+
+
+def _key_limits(row: Row) -> dict[str, Any]:
+    names = ("rate", "burst", "quota", "quota_seconds")
+    return {name: row[name] for name in names if row[name] is not None}
 
 
 def latest(tx: Tx) -> Row | None:

@@ -9,6 +9,7 @@ import hmac
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from loopline.errors import Forbidden, InvalidInput
 
@@ -79,6 +80,36 @@ def parse_key(text: str) -> tuple[str, str] | None:
     """(key id, secret) of a well-formed key, else None."""
     found = _KEY.fullmatch(text)
     return (found[1], found[2]) if found else None
+
+
+FUNCTION_SCOPE = "function"  # "function:NAME" in a key's endpoints opens a function
+QUOTA_WINDOWS = {"minute": 60, "hour": 3600, "day": 86400}
+MAX_RATE = 1_000_000.0
+MAX_QUOTA = 1_000_000_000_000
+_QUOTA = re.compile(r"([0-9]{1,13})/([a-z]+)")
+
+
+def parse_quota(text: str) -> tuple[int, int]:
+    """(requests, seconds) of ``10000/day``; raises ``InvalidInput``. Windows begin on the clock, UTC."""
+    found = _QUOTA.fullmatch(text)
+    if found is None or found[2] not in QUOTA_WINDOWS or not 1 <= int(found[1]) <= MAX_QUOTA:
+        raise InvalidInput(f"{text!r} is not a quota; write e.g. 10000/day; windows: {', '.join(QUOTA_WINDOWS)}")
+    return int(found[1]), QUOTA_WINDOWS[found[2]]
+
+
+def limits(rate: float | None, burst: float | None, quota: str | None) -> dict[str, Any]:
+    """The limits of a key as they are stored: {"rate", "burst", "quota", "quota_seconds"}, None where there is none.
+
+    ``rate``: predictions a second; ``burst``: how many at once (default: a second's). Raises ``InvalidInput``.
+    """
+    if rate is not None and not 0 < rate <= MAX_RATE:
+        raise InvalidInput(f"rate must be more than 0 and at most {MAX_RATE:g} requests a second, not {rate:g}")
+    if burst is not None and rate is None:
+        raise InvalidInput("burst says how far a rate may be exceeded for a moment; give a rate, too")
+    if burst is not None and not 1 <= burst <= MAX_RATE:
+        raise InvalidInput(f"burst must be between 1 and {MAX_RATE:g} requests, not {burst:g}")
+    count, seconds = (None, None) if quota is None else parse_quota(quota)
+    return {"rate": rate, "burst": burst, "quota": count, "quota_seconds": seconds}
 
 
 def hash_secret(secret: str) -> str:

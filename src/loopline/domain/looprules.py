@@ -68,6 +68,7 @@ RANGES: dict[tuple[str, str], Range] = {
     ("endpoint", "capture"): _SHARE,
     ("endpoint", "timeout_seconds"): Range(0.001, 3600),
     ("endpoint", "max_concurrent"): Range(1, 65536),
+    ("endpoint", "queue_seconds"): Range(0, 3600),
     ("endpoint", "keep_warm_seconds"): Range(0),
     ("rollout", "bake_seconds"): Range(0),
     ("rollout", "step_percent"): Range(0, 100, open_low=True),

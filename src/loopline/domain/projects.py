@@ -98,7 +98,8 @@ class EndpointTable(_Table, frozen=True):
     capture: float = 1.0  # share of requests whose body and answer are kept
     auth: bool = True
     timeout_seconds: float = 30
-    max_concurrent: int = 256
+    max_concurrent: int = 256  # of each version; more wait
+    queue_seconds: float = 1.0  # how long a request may wait for its turn
     keep_warm_seconds: float = 3600
     sticky: str = ""  # a header; requests with the same value of it are answered by the same variant
 
