@@ -169,6 +169,7 @@ class Clock:
         self.request_ids = RequestIds(random.Random(1))
         self.stopping = False
         self.table = None
+        self.heads = None
 
     def now(self):
         return self.time

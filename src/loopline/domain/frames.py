@@ -6,78 +6,86 @@ caller was told, so that what predict code prints can be found by it. ``loopline
 contract for the model server, which may import nothing of this package; a test holds the two together.
 """
 
+import re
 import struct
-from typing import NamedTuple
 
 from loopline.errors import Corrupt
 
 HEAD = struct.Struct(">IQB")
 TEXT = struct.Struct(">H")
-SHORT = struct.Struct(">B")
 ANSWER = struct.Struct(">HH")
 PREDICT = 1
 PING = 2
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_TYPE_BYTES = 1024
 _REST = HEAD.size - 4
+_ANSWER_HEAD = struct.Struct(">IQBHH")
+_PREDICT_REST = _REST + TEXT.size + 1
+_SHORTS = [bytes([length]) for length in range(256)]
+_PRINTABLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+_MAX_TYPES = 256
+_types_out: dict[bytes, bytes] = {}
+_types_in: dict[bytes, bytes] = {}
+
+Answer = tuple[int, int, bytes, bytes]
 
 
-class Frame(NamedTuple):
-    """One frame: which request it belongs to, what it is, and its payload."""
+def predict_parts(
+    number: int, content_type: bytes, request_id: bytes, body: bytes
+) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    """A predict request, to be sent one part after the other; a request id has at most 255 bytes."""
+    kind = _types_out.get(content_type)
+    if kind is None:
+        kind = TEXT.pack(len(content_type)) + content_type
+        if len(_types_out) < _MAX_TYPES:
+            _types_out[content_type] = kind
+    size = _PREDICT_REST + len(content_type) + len(request_id) + len(body)
+    return HEAD.pack(size, number, PREDICT), kind, _SHORTS[len(request_id)], request_id, body
 
-    id: int
-    kind: int
-    payload: bytes
 
-
-class FrameReader:
-    """Cuts a byte stream into frames."""
+class AnswerReader:
+    """Cuts what a model server sends into answers: (request, HTTP status, content type, body)."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size = 0
         self._need = 0
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames that ``data`` completes. Raises ``Corrupt`` for one that is too long or too short."""
+    def feed(self, data: bytes) -> list[Answer]:
+        """The answers that ``data`` completes; those to pings are passed over. Raises ``Corrupt`` for what is none."""
         if self._parts:
             self._parts.append(data)
             self._size += len(data)
             if self._size < self._need:
                 return []
             data = b"".join(self._parts)
-        frames: list[Frame] = []
-        at, size, need = 0, len(data), HEAD.size
-        while size - at >= HEAD.size:
-            length, number, kind = HEAD.unpack_from(data, at)
+        answers: list[Answer] = []
+        at, size, need = 0, len(data), _ANSWER_HEAD.size
+        while size - at >= _ANSWER_HEAD.size:
+            length, number, kind, status, text = _ANSWER_HEAD.unpack_from(data, at)
             if not _REST <= length <= MAX_FRAME_BYTES:
                 raise Corrupt(f"a frame of {length} bytes is not allowed")
             end = at + 4 + length
             if end > size:
                 need = 4 + length
                 break
-            frames.append(Frame(number, kind, data[at + HEAD.size : end]))
+            if kind == PREDICT:
+                begin = at + _ANSWER_HEAD.size + text
+                if begin > end or not 200 <= status <= 599:
+                    raise Corrupt("an answer frame that is cut short or has no HTTP status")
+                raw = data[begin - text : begin]
+                answers.append((number, status, _types_in.get(raw) or _content_type(raw), data[begin:end]))
             at = end
+        if size - at >= 4 and not _REST <= int.from_bytes(data[at : at + 4], "big") <= MAX_FRAME_BYTES:
+            raise Corrupt("a frame of a length that is not allowed")
         self._parts, self._size, self._need = ([data[at:]] if at < size else []), size - at, need
-        return frames
+        return answers
 
 
-def encode_frame(number: int, kind: int, payload: bytes) -> bytes:
-    """One frame."""
-    return HEAD.pack(_REST + len(payload), number, kind) + payload
-
-
-def encode_predict(number: int, content_type: bytes, request_id: bytes, body: bytes) -> bytes:
-    """A predict request; a request id has at most 255 bytes."""
-    head = b"%b%b%b%b" % (TEXT.pack(len(content_type)), content_type, SHORT.pack(len(request_id)), request_id)
-    return encode_frame(number, PREDICT, head + body)
-
-
-def decode_answer(payload: bytes) -> tuple[int, bytes, bytes]:
-    """(HTTP status, content type, body) of an answer. Raises ``Corrupt`` when it is cut short."""
-    if len(payload) < ANSWER.size:
-        raise Corrupt("an answer frame without a status")
-    status, length = ANSWER.unpack_from(payload)
-    end = ANSWER.size + length
-    if end > len(payload) or not 200 <= status <= 599:
-        raise Corrupt("an answer frame that is cut short or has no HTTP status")
-    return status, payload[ANSWER.size : end], payload[end:]
+def _content_type(raw: bytes) -> bytes:
+    """A content type that may stand in a header; the few that models use are kept."""
+    if len(raw) > MAX_TYPE_BYTES or not _PRINTABLE.fullmatch(raw):
+        raise Corrupt("an answer frame whose content type is none")
+    if len(_types_in) < _MAX_TYPES:
+        _types_in[raw] = raw
+    return raw

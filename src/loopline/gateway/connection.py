@@ -11,7 +11,8 @@ import httptools
 from loopline.errors import InvalidInput
 from loopline.gateway.answers import CLOSE, RETRY_AFTER, error_body, whole_answer
 from loopline.gateway.exchange import Exchange, Reply
-from loopline.gateway.head import MAX_HEAD_BYTES, MAX_HEADERS, Head, malformed, refusal, too_big
+from loopline.gateway.head import ENDPOINTS, MAX_HEAD_BYTES, MAX_HEADERS, Head, malformed, refusal, too_big
+from loopline.gateway.headcache import KnownHead
 from loopline.gateway.invocation import Invocation
 from loopline.gateway.proxy import Proxied
 
@@ -25,7 +26,7 @@ WRITE_SECONDS = 60.0
 LINGER_SECONDS = 2.0
 MAX_PIPELINED = 64
 HELD_BACK, DEEP, UPSTREAM = 1, 2, 4  # why reading is paused
-ENDPOINTS, INVOCATIONS, PING = b"/endpoints/", b"/invocations", b"/ping"
+PING = b"/ping"
 
 
 class Connection(asyncio.Protocol):
@@ -51,6 +52,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._unparsed = 0
         self._refusal: InvalidInput | None = None
+        self._repeats = not private  # whether the next request may begin with a head that is known
+        self._last: KnownHead | None = None
         self._body_head = b""  # set between the head of an upgrade that is declined and its body
 
     # the transport
@@ -114,6 +117,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._finished:
             return
+        if self._repeats and not self._receiving and (data := self._take_known(data)) == b"":
+            return
         before = self._head_bytes
         try:
             self._feed(data)
@@ -129,6 +134,39 @@ class Connection(asyncio.Protocol):
                 self._fail(too_big())
         else:
             self._unparsed = 0
+
+    def _take_known(self, data: bytes) -> bytes:
+        """Start the requests at the front of ``data`` whose heads are known; the rest is for the parser.
+
+        The parser stands between two messages before and after, and knows nothing of those that are taken here.
+        """
+        gateway = self.gateway
+        heads = gateway.heads
+        if heads is None:
+            return data
+        now, queue = time.time(), self._queue
+        at, size = 0, len(data)
+        while at < size and len(queue) < MAX_PIPELINED:
+            known = self._last
+            if known is None or known.cache is not heads or not data.startswith(known.raw, at):
+                known = self._last = heads.find(data, at)
+                if known is None:
+                    break
+            begin = at + known.size
+            end = begin + known.length
+            if end > size or now >= known.expires_at:
+                break
+            invocation = Invocation(self, known.head, gateway.request_ids.new(now), known.endpoint, now)
+            invocation.key = known.key
+            invocation.payload = data[begin:end]
+            invocation.received = True
+            queue.append(invocation)
+            self.deadline = math.inf
+            at = end
+            invocation.complete()
+            if self._finished:
+                return b""
+        return data[at:] if at else data
 
     def _feed(self, data: bytes) -> None:
         while data:
@@ -201,8 +239,11 @@ class Connection(asyncio.Protocol):
 
     def _exchange(self, head: Head) -> Exchange:
         head.keep_alive = self._parser.should_keep_alive()
+        if not head.keep_alive:
+            self._repeats = False  # nothing may follow, and the parser says so
         gateway = self.gateway
-        request_id = gateway.request_ids.new(time.time())
+        now = time.time()
+        request_id = gateway.request_ids.new(now)
         table = gateway.table
         if table is None:
             body = error_body("unavailable", "the server is starting", request_id)
@@ -210,21 +251,21 @@ class Connection(asyncio.Protocol):
         if not self.private:
             head.check_host(table.hosts)
         path = head.path
-        if path.startswith(ENDPOINTS):
-            if head.method == b"POST" and path.endswith(INVOCATIONS):
-                return self._invocation(head, request_id, path[len(ENDPOINTS) : -len(INVOCATIONS)])
-            if head.method in (b"GET", b"HEAD") and path.endswith(PING):
-                return self._ping(head, request_id, path[len(ENDPOINTS) : -len(PING)])
+        name = head.invokes()
+        if name is not None:
+            return self._invocation(head, request_id, name, now)
+        if path.startswith(ENDPOINTS) and head.method in (b"GET", b"HEAD") and path.endswith(PING):
+            return self._ping(head, request_id, path[len(ENDPOINTS) : -len(PING)])
         if self.private:
             body = error_body("not_found", "this socket answers /endpoints/NAME/invocations and .../ping", request_id)
             return Reply(self, head, request_id, (404, body, b""))
         return Proxied(self, head, request_id)
 
-    def _invocation(self, head: Head, request_id: bytes, name: bytes) -> Exchange:
+    def _invocation(self, head: Head, request_id: bytes, name: bytes, now: float) -> Exchange:
         table = self.gateway.table_in_force
         endpoint = table.endpoints.get(name)
         if endpoint is not None:
-            return Invocation(self, head, request_id, endpoint)
+            return Invocation(self, head, request_id, endpoint, now)
         return Reply(self, head, request_id, self.gateway.unknown_endpoint(head, name, request_id))
 
     def _ping(self, head: Head, request_id: bytes, name: bytes) -> Exchange:
@@ -270,16 +311,20 @@ class Connection(asyncio.Protocol):
         """Send a part of an exchange's answer, or hold it until its turn; ``last`` ends the answer."""
         queue = self._queue
         if not queue or queue[0] is not exchange:
-            exchange.held.append(data)
+            held = exchange.held = [] if exchange.held is None else exchange.held
+            held.append(data)
             exchange.done = exchange.done or last
             if last:
-                exchange.held.append(b"")  # the mark that nothing follows
+                held.append(b"")  # the mark that nothing follows
             return
         if data and self.transport is not None:
             self.transport.write(data)
         if last:
             queue.popleft()
-            self._next(exchange)
+            if queue or exchange.close or self._receiving or self.gateway.stopping:
+                self._next(exchange)
+            else:
+                self.deadline = self.gateway.now() + IDLE_SECONDS
 
     def _next(self, sent: Exchange) -> None:
         """Go on after an answer was sent whole."""
@@ -291,7 +336,7 @@ class Connection(asyncio.Protocol):
             if len(queue) == MAX_PIPELINED:
                 self._resume(DEEP)
             head = queue[0]
-            held, head.held = head.held, []
+            held, head.held = head.held, None
             if held and self.transport is not None:
                 self.transport.write(b"".join(held))
             if not held or held[-1] != b"":

@@ -20,7 +20,7 @@ class Exchange:
         self.connection = connection
         self.head = head
         self.request_id = request_id
-        self.held: list[bytes] = []
+        self.held: list[bytes] | None = None
         self.done = False
         self.received = False
         self.begun = False  # a part of the answer has been sent

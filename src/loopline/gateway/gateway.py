@@ -13,9 +13,10 @@ from typing import Any
 from loopline.config import Settings
 from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
 from loopline.gateway.allowances import Allowances
-from loopline.gateway.answers import RequestIds, error_body
+from loopline.gateway.answers import Moments, RequestIds, error_body
 from loopline.gateway.connection import Connection
 from loopline.gateway.head import Head
+from loopline.gateway.headcache import HeadCache
 from loopline.gateway.invocation import NO_VARIANT
 from loopline.gateway.limits import Limits
 from loopline.gateway.links import Link
@@ -39,9 +40,11 @@ class Gateway:
         self.control_socket = settings.run_dir / "control.sock"
         self.connections: set[Connection] = set()
         self.table: Table | None = None
+        self.heads: HeadCache | None = None  # of that table
         self.stopping = False
         self.chance = rng.random
         self.request_ids = RequestIds(rng)
+        self.moments = Moments()
         self.spool = Spool(settings.dir / "spool" / self.name)
         self.now = asyncio.get_running_loop().time
         self._loop = asyncio.get_running_loop()
@@ -142,6 +145,7 @@ class Gateway:
             for waiting in late:
                 waiting.cancel()
         self.table = Table(snapshot, links, self._limits, self._allowances)
+        self.heads = HeadCache(self.table)
         for path, link in self._links.items():
             if path not in wanted:
                 link.retire()

@@ -72,7 +72,7 @@ class Invocation(Exchange):
         "variant",
     )
 
-    def __init__(self, connection: "Connection", head: Head, request_id: bytes, endpoint: Endpoint) -> None:
+    def __init__(self, connection: "Connection", head: Head, request_id: bytes, endpoint: Endpoint, at: float) -> None:
         super().__init__(connection, head, request_id)
         self.table = connection.gateway.table_in_force
         self.endpoint = endpoint
@@ -80,9 +80,9 @@ class Invocation(Exchange):
         self.purpose = head.purpose() if connection.private else None
         self.variant: Variant | None = None
         self.payload: bytes | bytearray = b""
-        self.at = time.time()
-        self.started = time.perf_counter()
-        self.deadline = self.started + endpoint.timeout_seconds
+        self.at = at
+        self.started = 0.0
+        self.deadline = 0.0
         self.admission: Admission | None = None
         self.allowed = b""  # header lines that say what is left of the key's limits
         self.submitted = False
@@ -93,6 +93,7 @@ class Invocation(Exchange):
     def start(self) -> None:
         """Check the key and the announced size before any of the body is read."""
         head = self.head
+        self.started = time.perf_counter()
         if not self._authorise():
             return
         if head.length > self.endpoint.max_body_bytes:
@@ -255,6 +256,10 @@ class Invocation(Exchange):
         self.done = True
         self._record(status, body)
         variant = self.variant
+        if status == 200 and variant is not None and content_type == JSON_TYPE and self._is_plain():
+            answer = b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (variant.ok, self.request_id, len(body), body)
+            self.connection.deliver(self, answer, last=True)
+            return
         answer = b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b%b\r\n%b" % (
             status_line(status),
             content_type,
@@ -267,20 +272,26 @@ class Invocation(Exchange):
         )
         self.connection.deliver(self, answer, last=True)
 
+    def _is_plain(self) -> bool:
+        """Whether the answer needs no header beside those of every answer."""
+        return not (self.allowed or self.close or self.head.old or self.connection.closing_soon)
+
     def _record(self, status: int, answer: bytes) -> None:
         endpoint, variant, head = self.endpoint, self.variant, self.head
-        meta = b'{"id":"%b","at":%.6f,%b,"key":%b,"status":%d,"latency_us":%d,"content_type":%b,"join":%b%b}' % (
+        gateway = self.connection.gateway
+        tail = head.tail
+        if tail is None:
+            tail = head.tail = b'"content_type":%b,"join":%b' % (_type_text(head.content_type), _json_text(head.join))
+        meta = b'{"id":"%b","at":%b,%b,"key":%b,"status":%d,"latency_us":%d,%b%b}' % (
             self.request_id,
-            self.at,
+            gateway.moments.text(self.at),
             endpoint.meta if variant is None else variant.meta,
             b"null" if self.key is None else self.key.meta,
             status,
             (time.perf_counter() - self.started) * 1e6,
-            _type_text(head.content_type),
-            _json_text(head.join),
+            tail,
             b"" if self.purpose is None else b',"purpose":"%b"' % self.purpose,
         )
-        gateway = self.connection.gateway
         sampled = variant is not None and (endpoint.capture >= 1.0 or gateway.chance() < endpoint.capture)
         if sampled:
             gateway.spool.record(meta, bytes(self.payload), answer)
