@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 import loopline
 from loopline.errors import Conflict, Forbidden, InvalidInput, NotFound, Timeout, Unavailable
@@ -116,7 +117,16 @@ def _run(home: Path, spec: dict[str, Any], python: str, port: int) -> int:
     server_socket, status = sockets / "model.sock", sockets / "model.json"
     spec_file = home / "spec.json"
     spec_file.write_text(
-        json.dumps({**spec, "id": NAME, "warmup": [], "limits": {}, "wake": str(sockets / "wake.sock")})
+        json.dumps(
+            {
+                **spec,
+                "id": NAME,
+                "warmup": [],
+                "limits": {},
+                "wake": str(sockets / "wake.sock"),
+                "accelerator": str(Path(msgspec.__file__).parent),
+            }
+        )
     )
     serve_py = Path(loopline.__file__).parent / "runtime" / "serve.py"
     command = [python, "-I", str(serve_py), "--spec", str(spec_file)]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 import loopline
@@ -18,6 +19,7 @@ from loopline.store.db import Row, Tx
 from loopline.store.schema import environments, projects, variants
 
 RUNTIME = Path(loopline.__file__).parent / "runtime"
+ACCELERATOR = str(Path(msgspec.__file__).parent)  # a model server of the same interpreter borrows its compiled code
 FORKSERVER_IDLE_SECONDS = 3600
 FORGOTTEN_SECONDS = 600.0  # longer than any server takes to stop
 _writing = threading.Lock()
@@ -86,7 +88,8 @@ def server(ctx: Context, variant: str, index: int, spec: dict[str, Any], python:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     spec_file = ctx.settings.dir / "servers" / f"{name}.json"
     spec_file.parent.mkdir(mode=0o700, exist_ok=True)
-    replace_json(spec_file, {**spec, "id": name, "wake": str(ctx.settings.run_dir / "wake.sock")})
+    wake = str(ctx.settings.run_dir / "wake.sock")
+    replace_json(spec_file, {**spec, "id": name, "wake": wake, "accelerator": ACCELERATOR})
     path, status = str(folder / f"{name}.sock"), str(folder / f"{name}.json")
     argv = [python, "-I", str(RUNTIME / "serve.py"), "--spec", str(spec_file), "--socket", path, "--status", status]
     process = {

@@ -4,145 +4,110 @@ A request that is wrong fails alone. When the model fails on rows of several req
 so that one poisonous row costs nobody else an answer.
 """
 
-import json
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from .loading import Predict
-from .signature import InputError, Signature, read_rows
+from . import printed
+from .answers import Encoder, ModelError, error_body, one_per_row
+from .contents import Part, Reader
+from .loading import Model
+from .printed import Call
+from .signature import InputError, Signature
 
 DEFAULT_MAX_BATCH_ROWS = 1024
-JSON_TYPE = b"application/json"
-
-
-class Answer(NamedTuple):
-    """What one request gets: an HTTP status and a JSON body."""
-
-    status: int
-    body: bytes
-
-
-class ModelError(Exception):
-    """The model raised, or what it returned is no answer; ``row`` says where, when the place is known."""
-
-    def __init__(self, message: str, row: int | None = None) -> None:
-        super().__init__(message)
-        self.row = row
-
-
-def _plain(value: Any) -> Any:
-    for name in ("tolist", "item"):
-        method = getattr(value, name, None)
-        if callable(method):
-            return method()
-    raise TypeError(f"a {type(value).__name__} is not JSON")
-
-
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain).encode
-
-
-def error_body(code: str, message: str, **place: Any) -> bytes:
-    """The one JSON error shape, with ``row`` and ``feature`` where they are known."""
-    known = {name: value for name, value in place.items() if value is not None}
-    return json.dumps({"error": {"code": code, "message": message, **known}}).encode()
-
-
-def _one_per_row(result: Any, count: int) -> list[Any]:
-    if hasattr(result, "columns") and hasattr(result, "to_dict"):  # a data frame iterates over its columns
-        result = result.to_dict("records")
-    elif hasattr(result, "tolist"):
-        result = result.tolist()
-    if isinstance(result, str | bytes | dict) or not hasattr(result, "__iter__"):
-        raise ModelError(f"predict must return one prediction per row, not a {type(result).__name__}")
-    predictions = list(result)
-    if len(predictions) != count:
-        raise ModelError(f"predict returned {len(predictions)} predictions for {count} rows")
-    return predictions
-
-
-def _encode_predictions(predictions: list[Any]) -> bytes:
-    try:
-        return _encode({"predictions": predictions}).encode()
-    except (TypeError, ValueError, RecursionError):
-        pass
-    for row, prediction in enumerate(predictions):
-        try:
-            _encode(prediction)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ModelError(f"the prediction for row {row} is not JSON: {error}", row) from error
-    raise ModelError("the predictions are not JSON")
+Answer = tuple[int, bytes]  # HTTP status, JSON body
+Member = tuple[int, Part]  # position among the calls, its rows
 
 
 class Batcher:
     """Predicts for many requests at once."""
 
-    def __init__(self, predict: Predict, signature: Signature | None, max_rows: int = DEFAULT_MAX_BATCH_ROWS) -> None:
-        self._predict = predict
+    def __init__(
+        self,
+        model: Model,
+        signature: Signature | None,
+        max_rows: int = DEFAULT_MAX_BATCH_ROWS,
+        core: Any = None,
+    ) -> None:
+        self._model = model
         self._signature = signature
         self._max_rows = max(1, max_rows)
+        self._reader = Reader(signature, core, matrices=model.takes_matrix)
+        self._encoder = Encoder(core)
 
     def warm_up(self, rows: list[Any]) -> None:
         """Predict rows as a request would carry them. Raises ``InputError`` or ``ModelError``."""
         if rows:
             check = self._signature
             checked = rows if check is None else [check.check(row, index) for index, row in enumerate(rows)]
-            _encode_predictions(self._call(checked))
+            try:
+                for result, count in self._call([checked]):
+                    self._encoder.bodies(result, [count])
+            finally:
+                printed.end()
 
-    def answer(self, requests: Sequence[tuple[bytes, bytes]]) -> list[Answer]:
-        """One answer per (content type, body), in the same order. Never raises for what a request or the model does."""
-        answers: list[Answer | None] = [None] * len(requests)
-        group: list[tuple[int, list[Any]]] = []
+    def answer(self, calls: Sequence[Call]) -> list[Answer]:
+        """One answer per call, in the same order. Never raises for what a request or the model does."""
+        answers: list[Answer | None] = [None] * len(calls)
+        group: list[Member] = []
         size = 0
-        for position, (content_type, body) in enumerate(requests):
-            try:
-                rows = read_rows(content_type, body, self._signature)
-            except InputError as error:
-                refusal = error_body("invalid_input", str(error), row=error.row, feature=error.feature)
-                answers[position] = Answer(400, refusal)
+        for position, part in enumerate(self._reader.read(calls)):
+            if isinstance(part, InputError):
+                refusal = error_body("invalid_input", str(part), row=part.row, feature=part.feature)
+                answers[position] = (400, refusal)
                 continue
-            if group and size + len(rows) > self._max_rows:
-                self._answer_group(group, answers)
+            if group and size + len(part) > self._max_rows:
+                self._answer_group(calls, group, answers)
                 group, size = [], 0
-            group.append((position, rows))
-            size += len(rows)
+            group.append((position, part))
+            size += len(part)
         if group:
-            self._answer_group(group, answers)
-        return [answer for answer in answers if answer is not None]
+            self._answer_group(calls, group, answers)
+        return answers  # type: ignore[return-value]  # every position has been answered
 
-    def _answer_group(self, group: list[tuple[int, list[Any]]], answers: list[Answer | None]) -> None:
+    def _answer_group(self, calls: Sequence[Call], group: list[Member], answers: list[Answer | None]) -> None:
+        printed.begin(calls if len(group) == len(calls) else [calls[position] for position, _ in group])
         try:
-            predictions = self._call([row for _, rows in group for row in rows])
+            results = list(self._call([part for _, part in group]))
+            bodies: list[Answer] | None = self._bodies(results, [len(part) for _, part in group])
         except ModelError as error:
-            if len(group) == 1:
-                answers[group[0][0]] = _failed(error)
-            else:
-                for member in group:
-                    self._answer_group([member], answers)
+            bodies = [_failed(error)] if len(group) == 1 else None
+        finally:
+            printed.end()
+        if bodies is None:
+            for member in group:
+                self._answer_group(calls, [member], answers)
             return
-        start = 0
-        for position, rows in group:
-            try:
-                answers[position] = Answer(200, _encode_predictions(predictions[start : start + len(rows)]))
-            except ModelError as error:
-                answers[position] = _failed(error)
-            start += len(rows)
+        for (position, _), answer in zip(group, bodies, strict=True):
+            answers[position] = answer
 
-    def _call(self, rows: list[Any]) -> list[Any]:
-        """The model's predictions, asked for at most ``max_rows`` rows at a time."""
-        predictions: list[Any] = []
-        for start in range(0, len(rows), self._max_rows):
-            part = rows[start : start + self._max_rows]
-            try:
-                predictions += _one_per_row(self._predict(part), len(part))
-            except ModelError:
-                raise
-            except (Exception, SystemExit) as error:
-                traceback.print_exc(file=sys.stderr)
-                raise ModelError(f"{type(error).__name__}: {error}"[:500]) from error
-        return predictions
+    def _bodies(self, results: list[tuple[Any, int]], counts: list[int]) -> list[Answer]:
+        """An answer for each request of a group. Raises ``ModelError`` for what is not one prediction per row."""
+        if len(results) == 1:
+            result = results[0][0]
+        else:
+            result = [each for part, count in results for each in one_per_row(part, count)]
+        return [
+            (500, error_body("model_error", str(body), row=body.row)) if isinstance(body, ModelError) else (200, body)
+            for body in self._encoder.bodies(result, counts)
+        ]
+
+    def _call(self, parts: list[Part]) -> list[tuple[Any, int]]:
+        """What the model gave, with the number of rows it was asked for: at most ``max_rows`` at a time."""
+        try:
+            rows = parts[0] if len(parts) == 1 else self._model.join(parts)
+            if len(rows) <= self._max_rows:
+                return [(self._model.predict(rows), len(rows))] if len(rows) else []
+            slices = (rows[start : start + self._max_rows] for start in range(0, len(rows), self._max_rows))
+            return [(self._model.predict(each), len(each)) for each in slices]
+        except ModelError:
+            raise
+        except (Exception, SystemExit) as error:
+            traceback.print_exc(file=sys.stderr)
+            raise ModelError(f"{type(error).__name__}: {error}"[:500]) from error
 
 
 def _failed(error: ModelError) -> Answer:
-    return Answer(500, error_body("model_error", str(error), row=error.row))
+    return 500, error_body("model_error", str(error), row=error.row)

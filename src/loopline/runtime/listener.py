@@ -1,35 +1,37 @@
-"""The socket of a model server: frames in, batches to the predicting thread, frames out.
+"""The socket of a model server: frames in, one batch for all that has arrived, frames out, on the main thread.
 
-The event loop lives in a thread of its own; user code keeps the main thread, where it behaves as in a script (signal
-handlers, libraries bound to one thread). Pings are answered by the loop, so that a slow prediction is no silence.
+There is no thread between the socket and the model: a hop between threads costs as much as a small prediction. User
+code keeps the main thread, where it behaves as in a script (signal handlers, libraries bound to one thread). A second
+thread looks after the process; during a long prediction it also takes in what arrives and answers pings, so that a
+slow model is no silence. Nothing ever waits for a gateway to read: what it does not take yet is kept.
 """
 
-import asyncio
+import errno
 import math
 import os
-import queue
+import select
+import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from .batches import JSON_TYPE, Answer, error_body
-from .frames import (
-    MAX_FRAME_BYTES,
-    PING,
-    PREDICT,
-    Frame,
-    FrameError,
-    FrameReader,
-    decode_predict,
-    encode_answer,
-    encode_frame,
-)
+from .answers import error_body
+from .batches import Answer
+from .frames import MAX_FRAME_BYTES, PING, PREDICT, FrameError, FrameReader, decode_predict, encode_answer, encode_frame
+from .printed import Call
 
-WATCH_SECONDS = 0.5
+WATCH_SECONDS = 0.25
+WAIT_SECONDS = 1.0  # a signal whose wake-up was lost is seen after this time
+FINISH_SECONDS = 10.0
+READ_BYTES = 256 * 1024
+MAX_WAITING_BYTES = 64 * 1024 * 1024  # of requests taken in during a prediction, and of answers that nobody reads
 OUT_OF_MEMORY = 137  # the exit code of a process that the kernel killed for its memory
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES - 1024
+JSON_TYPE = b"application/json"
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
 def resident_mb() -> float:
@@ -38,150 +40,195 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1048576
 
 
-class Request(NamedTuple):
-    """A predict request and the connection that its answer goes to."""
-
-    connection: "Connection"
-    id: int
-    content_type: bytes
-    request_id: bytes
-    body: bytes
-
-
-Inbox = queue.SimpleQueue[list[Request] | None]
-
-
-class Connection(asyncio.Protocol):
+class Connection:
     """One gateway's connection. Answers leave in the order of the requests, because batches are predicted in order."""
 
-    def __init__(self, listener: "Listener") -> None:
-        self._listener = listener
-        self._reader = FrameReader()
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self._listener.connections.add(self)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self.transport = None
-        self._listener.connections.discard(self)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for frame in self._reader.feed(data):
-                self._take(frame)
-        except FrameError:
-            if self.transport is not None:
-                self.transport.abort()
-
-    def _take(self, frame: Frame) -> None:
-        if frame.kind == PREDICT:
-            self._listener.arrived(Request(self, frame.id, *decode_predict(frame.payload)))
-        elif frame.kind == PING:
-            self.send(encode_frame(frame.id, PING, b""))
-        else:
-            raise FrameError(f"unknown frame kind {frame.kind}")
-
-    def send(self, data: bytes) -> None:
-        """Write, unless the gateway has gone."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
+    def __init__(self, link: socket.socket) -> None:
+        self.socket = link
+        self.reader = FrameReader()
+        self.unsent = bytearray()
+        self.watched = _IN
+        self.closed = False
 
 
 class Listener:
-    """Runs the event loop; ``inbox`` gets one list of requests per tick, and ``None`` when all is finished."""
+    """Answers what arrives on a bound socket, until it is stopped and all that has arrived is answered."""
 
-    def __init__(self, bound: socket.socket, inbox: Inbox, parent: int, memory_mb: float = math.inf) -> None:
-        self.connections: set[Connection] = set()
+    def __init__(self, bound: socket.socket, parent: int, memory_mb: float = math.inf) -> None:
         self._bound = bound
         self._memory_mb = memory_mb
-        self._inbox = inbox
         self._parent = parent
-        self._tick: list[Request] = []
-        self._outstanding = 0
+        self._epoll = select.epoll()
+        self._connections: dict[int, Connection] = {}
+        self._owners: list[tuple[Connection, int]] = []
+        self._calls: list[Call] = []
+        self._waiting_bytes = 0
+        self._buffer = bytearray(READ_BYTES)
+        self._view = memoryview(self._buffer)
+        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._turn = threading.Lock()  # who holds it may touch sockets and requests
+        self._predicting = False
         self._stopping = False
-        self._finished = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._server: asyncio.Server | None = None
 
-    def run(self, ready: Callable[[BaseException | None], None]) -> None:
-        """Serve until ``stop`` and the last answer; ``ready`` is called once, with the error when listening failed."""
-        asyncio.run(self._serve(ready))
+    def listen(self) -> None:
+        """Take connections from now on. Raises ``OSError``."""
+        self._bound.listen(64)
+        self._bound.setblocking(False)
+        self._epoll.register(self._bound.fileno(), _IN)
+        self._epoll.register(self._wake, _IN)
 
-    async def _serve(self, ready: Callable[[BaseException | None], None]) -> None:
-        self._loop = asyncio.get_running_loop()
+    def stop(self) -> None:
+        """Take no new connection, finish what has arrived, then end; from a signal handler."""
+        self._stopping = True
+        os.write(self._waker, b"x")
+
+    def serve(self, answer: Callable[[Sequence[Call]], list[Answer]]) -> None:
+        """Answer until stopped."""
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        with self._turn:
+            while True:
+                if not self._calls:
+                    self._exchange(0 if self._stopping else WAIT_SECONDS)
+                owners, calls = self._owners, self._calls
+                if calls:
+                    self._owners, self._calls, self._waiting_bytes = [], [], 0
+                    self._send(owners, self._predict(answer, calls))
+                elif self._stopping:
+                    break
+            self._finish()
+
+    def _predict(self, answer: Callable[[Sequence[Call]], list[Answer]], calls: list[Call]) -> list[Answer]:
+        """The answers; meanwhile the other thread may have its turn."""
+        self._predicting = True
+        self._turn.release()
         try:
-            self._server = await self._loop.create_unix_server(lambda: Connection(self), sock=self._bound, backlog=64)
-        except OSError as error:
-            ready(error)
-            return
-        ready(None)
-        watch = asyncio.create_task(self._watch())
-        await self._finished.wait()
-        watch.cancel()
-        for connection in list(self.connections):
-            if connection.transport is not None:
-                connection.transport.close()  # writes what is buffered first
-        while self.connections:
-            await asyncio.sleep(0.01)
-        self._inbox.put(None)
+            return answer(calls)
+        finally:
+            self._turn.acquire()
+            self._predicting = False
 
-    async def _watch(self) -> None:
-        """End the process when its parent has ended or its memory is more than it may have."""
+    def _watch(self) -> None:
+        """End the process when its parent has ended or its memory is more than it may have; never let it seem dead."""
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            time.sleep(WATCH_SECONDS)
             if os.getppid() != self._parent:
                 os._exit(1)
             if resident_mb() > self._memory_mb:
                 print(f"the model server uses more than {self._memory_mb} MB of memory", file=sys.stderr, flush=True)
                 os._exit(OUT_OF_MEMORY)
+            if self._predicting and self._turn.acquire(blocking=False):
+                try:
+                    self._exchange(0)
+                finally:
+                    self._turn.release()
 
-    def arrived(self, request: Request) -> None:
-        """Collect what comes within one turn of the event loop."""
-        assert self._loop is not None
-        if not self._tick:
-            self._loop.call_soon(self._pass_on)
-        self._tick.append(request)
-        self._outstanding += 1
+    # -- sockets ------------------------------------------------------------------------------------------------------
 
-    def _pass_on(self) -> None:
-        batch, self._tick = self._tick, []
-        self._inbox.put(batch)
+    def _exchange(self, wait: float) -> None:
+        """Read once from every connection that has something, and send what can be sent."""
+        for number, events in self._epoll.poll(wait):
+            connection = self._connections.get(number)
+            if connection is not None:
+                if events & _OUT:
+                    self._flush(connection)
+                if events & ~_OUT:
+                    self._read(connection)
+            elif number == self._wake:
+                self._drain_wake()
+            elif number == self._bound.fileno():
+                self._accept()
 
-    def deliver(self, requests: list[Request], answers: list[Answer]) -> None:
-        """Send answers; from any thread."""
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._send, requests, answers)
+    def _drain_wake(self) -> None:
+        try:
+            os.read(self._wake, 4096)
+        except BlockingIOError:
+            return
 
-    def _send(self, requests: list[Request], answers: list[Answer]) -> None:
+    def _accept(self) -> None:
+        try:
+            link, _ = self._bound.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.01)  # the model holds every descriptor: do not spin
+            return
+        link.setblocking(False)
+        self._connections[link.fileno()] = Connection(link)
+        self._epoll.register(link.fileno(), _IN)
+
+    def _read(self, connection: Connection) -> None:
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            return
+        try:
+            size = connection.socket.recv_into(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if not size:
+            self._close(connection)
+            return
+        self._waiting_bytes += size
+        try:
+            for number, kind, payload in connection.reader.feed(bytes(self._view[:size])):
+                if kind == PREDICT:
+                    self._calls.append(decode_predict(payload))
+                    self._owners.append((connection, number))
+                elif kind == PING:
+                    self._write(connection, encode_frame(number, PING, b""))
+                else:
+                    raise FrameError(f"unknown frame kind {kind}")
+        except FrameError:
+            self._close(connection)
+
+    def _send(self, owners: list[tuple[Connection, int]], answers: list[Answer]) -> None:
         by_connection: dict[Connection, list[bytes]] = {}
-        for request, answer in zip(requests, answers, strict=True):
-            by_connection.setdefault(request.connection, []).append(_frame(request.id, answer))
+        for (connection, number), (status, body) in zip(owners, answers, strict=True):
+            if len(body) > MAX_ANSWER_BYTES:
+                message = "the predictions are larger than an answer may be"
+                status, body = 500, error_body("model_error", message)  # noqa: PLW2901
+            frame = encode_answer(number, status, JSON_TYPE, body)
+            if connection in by_connection:
+                by_connection[connection].append(frame)
+            else:
+                by_connection[connection] = [frame]
         for connection, frames in by_connection.items():
-            connection.send(b"".join(frames))
-        self._outstanding -= len(requests)
-        self._finish_if_idle()
+            self._write(connection, frames[0] if len(frames) == 1 else b"".join(frames))
 
-    def stop(self) -> None:
-        """Take no new connection, finish what has arrived, then end; from any thread and from a signal handler."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop)
+    def _write(self, connection: Connection, data: bytes) -> None:
+        """Send, and keep what the gateway does not take yet."""
+        if connection.closed:
+            return
+        connection.unsent += data
+        self._flush(connection)
 
-    def _stop(self) -> None:
-        self._stopping = True
-        if self._server is not None:
-            self._server.close()
-        self._finish_if_idle()
+    def _flush(self, connection: Connection) -> None:
+        unsent = connection.unsent
+        try:
+            sent = connection.socket.send(unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._close(connection)
+            return
+        del unsent[:sent]
+        wanted = _IN if not unsent else _OUT if len(unsent) > MAX_WAITING_BYTES else _IN | _OUT
+        if wanted != connection.watched:
+            connection.watched = wanted
+            self._epoll.modify(connection.socket.fileno(), wanted)
 
-    def _finish_if_idle(self) -> None:
-        if self._stopping and not self._outstanding:
-            self._finished.set()
+    def _close(self, connection: Connection) -> None:
+        connection.closed = True
+        number = connection.socket.fileno()
+        self._connections.pop(number, None)
+        self._epoll.unregister(number)
+        connection.socket.close()
 
-
-def _frame(number: int, answer: Answer) -> bytes:
-    if len(answer.body) > MAX_ANSWER_BYTES:
-        message = "the predictions are larger than an answer may be"
-        return encode_answer(number, 500, JSON_TYPE, error_body("model_error", message))
-    return encode_answer(number, answer.status, JSON_TYPE, answer.body)
+    def _finish(self) -> None:
+        """Send what is left, for as long as somebody takes it."""
+        end = time.monotonic() + FINISH_SECONDS
+        self._bound.close()
+        while any(each.unsent for each in self._connections.values()) and time.monotonic() < end:
+            self._exchange(0.1)
+        for connection in list(self._connections.values()):
+            self._close(connection)

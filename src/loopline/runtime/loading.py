@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Predict = Callable[[list[Any]], Any]
+from .arrays import matrix_of
+
 _HANDLER = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -14,11 +15,46 @@ class CannotServe(RuntimeError):
     """The model cannot be served; the message is for the person who pushed it."""
 
 
-def load_model(spec: dict[str, Any]) -> Predict:
-    """Call ``load(spec)`` of the handler that the spec names (default ``predict``).
+class Model:
+    """A loaded model. It takes rows as lists of values, as a matrix of float64, or as either.
 
-    The result takes a list of rows and returns one prediction per row. Raises ``CannotServe``.
+    ``rows`` takes a list of rows; ``matrix`` takes a matrix of one column per feature. At least one is given. Each
+    returns one prediction per row. ``width`` is the number of values that every row has, where it is known.
     """
+
+    def __init__(
+        self,
+        rows: Callable[[list[Any]], Any] | None = None,
+        matrix: Callable[[Any], Any] | None = None,
+        width: int | None = None,
+    ) -> None:
+        self._rows = rows
+        self._matrix = matrix
+        self._width = width
+        self.takes_matrix = matrix is not None
+
+    def predict(self, rows: Any) -> Any:
+        """One prediction per row of a list of rows or, where the model takes one, of a matrix."""
+        if self._matrix is not None:
+            return self._matrix(matrix_of(rows, self._width) if isinstance(rows, list) else rows)
+        assert self._rows is not None
+        # What was read quickly is tuples; predict code was promised lists.
+        return self._rows([list(row) if type(row) is tuple else row for row in rows])
+
+    __call__ = predict
+
+    def join(self, parts: list[Any]) -> Any:
+        """The rows of several requests as one; a matrix when any of them is one."""
+        if all(isinstance(part, list) for part in parts):
+            return [row for part in parts for row in part]
+        numpy = importlib.import_module("numpy")
+        filled = [part for part in parts if len(part)]
+        whole = [matrix_of(part, self._width) if isinstance(part, list) else part for part in filled]
+        return numpy.concatenate(whole) if whole else []
+
+
+def load_model(spec: dict[str, Any]) -> Model:
+    """Call ``load(spec)`` of the handler that the spec names (default ``predict``). Raises ``CannotServe``."""
     name = spec.get("handler") or "predict"
     handlers = Path(__file__).with_name("handlers")
     if not _HANDLER.fullmatch(name) or not (handlers / f"{name}.py").is_file():
@@ -26,12 +62,12 @@ def load_model(spec: dict[str, Any]) -> Predict:
         raise CannotServe(f"there is no handler {name!r}; handlers: {known}")
     try:
         module = importlib.import_module(f"{__package__}.handlers.{name}")
-        predict: Predict = module.load(spec)
+        model: Model = module.load(spec)
     except CannotServe:
         raise
     except (Exception, SystemExit) as error:
         raise CannotServe(explain(error, "loading the model")) from error
-    return predict
+    return model
 
 
 def explain(error: BaseException, doing: str) -> str:

@@ -20,26 +20,25 @@ if not __package__:  # entered by path: see shim.py
 
 import argparse
 import contextlib
+import faulthandler
 import importlib.util
 import json
-import queue
 import shutil
 import signal
 import socket
 import tempfile
-import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from . import sandbox
-from .batches import DEFAULT_MAX_BATCH_ROWS, Batcher, ModelError
-from .listener import Inbox, Listener, Request
+from . import accelerator, printed, sandbox
+from .answers import ModelError
+from .batches import DEFAULT_MAX_BATCH_ROWS, Batcher
+from .listener import Listener
 from .loading import CannotServe, load_model
 from .signature import InputError, Signature
 
-SWITCH_INTERVAL_SECONDS = 0.001  # how long a busy predict may keep the event loop's thread waiting
 STATUS_BYTES = 4096
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -118,14 +117,14 @@ def confine(spec: dict[str, Any], scratch: Path) -> None:
     sandbox.confine(read, write, network=bool(wanted.get("network", True)))
 
 
-def make_batcher(spec: dict[str, Any]) -> Batcher:
+def make_batcher(spec: dict[str, Any], core: Any) -> Batcher:
     """Load the model and predict the warm-up rows. Raises ``CannotServe``."""
     features = (spec.get("signature") or {}).get("features")
     try:
         signature = Signature(features) if features else None
     except (ValueError, KeyError, TypeError) as error:
         raise CannotServe(f"the signature cannot be used: {error}") from error
-    batcher = Batcher(load_model(spec), signature, int(spec.get("max_batch_rows") or DEFAULT_MAX_BATCH_ROWS))
+    batcher = Batcher(load_model(spec), signature, int(spec.get("max_batch_rows") or DEFAULT_MAX_BATCH_ROWS), core)
     try:
         batcher.warm_up(spec.get("warmup") or [])
     except (InputError, ModelError) as error:
@@ -133,43 +132,16 @@ def make_batcher(spec: dict[str, Any]) -> Batcher:
     return batcher
 
 
-def predict_forever(batcher: Batcher, inbox: Inbox, listener: Listener) -> None:
-    """Predict whatever has arrived since the last batch, until the listener says that all is finished."""
-    while True:
-        requests = inbox.get()
-        if requests is None:
-            return
-        finished = _take_waiting(inbox, requests)
-        answers = batcher.answer([(request.content_type, request.body) for request in requests])
-        listener.deliver(requests, answers)
-        if finished:
-            return
-
-
-def _take_waiting(inbox: Inbox, requests: list[Request]) -> bool:
-    """Add what else is waiting; True when the end was among it."""
-    with contextlib.suppress(queue.Empty):
-        while len(requests) < DEFAULT_MAX_BATCH_ROWS:
-            more = inbox.get_nowait()
-            if more is None:
-                return True
-            requests += more
-    return False
-
-
-def serve(batcher: Batcher, listener: Listener, inbox: Inbox, status: Status) -> int:
+def serve(batcher: Batcher, listener: Listener, status: Status) -> int:
     """Listen and predict until SIGTERM; the process's exit code."""
-    started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-    thread = threading.Thread(target=listener.run, args=(started.put,), name="listener", daemon=True)
-    thread.start()
-    error = started.get()
-    if error is not None:
+    try:
+        listener.listen()
+    except OSError as error:
         status.say("failed", f"the server cannot listen: {error}")
         return 1
     signal.signal(signal.SIGTERM, lambda *_: listener.stop())
     status.say("ready")
-    predict_forever(batcher, inbox, listener)
-    thread.join(timeout=10)
+    listener.serve(batcher.answer)
     return 0
 
 
@@ -184,24 +156,25 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    faulthandler.enable(file=2, all_threads=False)  # a model that crashes in compiled code says where
+    printed.install()
     spec = json.loads(given.spec.read_text())
     status = Status(given.status, str(spec["id"]), spec.get("wake"))
     scratch = given.status.with_suffix(".tmp")
     memory_mb = float((spec.get("limits") or {}).get("memory_mb") or "inf")
-    inbox: Inbox = queue.SimpleQueue()
     try:
-        listener = Listener(bind(given.socket), inbox, parent, memory_mb)
+        listener = Listener(bind(given.socket), parent, memory_mb)
+        core = accelerator.load(spec.get("accelerator"))
         make_scratch(scratch)
         confine(spec, scratch)
         offer_package()
-        batcher = make_batcher(spec)
+        batcher = make_batcher(spec, core)
     except (CannotServe, OSError) as error:
         traceback.print_exc()
         reason = str(error) if isinstance(error, CannotServe) else f"the server cannot be set up: {error}"
         status.say("failed", reason)
         return 1
-    return serve(batcher, listener, inbox, status)
+    return serve(batcher, listener, status)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..loading import CannotServe, Predict
+from ..answers import Classes, Labelled
+from ..loading import CannotServe, Model
 
 NAMES = ("model.joblib", "model.pkl", "model.pickle")
 SUFFIXES = (".joblib", ".pkl", ".pickle")
 _NUMERIC = {"number", "integer", "boolean"}
+# Classifiers of scikit-learn whose label is the most probable class, except where two are as good as equal.
+_MOST_PROBABLE = frozenset(
+    {
+        "AdaBoostClassifier",
+        "BernoulliNB",
+        "CategoricalNB",
+        "ComplementNB",
+        "DecisionTreeClassifier",
+        "ExtraTreeClassifier",
+        "ExtraTreesClassifier",
+        "GaussianNB",
+        "GradientBoostingClassifier",
+        "HistGradientBoostingClassifier",
+        "LinearDiscriminantAnalysis",
+        "LogisticRegression",
+        "LogisticRegressionCV",
+        "MLPClassifier",
+        "MultinomialNB",
+        "QuadraticDiscriminantAnalysis",
+        "RandomForestClassifier",
+    }
+)
+_NEAR = 1e-9  # two probabilities this close may be in the other order where the label is decided
 
 
-def load(spec: dict[str, Any]) -> Predict:
+def load(spec: dict[str, Any]) -> Model:
     """Load the one model file of ``model_dir``. Raises ``CannotServe`` when there is none, or more than one."""
     code_dir = spec.get("code_dir")
     if code_dir:
@@ -28,20 +52,80 @@ def load(spec: dict[str, Any]) -> Predict:
     if not callable(getattr(model, "predict", None)):
         raise CannotServe(f"the model is a {type(model).__name__}, which has no predict method")
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
+    predict = _predict_of(model)
     features = (spec.get("signature") or {}).get("features") or []
-    shape = _table_maker(model, features)
+    frame = _frame_maker(model, features)
+    if frame is not None:
+        return Model(rows=lambda rows: predict(frame(rows)))
+    order = _order(model, features)
+    width = len(features) or None
+    if order is None:
+        return Model(matrix=predict, width=width)
+    return Model(matrix=lambda matrix: predict(matrix[:, order]), width=width)
+
+
+def _predict_of(model: Any) -> Callable[[Any], Any]:
+    """What gives the answers for a table."""
     if not callable(getattr(model, "predict_proba", None)):
-        return lambda rows: model.predict(shape(rows))
-    labels = [_label(value) for value in model.classes_]
+        predict: Callable[[Any], Any] = model.predict
+        return predict
+    classes = Classes(list(model.classes_))
+    places = {value: place for place, value in enumerate(classes.values)}
+    ask = _inside(model)
 
-    def predict(rows: list[Any]) -> list[dict[str, Any]]:
-        table = shape(rows)
-        return [
-            {"prediction": prediction, "probabilities": dict(zip(labels, row, strict=True))}
-            for prediction, row in zip(model.predict(table).tolist(), model.predict_proba(table).tolist(), strict=True)
-        ]
+    def twice(table: Any) -> Labelled:
+        chosen = [places[label] for label in model.predict(table).tolist()]
+        return Labelled(classes, chosen, ask(table).tolist())
 
-    return predict
+    if not _labels_by_probability(model):
+        return twice
+    numpy = importlib.import_module("numpy")
+
+    def once(table: Any) -> Labelled:
+        probabilities = ask(table)
+        chosen = probabilities.argmax(axis=1)
+        if probabilities.shape[1] > 1:
+            best = numpy.partition(probabilities, -2, axis=1)
+            near = best[:, -1] - best[:, -2] < _NEAR
+            if near.any():
+                chosen[near] = [places[label] for label in model.predict(table[near]).tolist()]
+        return Labelled(classes, chosen.tolist(), probabilities.tolist())
+
+    return once
+
+
+def _labels_by_probability(model: Any) -> bool:
+    """Whether the label follows from the probabilities, so that the model need not be asked twice."""
+    last = _last_step(model)
+    kind = type(last)
+    return kind.__module__.startswith("sklearn.") and kind.__name__ in _MOST_PROBABLE
+
+
+def _is_pipeline(model: Any) -> bool:
+    kind = type(model)
+    return kind.__module__ == "sklearn.pipeline" and kind.__name__ == "Pipeline"
+
+
+def _last_step(model: Any) -> Any:
+    return _last_step(model.steps[-1][1]) if _is_pipeline(model) else model
+
+
+def _inside(model: Any) -> Callable[[Any], Any]:
+    """``predict_proba`` of a model. A pipeline's steps are called one after the other, as it does, without its own
+    bookkeeping, which costs as much as a small model.
+    """
+    probabilities: Callable[[Any], Any] = model.predict_proba
+    if not _is_pipeline(model) or any(step in (None, "passthrough") for _, step in model.steps):
+        return probabilities
+    transforms = [step.transform for _, step in model.steps[:-1]]
+    last = _inside(model.steps[-1][1])
+
+    def ask(table: Any) -> Any:
+        for transform in transforms:
+            table = transform(table)
+        return last(table)
+
+    return ask
 
 
 def _model_file(folder: Path) -> Path:
@@ -64,26 +148,31 @@ def _read(path: Path) -> Any:
     return loader(path)
 
 
-def _label(value: Any) -> str:
-    plain = value.item() if hasattr(value, "item") else value
-    return str(plain)
-
-
-def _table_maker(model: Any, features: list[dict[str, Any]]) -> Callable[[list[Any]], Any]:
-    """How checked rows become what the model takes: a float matrix, or a data frame where columns go by name."""
-    names = [feature["name"] for feature in features]
-    numeric = bool(features) and all(feature.get("type", "number") in _NUMERIC for feature in features)
+def _wanted(model: Any, names: list[str]) -> list[str]:
+    """The features that the model was trained on by name. Raises ``CannotServe`` when the signature has others."""
     wanted = [str(name) for name in getattr(model, "feature_names_in_", [])]
     if wanted and names and set(wanted) != set(names):
         raise CannotServe(f"the model was trained on the features {wanted}; the signature has {names}")
-    if names and (not numeric or (wanted and _goes_by_name(model))):
-        frame = importlib.import_module("pandas").DataFrame
-        return lambda rows: frame(rows, columns=names)[wanted or names]
-    numpy = importlib.import_module("numpy")
-    order = [names.index(name) for name in wanted] if wanted and names else []
-    if order in ([], list(range(len(order)))):
-        return lambda rows: numpy.array(rows, dtype=float)
-    return lambda rows: numpy.array(rows, dtype=float)[:, order]
+    return wanted
+
+
+def _frame_maker(model: Any, features: list[dict[str, Any]]) -> Callable[[list[Any]], Any] | None:
+    """How checked rows become a data frame, for a model that takes columns by name or texts; None for a matrix."""
+    names = [feature["name"] for feature in features]
+    numeric = all(feature.get("type", "number") in _NUMERIC for feature in features)
+    wanted = _wanted(model, names)
+    if not names or (numeric and not (wanted and _goes_by_name(model))):
+        return None
+    frame = importlib.import_module("pandas").DataFrame
+    return lambda rows: frame(rows, columns=names)[wanted or names]
+
+
+def _order(model: Any, features: list[dict[str, Any]]) -> list[int] | None:
+    """In which order the model wants the signature's columns; None when as they are."""
+    names = [feature["name"] for feature in features]
+    wanted = _wanted(model, names)
+    order = [names.index(name) for name in wanted] if names else []
+    return None if order == list(range(len(order))) else order
 
 
 def _goes_by_name(model: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Handler ``predict``: the project's ``predict.py`` with ``load(model_dir)`` and ``predict(model, batch)``."""
+"""Handler ``predict``: the project's ``predict.py`` with ``load(model_dir)`` and ``predict(model, batch)``.
+
+``batch`` is a list of rows. With ``INPUT = "numpy"`` in the file it is a matrix of float64 with one column per feature.
+"""
 
 import importlib.util
 import inspect
@@ -8,12 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..loading import CannotServe, Predict, explain
+from ..loading import CannotServe, Model, explain
 
 FILE = "predict.py"
+INPUTS = ("rows", "numpy")
+NUMERIC = {"number", "integer", "boolean"}
 
 
-def load(spec: dict[str, Any]) -> Predict:
+def load(spec: dict[str, Any]) -> Model:
     """Import the project's file by its path and load the model with it. Raises ``CannotServe``."""
     model_dir = str(spec["model_dir"])
     folder = Path(spec.get("code_dir") or model_dir)
@@ -24,7 +29,25 @@ def load(spec: dict[str, Any]) -> Predict:
         model = load_function(model_dir)
     except (Exception, SystemExit) as error:
         raise CannotServe(explain(error, f"load(model_dir) of {FILE}")) from error
-    return lambda rows: predict_function(model, rows)
+    kinds = {feature.get("type", "number") for feature in (spec.get("signature") or {}).get("features") or []}
+    if _wants_matrix(module, kinds):
+        width = len(spec["signature"]["features"]) if kinds else None
+        return Model(matrix=lambda matrix: predict_function(model, matrix), width=width)
+    return Model(rows=lambda rows: predict_function(model, rows))
+
+
+def _wants_matrix(module: ModuleType, kinds: set[str]) -> bool:
+    """Whether the file asks for a matrix. Raises ``CannotServe`` when it cannot have one."""
+    wanted = getattr(module, "INPUT", INPUTS[0])
+    if wanted not in INPUTS:
+        raise CannotServe(f"INPUT of {FILE} must be one of {', '.join(INPUTS)}, not {str(wanted)[:40]!r}")
+    if wanted == INPUTS[0]:
+        return False
+    if not kinds <= NUMERIC:
+        raise CannotServe(f'{FILE} has INPUT = "numpy", but the signature has features that are no numbers')
+    if importlib.util.find_spec("numpy") is None:
+        raise CannotServe(f'{FILE} has INPUT = "numpy", but this environment has no numpy; add it to requirements.txt')
+    return True
 
 
 def _module(folder: Path) -> ModuleType:
