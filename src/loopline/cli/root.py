@@ -44,6 +44,7 @@ COMMANDS: dict[str, Entry] = {
     "alarms": Entry("alarms:alarms", "Alarms and their history."),
     "assets": Entry("assets:assets", "Data assets."),
     "audit": Entry("events:audit", "The chain of hashes over all events."),
+    "batch": Entry("batch:batch", "Tables scored by a version."),
     "credential": Entry("remote:credential", "The key, when git asks for it."),
     "endpoints": Entry("endpoints:endpoints", "Endpoints, their traffic, drift and quality."),
     "environments": Entry("environments:environments", "Built environments."),

@@ -148,7 +148,8 @@ def _job_spec(ctx: Context, attempt: Row, job: Row) -> JobSpec:
     """What the backend is given.
 
     A job's ``spec`` holds: python, argv or call, tree (digest), inputs {place: {sha256, kind, name}}, places {key of
-    the call: place}, environ, limits, network, environment_path, forkserver (id of the environment's forkserver).
+    the call: place}, environ, limits, network, environment_path, write (folders that outlive the attempt),
+    forkserver (id of the environment's forkserver).
     """
     spec = job["spec"]
     folder = ctx.settings.dir / "attempts" / attempt["id"]
@@ -187,7 +188,9 @@ def _job_spec(ctx: Context, attempt: Row, job: Row) -> JobSpec:
         workdir=str(folder / "work") if "argv" in spec else "",
         environ={**(spec.get("environ") or {})},
         limits=Limits(**limits),
-        sandbox=Sandbox(read=tuple(read), network=bool(spec.get("network", True))),
+        sandbox=Sandbox(
+            read=tuple(read), write=tuple(spec.get("write") or ()), network=bool(spec.get("network", True))
+        ),
         warm=spec.get("forkserver"),
     )
 

@@ -6,6 +6,7 @@ A task is called with its key; it gives None when it is done, or the seconds aft
 from collections.abc import Callable, Mapping
 
 from loopline.control import (
+    batches,
     deliveries,
     environments,
     executions,
@@ -55,6 +56,7 @@ SLOW = frozenset(
 
 # Who is told, in the same transaction, that a job of theirs has ended.
 JOB_OWNERS: Mapping[str, Callable[[Context, Tx, Row], None]] = {
+    "batch": batches.job_ended,
     "evaluation": gates.job_ended,
     "push": pushes.job_ended,
     "step": executions.job_ended,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from loopline.control import alarms, attempts, endpoints, firings, jobs, monitoring, repositories, snapshots
+from loopline.control import alarms, attempts, batches, endpoints, firings, jobs, monitoring, repositories, snapshots
 from loopline.control.context import Context
 
 
@@ -19,6 +19,8 @@ TICKS = (
     Tick("jobs.watch", 1.0, jobs.watch),
     Tick("jobs.tidy", 5.0, jobs.tidy),
     Tick("attempts.prune", 60.0, attempts.prune),
+    Tick("batches.watch", 1.0, batches.watch),
+    Tick("batches.prune", 600.0, batches.prune),
     Tick("snapshots.publish", 5.0, snapshots.publish),
     Tick("endpoints.retire", 5.0, endpoints.retire),
     Tick("monitoring.ingest", 0.5, monitoring.ingest),

@@ -114,6 +114,10 @@ class Client:
         """The run of tests once there is a verdict."""
         return self._wait(("test-runs", run), "test_run", timeout, on_change)
 
+    def wait_batch(self, batch: str, timeout: float | None = None, on_change: Changed | None = None) -> dict[str, Any]:
+        """The batch once it is over."""
+        return self._wait(("batches", batch), "batch", timeout, on_change)
+
     def _wait(
         self, path: tuple[str, str], noun: str, timeout: float | None, on_change: Changed | None
     ) -> dict[str, Any]:

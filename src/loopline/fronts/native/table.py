@@ -5,6 +5,7 @@ from loopline.control import (
     alarms,
     assets,
     audit,
+    batches,
     deliveries,
     endpoint_tests,
     endpoints,
@@ -55,6 +56,7 @@ _PEOPLE = (
     Route("GET", "/api/keys", READ, access.list_keys),
     Route("POST", "/api/keys", READ, access.create_key, status=201),  # one's own; another's needs admin
     Route("DELETE", "/api/keys/{key}", READ, access.revoke_key),
+    Route("PUT", "/api/keys/{key}/limits", ADMIN, access.limit_key),
 )
 
 _PROJECTS = (
@@ -153,6 +155,17 @@ _TESTS = (
     Route("GET", "/api/test-runs/{run}", READ, release_tests.show),
 )
 
+_BATCHES = (
+    Route("POST", "/api/batches/inputs", WRITE, batches.upload, raw=True, max_body_bytes=MAX_ASSET_BYTES, status=201),
+    Route("GET", "/api/batches", READ, batches.list_),
+    Route("POST", "/api/batches", WRITE, batches.run, status=201),
+    Route("GET", "/api/batches/{batch}", READ, batches.show),
+    Route("GET", "/api/batches/{batch}/output", READ, batches.output, download=True),
+    Route("GET", "/api/batches/{batch}/errors", READ, batches.errors, download=True),
+    Route("POST", "/api/batches/{batch}/stop", WRITE, batches.stop),
+    Route("POST", "/api/batches/{batch}/resume", WRITE, batches.resume),
+)
+
 _MONITORING = (
     Route("GET", "/api/endpoints/{endpoint}/traffic", READ, monitoring.traffic),
     Route("GET", "/api/endpoints/{endpoint}/drift", READ, monitoring.drift),
@@ -196,4 +209,16 @@ _MESSAGES = (
     Route("POST", "/api/deliveries/{delivery}/redeliver", WRITE, deliveries.redeliver),
 )
 
-TABLE = (*_STATUS, *_PEOPLE, *_PROJECTS, *_WORK, *_TRACKING, *_REGISTRY, *_TRAFFIC, *_TESTS, *_MONITORING, *_MESSAGES)
+TABLE = (
+    *_STATUS,
+    *_PEOPLE,
+    *_PROJECTS,
+    *_WORK,
+    *_TRACKING,
+    *_REGISTRY,
+    *_TRAFFIC,
+    *_BATCHES,
+    *_TESTS,
+    *_MONITORING,
+    *_MESSAGES,
+)
