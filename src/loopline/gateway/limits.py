@@ -9,8 +9,9 @@ Two published methods, one for each place where a queue forms:
   over the time that it took, are the rate; the smallest such time is what a prediction takes when nobody is before it.
 - **At the gateway**: what may not go yet waits under controlled delay in the form that B. Maurer gives for requests
   ("Fail at Scale", ACM Queue 13(8), 2015; the method is K. Nichols' and V. Jacobson's CoDel, RFC 8289): a queue that
-  was empty within the last interval is a burst, and a request may wait that interval; one that was not stands, and a
-  request may wait a twentieth of it, so that those who are served are served soon and the others know at once.
+  was empty within the last interval is a burst, and a request may wait that interval; one that was not, or from which
+  somebody was sent away within the interval, stands, and a request may wait a twentieth of it, so that those who are
+  served are served soon and the others know at once.
 
 ``queue_seconds`` is the time that a request may wait for its turn, half of it here and half of it at the servers; where
 a prediction takes long by itself, four times that, if it is more. Lanes, one for each key, take turns; when the queue
@@ -31,11 +32,12 @@ from typing import Protocol
 
 from loopline.errors import LooplineError, Overloaded, Timeout
 
-FIRST_LIMIT = 32  # before anything is known of the servers
+FIRST_LIMIT = 16  # before anything is known of the servers
 LEAST_LIMIT = 2  # one being worked on, one on its way
 PATIENCE = 4  # a request may wait at least as long as so many predictions take
 STANDING_SHARE = 0.05  # of the interval: how long a request may wait in a queue that stands
 LOOK_SECONDS = 0.01  # how often the waiting are looked at
+LEAST_QUEUE = 256  # so many may wait, or max_concurrent if it is more
 MAX_GATEWAYS = 64
 MAX_RETRY_SECONDS = 60
 
@@ -112,10 +114,10 @@ class Admission:
         "_probing",
         "_queue_seconds",
         "_rate",
+        "_refused_at",
         "_turns",
         "_waiting",
         "limit",
-        "refused",
         "used",
     )
 
@@ -128,12 +130,12 @@ class Admission:
         places: Places | None = None,
     ) -> None:
         self.used = 0
-        self.refused = 0  # so far, by this process
         self._now = now
         self._later = later
         self._places = places
         self._answers = 0
         self._base = math.inf  # the least time that a prediction took
+        self._refused_at = -math.inf
         self._rate = 0.0  # answers a second, as the last probe saw it
         self._learned: float = FIRST_LIMIT
         self._probing = True
@@ -198,15 +200,20 @@ class Admission:
         self._probe, self._probing = None, False
         if seconds <= 0.0:
             return
+        first = self._base == math.inf
         if good:
             self._base = min(self._base, seconds)
         self._rate = (self._answers - self._probe_answers) / seconds
         if self._base == math.inf:
-            self._set_limit(self._max)
             return
         wanted = self._wanted_seconds()
         bearable = self._rate * wanted
-        self._set_limit(bearable if seconds > wanted else max(self._learned, bearable))
+        if seconds > wanted:
+            self._set_limit(bearable)
+        elif first:  # servers that answer many at once have not shown yet what they can do
+            self._set_limit(max(min(self._learned, 2 * bearable), bearable))
+        else:
+            self._set_limit(max(self._learned, bearable))
 
     def _wanted_seconds(self) -> float:
         """The latency at the servers that is still good: one prediction before it, its own, and the wait."""
@@ -241,12 +248,12 @@ class Admission:
         if not self._waiting:
             self._empty_at = now
         interval = self._interval()
-        stands = now - self._empty_at > interval
+        stands = now - self._empty_at > interval or now - self._refused_at < interval
         until = now + (max(STANDING_SHARE * interval, min(self._base, interval)) if stands else interval)
-        if candidate.deadline <= now or (stands and self._expected() > candidate.deadline - now):
+        if candidate.deadline <= now or (stands and self._expected(self.used) > candidate.deadline - now):
             self._turn_away(candidate)
             return
-        if self._waiting >= self._max and not self._make_room(candidate.lane):
+        if self._waiting >= max(self._max, LEAST_QUEUE) and not self._make_room(candidate.lane):
             self._turn_away(candidate)
             return
         lane = self._lanes.get(candidate.lane)
@@ -330,17 +337,22 @@ class Admission:
 
     # -- refusing
 
-    def _expected(self) -> float:
-        """Seconds until a request that came now would be answered."""
-        return (self.used + self._waiting + 1) / self._rate if self._rate else math.inf
+    def _expected(self, ahead: int) -> float:
+        """Seconds until a request would be answered that has so many before it; 0 where nothing is known yet."""
+        if self._base == math.inf:
+            return 0.0
+        return (ahead + 1) / self._rate if self._rate else math.inf
 
     def _turn_away(self, candidate: Candidate) -> None:
-        self.refused += 1
-        error: LooplineError = Overloaded("the endpoint has more requests than it can answer in time")
-        if candidate.deadline <= self._now():
+        now = self._now()
+        error: LooplineError
+        if candidate.deadline <= now:
             error = Timeout("the request's time was over before it was its turn; it was not sent to a model")
-        expected = self._expected()
-        candidate.turned_away(error, 1 if expected == math.inf else min(MAX_RETRY_SECONDS, math.ceil(expected)))
+        else:
+            self._refused_at = now
+            error = Overloaded("the endpoint has more requests than it can answer in time")
+        expected = self._expected(self.used + self._waiting)
+        candidate.turned_away(error, 1 if expected == math.inf else min(MAX_RETRY_SECONDS, max(1, math.ceil(expected))))
 
 
 class Limits:
