@@ -1,0 +1,94 @@
+"""A real gateway before a slow model server that is offered more than it can do, and one that hangs."""
+
+import asyncio
+import json
+import time
+
+SLOW = """
+    import time
+    def load(model_dir): return None
+    def predict(model, rows):
+        time.sleep(0.02 * len(rows))
+        return [row[0] for row in rows]
+"""
+NAP = """
+    import time
+    def load(model_dir): return None
+    def predict(model, rows):
+        time.sleep(max(row[0] for row in rows))
+        return [row[0] for row in rows]
+"""
+
+
+async def _one(rig, answers: list, *extra: str) -> None:
+    host, port = rig.address.split(":")
+    began = time.monotonic()
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(rig.request_bytes({"x": 0.0}, "".join(f"{line}\r\n" for line in ("Connection: close", *extra))))
+    whole = await reader.read()
+    writer.close()
+    head, _, body = whole.partition(b"\r\n\r\n")
+    answers.append((int(head.split()[1]), time.monotonic() - began, head.lower(), json.loads(body)))
+
+
+async def _offer(rig, rate: float, seconds: float, *extra: str) -> list:
+    """(status, seconds, head, document) of requests that come whatever becomes of the earlier ones."""
+    answers: list = []
+    asked = []
+    began = time.monotonic()
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        asked.append(asyncio.ensure_future(_one(rig, answers, *extra)))
+    await asyncio.wait_for(asyncio.gather(*asked), 60)
+    return answers
+
+
+def test_five_times_too_much_is_answered_in_time_or_refused_at_once(rig, make_variant):
+    rig.publish(make_variant("v1", rig.start_server("a", SLOW)), wait=False)
+    rig.start_gateway()
+    answers = asyncio.run(_offer(rig, 250, 4.0, "x-loopline-timeout-ms: 3000"))
+    assert len(answers) == 1000, "somebody hangs"
+    served = [answer for answer in answers if answer[0] == 200]
+    refused = [answer for answer in answers if answer[0] != 200]
+    assert {answer[0] for answer in refused} == {429}
+    assert len(served) > 100
+    for _, _, head, document in refused:
+        assert b"retry-after: " in head and b"x-loopline-variant: none" in head
+        assert document["error"]["code"] == "overloaded"
+    # The queue holds a second's wait at most, half of it here and half at the server; the rest is this machine's.
+    assert sorted(seconds for _, seconds, _, _ in served)[int(0.99 * len(served))] < 3.0
+    assert rig.ask({"x": 1})[0] == 200
+
+
+def test_a_request_whose_time_is_over_in_the_queue_never_reaches_a_model(rig, make_variant, until):
+    rig.publish(make_variant("v1", rig.start_server("a", NAP)), wait=False, max_concurrent=1)
+    rig.start_gateway()
+
+    async def both() -> tuple:
+        first = asyncio.get_running_loop().run_in_executor(None, rig.ask, {"x": 0.6})
+        await asyncio.sleep(0.1)
+        late: list = []
+        await _one(rig, late, "x-loopline-timeout-ms: 100")
+        return await first, late[0]
+
+    first, (status, _, head, document) = asyncio.run(both())
+    assert first[0] == 200
+    assert status == 504 and document["error"]["code"] == "timeout" and "not sent" in document["error"]["message"]
+    assert b"x-loopline-variant: none" in head
+
+
+def test_a_clients_deadline_is_kept_and_never_longer_than_the_endpoints(rig, make_variant):
+    rig.publish(make_variant("v1", rig.start_server("a", NAP)), wait=False, timeout_ms=400)
+    rig.start_gateway()
+    assert rig.ask({"x": 0.2})[0] == 200
+    status, document, _ = rig.ask({"x": 0.3}, x_loopline_timeout_ms="100")
+    assert status == 504 and document["error"]["code"] == "timeout"
+    assert rig.ask({"x": 1.0}, x_loopline_timeout_ms="5000")[0] == 504
+
+
+def test_a_deadline_that_is_no_number_is_refused(rig, make_variant):
+    rig.publish(make_variant("v1", rig.start_server("a", NAP)), wait=False)
+    rig.start_gateway()
+    for value in ("0", "-1", "1.5", "1e3", "soon", "9" * 12):
+        status, document, _ = rig.ask({"x": 0.0}, x_loopline_timeout_ms=value)
+        assert status == 400 and "x-loopline-timeout-ms" in document["error"]["message"], value
