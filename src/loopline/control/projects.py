@@ -145,6 +145,8 @@ def _endpoint_settings(loop: Loop) -> dict[str, Any]:
     plain = loops.to_dict(loop)
     settings: dict[str, Any] = {key: value for key, value in plain["endpoint"].items() if key != "name"}
     settings["rollout"] = plain["rollout"]
+    if plain["scaling"] is not None:
+        settings["scaling"] = plain["scaling"]
     settings["comparison"] = plain["comparison"]
     settings["monitor"] = plain["monitor"]
     settings["label"] = loop.gate.label

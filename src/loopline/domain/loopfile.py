@@ -70,7 +70,7 @@ def check_endpoint(name: str, model: str, settings: Mapping[str, Any]) -> None:
     """Judge the settings of an endpoint made by hand: the keys of ``[endpoint]``, and those of ``[rollout]`` and
     ``[monitor]`` as tables in it. Raises ``InvalidInput`` with every mistake.
     """
-    tables = {key: value for key, value in settings.items() if key in ("rollout", "comparison", "monitor")}
+    tables = {key: value for key, value in settings.items() if key in ("rollout", "comparison", "monitor", "scaling")}
     own = {key: value for key, value in settings.items() if key not in tables}
     if "name" in own:
         raise InvalidInput("name: it is the endpoint's own, and no setting")

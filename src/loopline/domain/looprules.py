@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from loopline.domain import endpoint_tests, names, rolloutrules, states
+from loopline.domain import endpoint_tests, names, rolloutrules, scaling, states
 from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
 from loopline.domain.drift import Rule
 from loopline.domain.measures import MEASURES
@@ -70,6 +70,16 @@ RANGES: dict[tuple[str, str], Range] = {
     ("endpoint", "max_concurrent"): Range(1, 65536),
     ("endpoint", "queue_seconds"): Range(0, 3600),
     ("endpoint", "keep_warm_seconds"): Range(0),
+    ("endpoint", "memory_mb"): Range(64, 1 << 20),
+    ("endpoint", "threads"): Range(1, 1024),
+    ("scaling", "min"): Range(0, scaling.MAX_SERVERS),
+    ("scaling", "max"): Range(1, scaling.MAX_SERVERS),
+    ("scaling", "target_in_flight"): _POSITIVE,
+    ("scaling", "target_latency_ms"): _POSITIVE,
+    ("scaling", "scale_out_cooldown_seconds"): Range(0, 3600),
+    ("scaling", "scale_in_cooldown_seconds"): Range(0, 3600),
+    ("scaling", "idle_seconds"): Range(1),
+    ("scaling", "cold_start_seconds"): Range(0, 600, open_low=True),
     ("rollout", "bake_seconds"): Range(0),
     ("rollout", "step_percent"): Range(0, 100, open_low=True),
     ("rollout", "batch"): Range(1, 64),
@@ -133,6 +143,7 @@ def check(loop: Loop, present: frozenset[Path], say: Say, files: Collection[str]
     _branches(loop, say)
     _gate(loop, present, say)
     rolloutrules.check(loop, present, say, deploys=_deploys(loop))
+    _scaling(loop, present, say)
     _tests(loop, present, say)
     for position, alarm in enumerate(loop.alarms):
         _alarm(alarm, ("alarms", position), loop, say)
@@ -287,6 +298,20 @@ def _tests(loop: Loop, present: frozenset[Path], say: Say) -> None:
     endpoint_tests.check(loop.tests, present, say)
     if loop.tests and not _deploys(loop):
         say(("tests",), "[[tests]] has nothing to test: there is no endpoint", 'add [endpoint] with name = "..."')
+
+
+def _scaling(loop: Loop, present: frozenset[Path], say: Say) -> None:
+    table = loop.scaling
+    if table is None:
+        return
+    if table.min > table.max:
+        say(("scaling", "min"), f"min is {table.min}, max {table.max}", "write a max that is not below min")
+    tracked = table.target_in_flight is not None or table.target_latency_ms is not None
+    if table.max > max(table.min, 1) and not tracked:
+        message = f"[scaling] says nothing of when there should be more than {max(table.min, 1)}"
+        say(("scaling", "max"), message, "add target_in_flight = 8 or target_latency_ms = 100")
+    if ("scaling",) in present and not _deploys(loop):
+        say(("scaling",), "[scaling] scales nothing: there is no endpoint", 'add [endpoint] with name = "..."')
 
 
 def _alarm(alarm: AlarmTable, path: Path, loop: Loop, say: Say) -> None:

@@ -101,7 +101,22 @@ class EndpointTable(_Table, frozen=True):
     max_concurrent: int = 256  # of each version; more wait
     queue_seconds: float = 1.0  # how long a request may wait for its turn
     keep_warm_seconds: float = 3600
+    memory_mb: int | None = None  # of each server; the platform's job_memory_mb by default
+    threads: int = 1  # of numeric libraries in each server
     sticky: str = ""  # a header; requests with the same value of it are answered by the same variant
+
+
+class ScalingTable(_Table, frozen=True):
+    """``[scaling]``: how many servers each version gets that takes traffic. Without it their number is fixed."""
+
+    min: int = 1  # 0: the last one stops when nobody asks, and the next request starts it
+    max: int = 1
+    target_in_flight: float | None = None  # requests in flight per server, on average
+    target_latency_ms: float | None = None  # p95
+    scale_out_cooldown_seconds: float = 15
+    scale_in_cooldown_seconds: float = 120
+    idle_seconds: float = 300  # with min = 0
+    cold_start_seconds: float = 30  # how long a request waits for a server that starts
 
 
 class RolloutTable(_Table, frozen=True):
@@ -264,6 +279,7 @@ class Loop(_Table, frozen=True):
     gate: Gate = Gate()
     approval: Approval = Approval()
     endpoint: EndpointTable | None = None
+    scaling: ScalingTable | None = None
     rollout: RolloutTable = RolloutTable()
     comparison: ComparisonTable = ComparisonTable()
     monitor: MonitorTable = MonitorTable()
