@@ -10,6 +10,7 @@ rate each connection asks again as soon as it is answered.
 import asyncio
 import base64
 import json
+import math
 import re
 import ssl
 import sys
@@ -18,7 +19,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -108,38 +109,42 @@ class Load:
             await asyncio.gather(*(self._connect() for _ in range(most)))
         if not self.idle:
             raise Unavailable(f"no connection can be made: {self.counted.problem}")
-        loop = asyncio.get_running_loop()
         self.began = time.perf_counter()
-        while (now := time.perf_counter()) < self.began + self.plan.seconds:
+        end = self.began + self.plan.seconds
+        while (now := time.perf_counter()) < end or (self._is_behind(now) and now < end + GRACE_SECONDS):
             self.send_due(now)
-            await asyncio.sleep(min(TICK_SECONDS, self.began + self.plan.seconds - now))
-        self.ended = True
-        limit = loop.time() + GRACE_SECONDS
-        while self.busy and loop.time() < limit:
             await asyncio.sleep(TICK_SECONDS)
+        self.ended = True
         return self._figures()
+
+    def _is_behind(self, now: float) -> bool:
+        """Whether something that was to be sent has not been answered."""
+        return bool(self.busy) or self.issued < self.due(now)
 
     # -- sending
 
     def due(self, now: float) -> int:
-        """How many requests should have been sent by now."""
-        return int(min(now - self.began, self.plan.seconds) * self.plan.rate)
+        """How many requests should have been sent by now; without a rate, whether there is another one."""
+        elapsed = now - self.began
+        if not self.plan.rate:
+            return self.issued + (elapsed < self.plan.seconds)
+        return min(int(elapsed * self.plan.rate) + 1, math.ceil(self.plan.seconds * self.plan.rate))
 
     def send_due(self, now: float) -> None:
         """Send what is due as far as connections are free."""
-        while self.idle and (not self.plan.rate or self.issued < self.due(now)):
+        while self.idle and self.issued < self.due(now):
             self.send(self.idle.pop(), now)
 
     def send(self, connection: "_Connection", now: float) -> None:
         """Send the next request; its time is the one at which it was meant to be sent."""
-        connection.meant_at = self.began + (self.issued + 1) / self.plan.rate if self.plan.rate else now
+        connection.meant_at = self.began + self.issued / self.plan.rate if self.plan.rate else now
         self.issued += 1
         self.busy.add(connection)
         connection.ask(self.plan.request)
 
     def free(self, connection: "_Connection", now: float) -> None:
         """A connection has its answer."""
-        if not self.ended and (not self.plan.rate or self.issued < self.due(now)):
+        if self.issued < self.due(now):
             self.send(connection, now)
         else:
             self.busy.discard(connection)
@@ -180,9 +185,9 @@ class Load:
         for connection in self.busy:
             counted.statuses["unanswered"] += 1
             counted.took(now - connection.meant_at)
-        unsent = self.due(self.began + plan.seconds) - self.issued if plan.rate else 0
-        if unsent > 0:
-            counted.statuses["unsent"] += unsent
+        unsent = self.due(now) - self.issued
+        if unsent:
+            counted.statuses["unsent"] = unsent
         counted.settle()
         asked = sum(counted.statuses.values())
         good = sum(count for status, count in counted.statuses.items() if status.startswith("2"))
@@ -221,11 +226,10 @@ class _Connection(asyncio.Protocol):
         self.meant_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         load = self._load
         if load.ended:
-            transport.abort()
+            self._transport.abort()
         else:
             load.idle.append(self)
             if load.began:
