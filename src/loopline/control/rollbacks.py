@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import endpoints, registry, snapshots, variants
+from loopline.control import endpoints, fleets, processes, registry, snapshots, variants
 from loopline.control.context import SYSTEM, Context
 from loopline.domain.access import Actor
 from loopline.domain.states import RolloutStatus, VariantStatus, VersionStatus
@@ -24,9 +24,18 @@ LOOK_SECONDS = 0.002  # each look reads a small file per gateway
 
 def turn_back(ctx: Context, row: Row, reason: str, decisions: list[dict[str, Any]], actor: str = SYSTEM.name) -> int:
     """Give the traffic back to the predecessor; version, weights and snapshot commit together."""
+    with ctx.db.read() as tx:
+        before = records.get(tx, "variant", row["predecessor"]) if row["predecessor"] else None
+    whole = _whole_again(ctx, before, int((row["plan"] or {}).get("servers_before") or 0))
     with ctx.db.transaction(durable=True) as tx:
         variant = records.get(tx, "variant", row["variant"])
-        variants.shift(ctx, tx, row, 0.0)
+        if row["plan"]["shares"]:
+            variants.shift(tx, row, 0.0)
+        elif variant["shadow"]:
+            records.set(tx, "variant", variant["id"], actor=actor, shadow=None)
+        if before is not None and whole is not None:
+            records.set(tx, "variant", before["id"], actor=SYSTEM.name, server=whole)
+            tx.after_commit.append(lambda: processes.write(ctx))
         if variant["version"]:
             version = records.get(tx, "version", variant["version"])
             registry.reject_in(tx, version, actor=actor, comment=f"rolled back: {reason}", policy="rollout")
@@ -39,20 +48,43 @@ def turn_back(ctx: Context, row: Row, reason: str, decisions: list[dict[str, Any
             actor=actor,
             reason=reason,
             decisions=decisions,
+            trigger={**(row["trigger"] or {}), "turned_back_by": actor},
             **snapshot,
         )
         queue.ask(tx, "rollout.advance", row["id"])
     return int(snapshot["snapshot"])
 
 
-def rollback(ctx: Context, actor: Actor, *, endpoint: str, reason: str = "rolled back by a person") -> dict[str, Any]:
+def _whole_again(ctx: Context, before: Row | None, count: int) -> list[dict[str, Any]] | None:
+    """The predecessor's servers with those that a rolling replacement has taken from it; None if it has them all.
+
+    They start beside the ones that are there, which take the traffic at once: waiting for them would leave it where it
+    goes wrong.
+    """
+    if before is None or len(fleets.staying(before)) >= count:
+        return None
+    try:
+        return fleets.grown(ctx, before, count)
+    except (LooplineError, OSError):
+        return None  # what is left of it serves
+
+
+def rollback(
+    ctx: Context,
+    actor: Actor,
+    *,
+    endpoint: str,
+    reason: str = "rolled back by a person",
+    to: int | None = None,
+) -> dict[str, Any]:
     """Put an endpoint back on the version it served before, and return when every gateway has switched.
 
     A rollout that is going on is turned back. The version left behind becomes Rejected with the reason; the one that
-    serves again needs no approval. ``seconds`` in the answer is the time until the last gateway had switched.
+    serves again needs no approval. After a rollback the next one has to say how far it goes: ``to``, the number of a
+    version that served earlier. ``seconds`` in the answer is the time until the last gateway had switched.
     """
     began = time.monotonic()
-    number, row = begin(ctx, actor.name, endpoint, reason)
+    number, row = begin(ctx, actor.name, endpoint, reason, to)
     while number is not None and not snapshots.acknowledged(ctx, number):
         if time.monotonic() - began > WAIT_SECONDS:
             raise Timeout(f"traffic snapshot {number} is written, but not every gateway has switched to it yet")
@@ -70,7 +102,7 @@ def rollback(ctx: Context, actor: Actor, *, endpoint: str, reason: str = "rolled
         }
 
 
-def begin(ctx: Context, actor: str, endpoint: str, reason: str) -> tuple[int | None, Row]:
+def begin(ctx: Context, actor: str, endpoint: str, reason: str, to: int | None = None) -> tuple[int | None, Row]:
     """Begin to go back; gives the snapshot's number (None: servers must start first) and the rollout.
 
     Of several that are asked for at once one goes back, by one version; the others raise ``Conflict``.
@@ -80,29 +112,62 @@ def begin(ctx: Context, actor: str, endpoint: str, reason: str) -> tuple[int | N
         active = endpoints.active_rollout(tx, endpoint)
         seen = endpoints.serving(tx, endpoint)
     if active is not None and _can_turn(active):
+        _check_destination(active, seen, to)
         return turn_back(ctx, active, reason, active["decisions"], actor), active
     with ctx.db.transaction(durable=True) as tx:
         _refuse_active(endpoints.active_rollout(tx, endpoint))
         current = endpoints.serving(tx, endpoint)
         if current is not None and (seen is None or current["id"] != seen["id"]):
             raise Conflict(f"{endpoint} has moved to {current['name']} meanwhile; ask again to go back further")
-        before = _before(tx, endpoint, current)
+        before = _before(tx, endpoint, current, to)
         if current is None or before is None:
-            raise Conflict(f"{endpoint} has served one version only; there is none to go back to")
+            raise Conflict(_nothing_before(endpoint, to))
+        if to is None:
+            _refuse_second(tx, endpoint, before)
         row = _record_rollback(tx, endpoint, current, before, actor, reason)
-        if before["status"] != VariantStatus.WARM:
-            variants.ensure(
-                tx, endpoints.endpoint_row(tx, endpoint), records.get(tx, "version", before["version"]), actor
-            )
-            queue.ask(tx, "rollout.advance", row["id"])
-            return None, row
-        return _switch_back(ctx, tx, row, current, before, actor, reason), row
+        if before["status"] in (VariantStatus.WARM, VariantStatus.READY):
+            whole = _whole_again(ctx, before, int(before["instances"]))
+            return _switch_back(ctx, tx, row, before, whole, actor), row
+        version = records.get(tx, "version", before["version"])
+        variants.ensure(tx, endpoints.endpoint_row(tx, endpoint), version, actor)
+        queue.ask(tx, "rollout.advance", row["id"])
+        return None, row
+
+
+def _nothing_before(endpoint: str, to: int | None) -> str:
+    if to is None:
+        return f"{endpoint} has served one version only; there is none to go back to"
+    return f"{endpoint} has not served version {to} before this one; to move on to it: loopline release {endpoint} {to}"
+
+
+def _check_destination(active: Row, seen: Row | None, to: int | None) -> None:
+    if to is not None and (seen is None or seen["number"] != to):
+        text = f"the rollout {active['id']} is going on, and goes back to what served before it"
+        raise Conflict(f"{text}; leave --to out, and go back further afterwards")
+
+
+def _refuse_second(tx: Tx, endpoint: str, before: Row) -> None:
+    """Raise when the last thing that happened was a rollback that somebody asked for: it may be the same wish again."""
+    query = sa.select(rollouts).where(rollouts.c.endpoint == endpoint, rollouts.c.ended_at.is_not(None))
+    last = tx.row(query.order_by(rollouts.c.ended_at.desc()).limit(1))
+    if last is None:
+        return
+    asked = (last["trigger"] or {}).get("turned_back_by", SYSTEM.name) != SYSTEM.name
+    if last["kind"] == "rollback" or (last["status"] == RolloutStatus.ROLLED_BACK and asked):
+        ago = tx.now - last["ended_at"]
+        raise Conflict(
+            f"{endpoint} went back {ago:.0f} s ago already; to go back further, to {before['model']} version "
+            f"{before['number']}: loopline rollback {endpoint} --to {before['number']}"
+        )
 
 
 def _can_turn(active: Row) -> bool:
-    """Whether a rollout has moved traffic that can be given back. A rollback is not turned: it is the way back."""
-    moving = active["status"] in (RolloutStatus.SHIFTING, RolloutStatus.BAKING)
-    return moving and active["predecessor"] is not None and active["kind"] != "rollback"
+    """Whether a rollout can be turned round. A rollback is not turned: it is the way back."""
+    if active["kind"] == "rollback":
+        return False
+    if active["status"] in (RolloutStatus.STARTING, RolloutStatus.TESTING):
+        return True
+    return active["status"] in (RolloutStatus.SHIFTING, RolloutStatus.BAKING) and active["predecessor"] is not None
 
 
 def _refuse_active(active: Row | None) -> None:
@@ -113,8 +178,8 @@ def _refuse_active(active: Row | None) -> None:
     raise Conflict(f"the rollout {active['id']} is {active['status']}; it moves no traffic yet: try again in a moment")
 
 
-def _before(tx: Tx, endpoint: str, current: Row | None) -> Row | None:
-    """The variant that served before the current one, from the endpoint's finished rollouts."""
+def _before(tx: Tx, endpoint: str, current: Row | None, to: int | None) -> Row | None:
+    """The variant that served before the current one, or earlier still with this version, from finished rollouts."""
     if current is None:
         return None
     query = sa.select(rollouts).where(
@@ -125,7 +190,8 @@ def _before(tx: Tx, endpoint: str, current: Row | None) -> Row | None:
         if row["variant"] == wanted and row["predecessor"]:
             before = records.get(tx, "variant", row["predecessor"])
             version = records.find(tx, "version", id=before["version"]) if before["version"] else None
-            if version is None or version["status"] != VersionStatus.REJECTED:
+            rejected = version is not None and version["status"] == VersionStatus.REJECTED
+            if not rejected and to in (None, before["number"]):
                 return before
             wanted = before["id"]
     return None
@@ -141,7 +207,13 @@ def _record_rollback(tx: Tx, endpoint: str, current: Row, before: Row, actor: st
         strategy="all-at-once",
         variant=before["id"],
         predecessor=current["id"],
-        plan={"shares": [100.0], "model": before["model"], "number": before["number"]},
+        plan={
+            "shares": [100.0],
+            "servers": max(int(before["instances"]), 1),
+            "before": variants.weights(tx, endpoint),
+            "model": before["model"],
+            "number": before["number"],
+        },
         step=0,
         decisions=[],
         trigger={"kind": "rollback", "reason": reason},
@@ -150,17 +222,22 @@ def _record_rollback(tx: Tx, endpoint: str, current: Row, before: Row, actor: st
     )
 
 
-def _switch_back(ctx: Context, tx: Tx, row: Row, current: Row, before: Row, actor: str, reason: str) -> int:
+def _switch_back(ctx: Context, tx: Tx, row: Row, before: Row, whole: list[dict[str, Any]] | None, actor: str) -> int:
     """All of a rollback in one transaction: statuses, weights, approval, alias and snapshot."""
     records.move(tx, "rollout", row["id"], RolloutStatus.STARTING, actor=actor)
-    records.move(tx, "variant", before["id"], VariantStatus.READY, actor=actor, warm_until=None)
-    variants.shift(ctx, tx, row, 100.0)
-    leave(tx, current, actor, reason)
+    if before["status"] != VariantStatus.READY:
+        records.move(tx, "variant", before["id"], VariantStatus.READY, actor=actor, warm_until=None)
+    if whole is not None:
+        records.set(tx, "variant", before["id"], actor=SYSTEM.name, server=whole)
+    variants.shift(tx, row, 100.0)
+    leave(tx, records.get(tx, "variant", row["predecessor"]), actor, row["reason"])
     if before["model"]:
-        registry.set_alias_in(tx, before["model"], registry.CHAMPION, before["number"], actor=actor, reason=reason)
+        alias = registry.CHAMPION
+        registry.set_alias_in(tx, before["model"], alias, before["number"], actor=actor, reason=row["reason"])
     snapshot = variants.snapshot(ctx, tx, row)
     records.move(tx, "rollout", row["id"], RolloutStatus.SHIFTING, actor=actor, **snapshot)
     queue.ask(tx, "rollout.advance", row["id"])
+    tx.after_commit.append(lambda: processes.write(ctx))
     return int(snapshot["snapshot"])
 
 

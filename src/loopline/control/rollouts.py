@@ -1,38 +1,25 @@
-"""Rollouts: traffic moves to a version step by step, judged at each, and goes back by itself when it should.
+"""Rollouts: the acts of moving an endpoint's traffic to a version, as they begin and as people see them.
 
-Weights, statuses and alias commit together with a numbered snapshot; a step counts from the moment at which every live
-gateway has acknowledged that number. The predecessor stays warm, which is why the way back takes under a second.
+How one goes on once it has begun is in ``shifts``, and how traffic goes back in ``rollbacks``.
 """
 
 from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import (
-    artifacts,
-    endpoints,
-    outputs,
-    processes,
-    registry,
-    rollbacks,
-    snapshots,
-    traffic,
-    variants,
-)
+from loopline.control import endpoints, fleets, registry, variants
 from loopline.control.context import SYSTEM, Context
+from loopline.domain import loopfile, states
 from loopline.domain import rollouts as rules
-from loopline.domain import states, warmup
 from loopline.domain.access import Actor
-from loopline.domain.states import EndpointStatus, RolloutStatus, VariantStatus, VersionStatus
-from loopline.errors import Conflict, GateRefused, InvalidInput, LooplineError, NotFound
+from loopline.domain.states import EndpointStatus, VersionStatus
+from loopline.errors import Conflict, GateRefused, InvalidInput, NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import endpoints as endpoints_table
 from loopline.store.schema import rollouts, versions
 
-POLL_SECONDS = 0.1
-ROLLBACK_WAIT_SECONDS = 5.0
-DRAIN_SECONDS = 1.0  # between a gateway's switch and the end of a server that it has left
+SHADOW_PERCENT = 100.0  # of the requests, unless somebody says otherwise
 
 
 # -- beginning --------------------------------------------------------------------------------------------------------
@@ -46,13 +33,20 @@ def release(
     model: str | None = None,
     number: int | None = None,
     strategy: str | None = None,
+    settings: dict[str, Any] | None = None,
+    variant: str | None = None,
+    share: float | None = None,
     force: bool = False,
     reason: str = "",
 ) -> dict[str, Any]:
     """Begin to move an endpoint's traffic to a version (default: the newest Approved one of its model).
 
-    A version that is not Approved is refused unless ``force``, which an approver may use with a ``reason``.
+    ``settings``: keys of ``[rollout]`` for this time. The strategies ``standby`` and ``shadow`` start the version and
+    move no traffic; a shadow gets copies of ``share`` percent of the requests. ``variant``: a name for the version
+    behind this endpoint. A version that is not Approved is refused unless ``force``, which an approver may use with a
+    ``reason``.
     """
+    loopfile.check_endpoint(endpoint, endpoint, {"rollout": settings or {}})
     with ctx.db.transaction(durable=True) as tx:
         row = endpoints.endpoint_row(tx, endpoint)
         name = model or row["model"]
@@ -66,7 +60,18 @@ def release(
             registry.require_force(actor, reason)
             records.note(tx, "version", version["id"], "forced", actor=actor.name, reason=reason, problem=problem)
         trigger = {"kind": "person", "reason": reason} if reason else {"kind": "person"}
-        return begin(ctx, tx, row, version, actor=actor.name, strategy=strategy, trigger=trigger)
+        return begin(
+            ctx,
+            tx,
+            row,
+            version,
+            actor=actor.name,
+            trigger=trigger,
+            strategy=strategy,
+            settings=settings,
+            variant=variant,
+            share=share,
+        )
 
 
 def _newest_approved(tx: Tx, model: str) -> Row:
@@ -98,36 +103,54 @@ def begin(
     actor: str,
     trigger: dict[str, Any],
     strategy: str | None = None,
+    settings: dict[str, Any] | None = None,
+    variant: str | None = None,
+    share: float | None = None,
 ) -> Row:
-    """Record a rollout; the engine moves it on. One at a time for each endpoint."""
+    """Record a rollout; the engine moves it on. One at a time for each endpoint.
+
+    ``settings`` are keys of ``[rollout]`` for this time; ``variant`` names the version's variant; ``share`` is the
+    percentage of requests that a shadow gets a copy of.
+    """
     active = endpoints.active_rollout(tx, endpoint["name"])
     if active is not None:
         raise Conflict(f"the rollout {active['id']} of {endpoint['name']} is going on; wait for it or roll it back")
     if endpoint["model"] is not None and endpoint["model"] != version["model"]:
         raise InvalidInput(f"{endpoint['name']} follows {endpoint['model']}, not {version['model']}")
+    stored = endpoint["settings"] or {}
+    table = {**(stored.get("rollout") or {}), **(settings or {})}
+    chosen = strategy or table.get("strategy", "canary")
+    idle = chosen in rules.IDLE
     before = endpoints.serving(tx, endpoint["name"])
-    if before is not None and before["version"] == version["id"]:
-        raise Conflict(f"{endpoint['name']} serves {version['model']} version {version['number']} already")
-    settings = endpoint["settings"] or {}
-    plan = settings.get("rollout") or {}
-    chosen = strategy or plan.get("strategy", "canary")
-    shares = rules.plan(chosen, plan, first=before is None, servers=int(settings.get("instances", 1)))
-    variant = variants.ensure(tx, endpoint, version, actor)
-    row = records.create(
+    _check_there(endpoint, version, before, chosen, variants.weights(tx, endpoint["name"]))
+    row = variants.ensure(tx, endpoint, version, actor, variant)
+    servers = _servers(stored, before, chosen)
+    shares = rules.plan(chosen, table, first=before is None, servers=servers)
+    weights = variants.weights(tx, endpoint["name"])
+    if row["id"] in weights and chosen != "rolling":  # a part of the traffic is its own already
+        now = 100 * weights[row["id"]] / sum(weights.values())
+        shares = [each for each in shares if each > now or each == 100]
+    plan = {
+        **{key: value for key, value in table.items() if key not in ("steps", "strategy")},
+        "shares": shares,
+        "servers": servers,
+        "servers_before": len(fleets.staying(before)) if before else 0,
+        "before": {} if idle else weights,
+        "comparison": stored.get("comparison") or {},
+        "copy_percent": _copied(share, chosen),
+        "model": version["model"],
+        "number": version["number"],
+    }
+    rollout = records.create(
         tx,
         "rollout",
         actor=actor,
         endpoint=endpoint["name"],
-        kind="release",
+        kind=chosen if idle else "release",
         strategy=chosen,
-        variant=variant["id"],
-        predecessor=None if before is None else before["id"],
-        plan={
-            "shares": shares,
-            **{k: v for k, v in plan.items() if k != "steps"},
-            "model": version["model"],
-            "number": version["number"],
-        },
+        variant=row["id"],
+        predecessor=None if before is None or idle else before["id"],
+        plan=plan,
         step=0,
         decisions=[],
         trigger=trigger,
@@ -135,8 +158,35 @@ def begin(
     )
     if endpoint["status"] == EndpointStatus.FAILED:
         records.move(tx, "endpoint", endpoint["id"], EndpointStatus.CREATING, actor=actor)
-    queue.ask(tx, "rollout.advance", row["id"])
-    return row
+    queue.ask(tx, "rollout.advance", rollout["id"])
+    return rollout
+
+
+def _check_there(endpoint: Row, version: Row, before: Row | None, strategy: str, weights: dict[str, float]) -> None:
+    """Raise ``Conflict`` when there is nothing to do, or nothing to do it with."""
+    name, what = endpoint["name"], f"{version['model']} version {version['number']}"
+    if before is None and strategy == "shadow":
+        raise Conflict(f"nothing serves {name}, so that there are no requests to copy")
+    if before is not None and before["version"] == version["id"] and (len(weights) == 1 or strategy in rules.IDLE):
+        raise Conflict(f"{name} serves {what} already")
+
+
+def _servers(settings: dict[str, Any], before: Row | None, strategy: str) -> int:
+    """How many servers the new version gets: as many as it replaces, where they replace one another."""
+    wanted = int(settings.get("instances", 1))
+    if before is None or strategy not in ("rolling", "blue-green"):
+        return wanted
+    return max(wanted, len(fleets.staying(before)))
+
+
+def _copied(share: float | None, strategy: str) -> float | None:
+    if strategy != "shadow":
+        if share is not None:
+            raise InvalidInput("share: only a shadow gets copies; steps of traffic stand in [rollout]")
+        return None
+    if share is not None and not 0 < share <= 100:
+        raise InvalidInput(f"share: a percentage above 0 and at most 100, unlike {share:g}")
+    return SHADOW_PERCENT if share is None else float(share)
 
 
 def react(ctx: Context, tx: Tx, event: Row) -> None:
@@ -168,207 +218,6 @@ def request(ctx: Context, key: str) -> float | None:
             return None
         trigger = {"kind": "approval", "by": version["decided_by"], "policy": version["policy"]}
         begin(ctx, tx, endpoint, version, actor=version["decided_by"] or SYSTEM.name, trigger=trigger)
-    return None
-
-
-# -- moving on --------------------------------------------------------------------------------------------------------
-
-
-def advance(ctx: Context, rollout_id: str) -> float | None:
-    """Task: move a rollout one status on, or say when to look again."""
-    with ctx.db.read() as tx:
-        row = records.get(tx, "rollout", rollout_id)
-    step = {
-        RolloutStatus.PENDING: _prepare,
-        RolloutStatus.STARTING: _await_servers,
-        RolloutStatus.SHIFTING: _await_gateways,
-        RolloutStatus.BAKING: _bake,
-        RolloutStatus.ROLLING_BACK: _await_return,
-    }.get(row["status"])
-    return None if step is None else step(ctx, row)
-
-
-def _prepare(ctx: Context, row: Row) -> float | None:
-    """Lay out the model and ask the supervisor for its servers."""
-    with ctx.db.read() as tx:
-        variant = records.get(tx, "variant", row["variant"])
-        version = records.get(tx, "version", variant["version"])
-        environment = records.get(tx, "environment", version["environment"]) if version["environment"] else None
-    entries = variant["server"]
-    try:
-        if environment is None:
-            raise Conflict("the version names no environment to run in")
-        if not entries:
-            spec = {
-                "model_dir": str(artifacts.model_dir(ctx, version)),
-                "handler": version["handler"],
-                "code_dir": str(outputs.tree_path(ctx, version["tree"])) if version["tree"] else None,
-                "signature": version["signature"],
-                "warmup": version["warmup"] or warmup.rows(version["signature"], version["baseline"]),
-                "limits": {"memory_mb": ctx.settings.job_memory_mb},
-            }
-            entries = [
-                processes.server(ctx, variant["id"], index, spec, environment["python"])
-                for index in range(variant["instances"])
-            ]
-    except (LooplineError, OSError) as error:
-        _fail(ctx, row, f"{type(error).__name__}: {error}")
-        return None
-    with ctx.db.transaction() as tx:
-        records.set(tx, "variant", variant["id"], actor=SYSTEM.name, server=entries)
-        records.move(tx, "rollout", row["id"], RolloutStatus.STARTING, actor=SYSTEM.name, step_at=tx.now)
-        endpoints.status_after(tx, endpoints.endpoint_row(tx, row["endpoint"]), SYSTEM.name)
-    processes.write(ctx)
-    return POLL_SECONDS
-
-
-def _fail(ctx: Context, row: Row, reason: str) -> None:
-    """The new version never took traffic: say why, and stop its servers."""
-    with ctx.db.transaction() as tx:
-        records.move(tx, "rollout", row["id"], RolloutStatus.FAILED, actor=SYSTEM.name, reason=reason, ended_at=tx.now)
-        variant = records.get(tx, "variant", row["variant"])
-        if variant["status"] == VariantStatus.STARTING:
-            records.move(tx, "variant", variant["id"], VariantStatus.FAILED, actor=SYSTEM.name, reason=reason)
-        endpoints.status_after(tx, endpoints.endpoint_row(tx, row["endpoint"]), SYSTEM.name)
-    processes.write(ctx)
-
-
-def _await_servers(ctx: Context, row: Row) -> float | None:
-    with ctx.db.read() as tx:
-        variant = records.get(tx, "variant", row["variant"])
-    found = [processes.server_state(entry) for entry in variant["server"]]
-    failed = next((state for state in found if state["state"] == "failed"), None)
-    waited = ctx.clock.now() - row["step_at"]
-    limit = float((row["plan"] or {}).get("start_timeout_seconds", 120))
-    if failed is not None:
-        _fail(ctx, row, f"the new version does not start: {failed.get('error')}")
-        return None
-    if not all(state["state"] == "ready" for state in found):
-        if waited > limit:
-            _fail(ctx, row, f"the new version was not ready within {limit:g} s")
-            return None
-        return POLL_SECONDS
-    with ctx.db.transaction() as tx:
-        if variant["status"] != VariantStatus.READY:
-            records.move(tx, "variant", variant["id"], VariantStatus.READY, actor=SYSTEM.name)
-        if row["kind"] == "rollback":
-            left = records.get(tx, "variant", row["predecessor"])
-            rollbacks.leave(tx, left, row["by"], row["reason"])
-        variants.shift(ctx, tx, row, row["plan"]["shares"][0])
-        records.move(
-            tx,
-            "rollout",
-            row["id"],
-            RolloutStatus.SHIFTING,
-            actor=SYSTEM.name,
-            step=0,
-            **variants.snapshot(ctx, tx, row),
-        )
-    return POLL_SECONDS / 2
-
-
-def _await_gateways(ctx: Context, row: Row) -> float | None:
-    if not snapshots.acknowledged(ctx, row["snapshot"]):
-        return POLL_SECONDS / 2
-    if row["kind"] == "rollback" or row["predecessor"] is None:
-        _succeed(ctx, row)
-        return None
-    with ctx.db.transaction() as tx:
-        snapshots.record_acknowledgements(ctx, tx)
-        records.move(tx, "rollout", row["id"], RolloutStatus.BAKING, actor=SYSTEM.name, step_at=tx.now)
-    return POLL_SECONDS
-
-
-def _bake(ctx: Context, row: Row) -> float | None:
-    now = ctx.clock.now()
-    with ctx.db.read() as tx:
-        variant = records.get(tx, "variant", row["variant"])
-        predecessor = records.get(tx, "variant", row["predecessor"])
-        candidate = traffic.side(tx, row["endpoint"], variant["name"], row["step_at"], now)
-        other = traffic.side(tx, row["endpoint"], predecessor["name"], row["step_at"], now)
-    decision = rules.judge(rules.rules_from(row["plan"]), candidate, other, now - row["step_at"])
-    if decision.verdict == "wait":
-        return POLL_SECONDS * 2
-    share = row["plan"]["shares"][row["step"]]
-    note = {
-        "at": now,
-        "share": share,
-        "verdict": decision.verdict,
-        "reason": decision.reason,
-        "figures": decision.figures,
-    }
-    decisions = [*row["decisions"], note]
-    if decision.verdict == "back":
-        rollbacks.turn_back(ctx, row, f"at {share:g} %: {decision.reason}", decisions)
-        return POLL_SECONDS / 2
-    if row["step"] + 1 >= len(row["plan"]["shares"]):
-        _succeed(ctx, {**row, "decisions": decisions})
-        return None
-    with ctx.db.transaction() as tx:
-        variants.shift(ctx, tx, row, row["plan"]["shares"][row["step"] + 1])
-        records.move(
-            tx,
-            "rollout",
-            row["id"],
-            RolloutStatus.SHIFTING,
-            actor=SYSTEM.name,
-            reason=decision.reason,
-            step=row["step"] + 1,
-            decisions=decisions,
-            **variants.snapshot(ctx, tx, row),
-        )
-    return POLL_SECONDS / 2
-
-
-def _succeed(ctx: Context, row: Row) -> None:
-    with ctx.db.transaction(durable=True) as tx:
-        variant = records.get(tx, "variant", row["variant"])
-        records.move(
-            tx,
-            "rollout",
-            row["id"],
-            RolloutStatus.SUCCEEDED,
-            actor=SYSTEM.name,
-            reason=row["decisions"][-1]["reason"] if row["decisions"] else None,
-            decisions=row["decisions"],
-            ended_at=tx.now,
-        )
-        if variant["model"]:
-            registry.set_alias_in(tx, variant["model"], registry.CHAMPION, variant["number"], actor=row["by"])
-        endpoint = endpoints.endpoint_row(tx, row["endpoint"])
-        keep = float((endpoint["settings"] or {}).get("keep_warm_seconds", 3600))
-        if row["predecessor"]:
-            before = records.get(tx, "variant", row["predecessor"])
-            if before["status"] == VariantStatus.READY:
-                records.move(
-                    tx, "variant", before["id"], VariantStatus.WARM, actor=SYSTEM.name, warm_until=tx.now + keep
-                )
-        endpoints.status_after(tx, endpoint, SYSTEM.name)
-        tx.after_commit.append(lambda: processes.write(ctx))
-
-
-def _await_return(ctx: Context, row: Row) -> float | None:
-    """When every gateway has left the version, its servers stop."""
-    if not snapshots.acknowledged(ctx, row["snapshot"]):
-        return POLL_SECONDS / 2
-    if ctx.clock.now() - row["step_at"] < DRAIN_SECONDS:
-        return DRAIN_SECONDS / 4
-    with ctx.db.transaction() as tx:
-        variant = records.get(tx, "variant", row["variant"])
-        if variant["status"] in (VariantStatus.READY, VariantStatus.WARM):
-            records.move(tx, "variant", variant["id"], VariantStatus.STOPPED, actor=SYSTEM.name, reason=row["reason"])
-        records.move(
-            tx,
-            "rollout",
-            row["id"],
-            RolloutStatus.ROLLED_BACK,
-            actor=SYSTEM.name,
-            reason=row["reason"],
-            ended_at=tx.now,
-        )
-        endpoints.status_after(tx, endpoints.endpoint_row(tx, row["endpoint"]), SYSTEM.name)
-        snapshots.write(ctx, tx, actor=SYSTEM.name, reason=f"rollout {row['id']} is over")
-        tx.after_commit.append(lambda: processes.write(ctx))
     return None
 
 

@@ -47,7 +47,7 @@ def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
                     "version": variant["number"],
                     "model": variant["model"],
                     "weight": variant["weight"],
-                    "servers": [server["socket"] for server in variant["server"] or ()],
+                    "servers": [entry["socket"] for entry in variant["server"] or () if not entry.get("leaving")],
                 }
                 for variant in by_endpoint.get(row["name"], ())
             ],
@@ -183,6 +183,19 @@ def live_at(ctx: Context, tx: Tx, at: float | None) -> list[dict[str, Any]]:
                     }
                 )
     return answer
+
+
+def unchanged_since(tx: Tx, endpoint: str) -> float | None:
+    """The time from which an endpoint's weights have been what they are, as far as the last 1000 snapshots tell."""
+    found: float | None = None
+    weights: dict[str, float] | None = None
+    for row in tx.rows(sa.select(snapshots).order_by(snapshots.c.number.desc()).limit(1000)):
+        entries = row["body"]["endpoints"].get(endpoint, {}).get("variants", ())
+        there = {entry["name"]: entry["weight"] for entry in entries if entry["weight"] > 0}
+        if weights is not None and there != weights:
+            break
+        weights, found = there, float(row["at"])
+    return found
 
 
 def _since(tx: Tx, row: Row, endpoint: str, variant: dict[str, Any]) -> float:

@@ -6,19 +6,26 @@ import sqlalchemy as sa
 
 from loopline.control import snapshots
 from loopline.control.context import SYSTEM, Context
+from loopline.domain import names
 from loopline.domain.states import VariantStatus
+from loopline.errors import Conflict
 from loopline.store import records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import variants
 
+_OVER = (VariantStatus.STOPPED, VariantStatus.FAILED)
 
-def ensure(tx: Tx, endpoint: Row, version: Row, actor: str) -> Row:
-    """The endpoint's variant for a version: the one that is there already, or a new one."""
-    name = f"v{version['number']}"
-    if endpoint["model"] is None:
-        name = f"{version['model']}-{name}"
-    row = records.find(tx, "variant", endpoint=endpoint["name"], name=name)
+
+def ensure(tx: Tx, endpoint: Row, version: Row, actor: str, name: str | None = None) -> Row:
+    """The endpoint's variant for a version: the one that is there already, or a new one called ``name``.
+
+    Raises ``Conflict`` when the version runs under another name, or another version under this one.
+    """
+    row = _of_version(tx, endpoint["name"], version["id"], name)
+    if row is not None and row["status"] not in _OVER and name not in (None, row["name"]):
+        raise Conflict(f"{version['model']} version {version['number']} runs as {row['name']} already")
     if row is None:
+        name = _free(tx, endpoint, name or default_name(endpoint, version))
         return records.create(
             tx,
             "variant",
@@ -32,19 +39,84 @@ def ensure(tx: Tx, endpoint: Row, version: Row, actor: str) -> Row:
             instances=int((endpoint["settings"] or {}).get("instances", 1)),
             digest=version["artifact"]["sha256"],
         )
-    if row["status"] in (VariantStatus.STOPPED, VariantStatus.FAILED):
-        row = records.move(tx, "variant", row["id"], VariantStatus.STARTING, actor=actor, server=None, weight=0.0)
+    if row["status"] in _OVER:
+        renamed: dict[str, Any] = {"name": _free(tx, endpoint, name)} if name and name != row["name"] else {}
+        row = records.move(
+            tx,
+            "variant",
+            row["id"],
+            VariantStatus.STARTING,
+            actor=actor,
+            server=None,
+            weight=0.0,
+            shadow=None,
+            instances=int((endpoint["settings"] or {}).get("instances", 1)),
+            **renamed,
+        )
     return row
 
 
-def shift(ctx: Context, tx: Tx, row: Row, share: float) -> None:
-    """Give the new variant its share and the predecessor the rest."""
-    for variant in tx.rows(sa.select(variants).where(variants.c.endpoint == row["endpoint"])):
-        weight = share if variant["id"] == row["variant"] else 0.0
-        if variant["id"] == row["predecessor"]:
-            weight = 100.0 - share
-        if variant["weight"] != weight:
-            records.set(tx, "variant", variant["id"], actor=SYSTEM.name, weight=weight)
+def default_name(endpoint: Row, version: Row) -> str:
+    """What a variant is called unless somebody chooses."""
+    name = f"v{version['number']}"
+    return name if endpoint["model"] is not None else f"{version['model']}-{name}"
+
+
+def _of_version(tx: Tx, endpoint: str, version: str, name: str | None) -> Row | None:
+    """A variant of this version: one that runs before one that does not, one of this name before others."""
+    query = sa.select(variants).where(variants.c.endpoint == endpoint, variants.c.version == version)
+    found = tx.rows(query.order_by(variants.c.created_at.desc()))
+    return min(found, key=lambda row: (row["status"] in _OVER, row["name"] != name), default=None)
+
+
+def _free(tx: Tx, endpoint: Row, name: str) -> str:
+    """``name``, once a variant that had it and has ended is called by its version again."""
+    names.check_name(name, "a variant")
+    found = records.find(tx, "variant", endpoint=endpoint["name"], name=name)
+    if found is None:
+        return name
+    if found["status"] not in _OVER:
+        raise Conflict(f"{name} is {found['model']} version {found['number']}; choose another name, or stop it first")
+    former = default_name(endpoint, found)
+    if former == name or records.find(tx, "variant", endpoint=endpoint["name"], name=former) is not None:
+        former = f"{name[:40]}-{found['id'][-8:]}"
+    records.set(tx, "variant", found["id"], actor=SYSTEM.name, name=former)
+    return name
+
+
+def of_endpoint(tx: Tx, endpoint: str) -> list[Row]:
+    """All variants of an endpoint, those that have ended included."""
+    return tx.rows(sa.select(variants).where(variants.c.endpoint == endpoint).order_by(variants.c.name))
+
+
+def weights(tx: Tx, endpoint: str) -> dict[str, float]:
+    """{id: weight} of the variants that take traffic."""
+    return {row["id"]: row["weight"] for row in of_endpoint(tx, endpoint) if row["weight"] > 0}
+
+
+def shift(tx: Tx, row: Row, share: float) -> None:
+    """Give a rollout's variant its share (percent), and the rest to those that served before, in their proportion."""
+    before = (row["plan"] or {}).get("before") or ({row["predecessor"]: 1.0} if row["predecessor"] else {})
+    others = {identifier: weight for identifier, weight in before.items() if identifier != row["variant"]}
+    total = sum(others.values())
+    for variant in of_endpoint(tx, row["endpoint"]):
+        weight = (100.0 - share) * others[variant["id"]] / total if variant["id"] in others else 0.0
+        values: dict[str, Any] = {"weight": share if variant["id"] == row["variant"] else weight}
+        if values["weight"] > 0 and variant["shadow"]:
+            values["shadow"] = None
+        if any(variant[key] != value for key, value in values.items()):
+            records.set(tx, "variant", variant["id"], actor=SYSTEM.name, **values)
+
+
+def leave_warm(tx: Tx, variant: Row, actor: str, keep_seconds: float) -> None:
+    """Keep a variant that takes no traffic any more, for a quick way back."""
+    if variant["status"] == VariantStatus.READY:
+        records.move(tx, "variant", variant["id"], VariantStatus.WARM, actor=actor, warm_until=tx.now + keep_seconds)
+
+
+def keep_seconds(endpoint: Row) -> float:
+    """How long an endpoint keeps what has left."""
+    return float((endpoint["settings"] or {}).get("keep_warm_seconds", 3600))
 
 
 def snapshot(ctx: Context, tx: Tx, row: Row) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from loopline.control import (
     retraining,
     rollbacks,
     rollouts,
+    shifts,
 )
 from loopline.control.context import Context
 from loopline.store.db import Row, Tx
@@ -36,7 +37,7 @@ TASKS: Mapping[str, Task] = {
     "labels.join": labels.join,
     "push.advance": pushes.advance,
     "retraining.advance": retraining.advance,
-    "rollout.advance": rollouts.advance,
+    "rollout.advance": shifts.advance,
     "rollout.request": rollouts.request,
     "test_run.advance": release_tests.advance,
 }

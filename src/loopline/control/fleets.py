@@ -1,0 +1,68 @@
+"""Fleets: the model servers of a variant. They are started, waited for, and let go of one by one.
+
+A server that is leaving is in no snapshot any more but still runs, until what it was asked before has been answered.
+"""
+
+from typing import Any
+
+from loopline.control import artifacts, outputs, processes
+from loopline.control.context import SYSTEM, Context
+from loopline.domain import warmup
+from loopline.errors import Conflict
+from loopline.store import records
+from loopline.store.db import Row, Tx
+
+Entry = dict[str, Any]
+
+
+def staying(variant: Row) -> list[Entry]:
+    """The servers that a variant is to keep."""
+    return [entry for entry in variant["server"] or () if not entry.get("leaving")]
+
+
+def grown(ctx: Context, variant: Row, count: int) -> list[Entry]:
+    """A variant's servers, those that leave called back, and new ones until there are ``count``.
+
+    The new ones run once the variant has them and ``processes.write`` has been called. Raises ``LooplineError`` or
+    ``OSError`` when the version cannot be laid out.
+    """
+    entries = [{key: value for key, value in entry.items() if key != "leaving"} for entry in variant["server"] or ()]
+    if len(entries) >= count:
+        return entries
+    with ctx.db.read() as tx:
+        version = records.get(tx, "version", variant["version"])
+        environment = records.get(tx, "environment", version["environment"]) if version["environment"] else None
+    if environment is None:
+        raise Conflict("the version names no environment to run in")
+    spec = {
+        "model_dir": str(artifacts.model_dir(ctx, version)),
+        "handler": version["handler"],
+        "code_dir": str(outputs.tree_path(ctx, version["tree"])) if version["tree"] else None,
+        "signature": version["signature"],
+        "warmup": version["warmup"] or warmup.rows(version["signature"], version["baseline"]),
+        "limits": {"memory_mb": ctx.settings.job_memory_mb},
+    }
+    more = range(len(entries), count)
+    return entries + [processes.server(ctx, variant["id"], index, spec, environment["python"]) for index in more]
+
+
+def states(variant: Row) -> list[dict[str, Any]]:
+    """What the servers that stay last said of themselves."""
+    return [processes.server_state(entry) for entry in staying(variant)]
+
+
+def shrink(tx: Tx, variant: Row, count: int) -> None:
+    """Let all but ``count`` servers leave: the next snapshot is without them."""
+    entries = list(variant["server"] or ())
+    marked = [entry if place < count else {**entry, "leaving": True} for place, entry in enumerate(entries)]
+    if marked != entries:
+        records.set(tx, "variant", variant["id"], actor=SYSTEM.name, server=marked)
+
+
+def let_go(tx: Tx, variant: Row) -> bool:
+    """End the servers that leave; says whether there were any. They have to be in no gateway's snapshot any more."""
+    kept = staying(variant)
+    if len(kept) == len(variant["server"] or ()):
+        return False
+    records.set(tx, "variant", variant["id"], actor=SYSTEM.name, server=kept)
+    return True
