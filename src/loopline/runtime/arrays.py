@@ -8,6 +8,7 @@ import ast
 import math
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import import_module
 from itertools import chain
 from typing import Any
@@ -24,6 +25,7 @@ _NPY_TYPES = frozenset(
     for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
     if order != "|" or kind in ("i1", "u1")
 )
+_NO_NPY = "the body is not an npy file of numbers"
 _NUMERIC = {"number", "integer"}
 
 
@@ -59,7 +61,7 @@ def read_npy(body: bytes, signature: Signature | None) -> Any:
     """
     if signature is not None and not set(signature.kinds) <= _NUMERIC:
         raise InputError("an npy body holds numbers; this model also takes other features: send JSON, CSV or Arrow")
-    kind, transposed, shape, start = _npy_header(body)
+    kind, transposed, shape, start = _npy_header(body[: _npy_start(body)])
     numpy = _library("numpy", "an npy body")
     dtype = numpy.dtype(kind)
     if len(shape) != 2:
@@ -73,28 +75,34 @@ def read_npy(body: bytes, signature: Signature | None) -> Any:
     return check_matrix(matrix, signature)
 
 
-def _npy_header(body: bytes) -> tuple[str, bool, tuple[int, ...], int]:
-    """(type, columns first, shape, where the numbers begin)."""
-    wrong = "the body is not an npy file of numbers"
+def _npy_start(body: bytes) -> int:
+    """Where the numbers begin: after magic, version, the header's length and the header."""
     length = _LENGTHS.get(body[6]) if len(body) > 12 and body.startswith(_MAGIC) and body[7] == 0 else None
     if length is None:
-        raise InputError(wrong)
-    start = 8 + length.size
-    end = start + length.unpack_from(body, 8)[0]
-    if end - start > MAX_HEADER_BYTES or end > len(body):
-        raise InputError(f"{wrong}: its header is too long")
+        raise InputError(_NO_NPY)
+    size: int = length.unpack_from(body, 8)[0]
+    end = 8 + length.size + size
+    if size > MAX_HEADER_BYTES or end > len(body):
+        raise InputError(f"{_NO_NPY}: its header is too long")
+    return end
+
+
+@lru_cache(maxsize=128)  # clients send the same header again and again
+def _npy_header(head: bytes) -> tuple[str, bool, tuple[int, ...], int]:
+    """(type, columns first, shape, where the numbers begin)."""
+    start = 8 + _LENGTHS[head[6]].size
     try:
-        header = ast.literal_eval(body[start:end].decode().strip())
+        header = ast.literal_eval(head[start:].decode().strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        raise InputError(f"{wrong}: its header cannot be read") from None
+        raise InputError(f"{_NO_NPY}: its header cannot be read") from None
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
-        raise InputError(f"{wrong}: its header has other fields than descr, fortran_order and shape")
+        raise InputError(f"{_NO_NPY}: its header has other fields than descr, fortran_order and shape")
     kind, transposed, shape = header["descr"], header["fortran_order"], header["shape"]
     if not isinstance(kind, str) or kind not in _NPY_TYPES:
         raise InputError(f"an npy body must hold integers or floats, not {str(kind)[:40]!r}")
     if type(transposed) is not bool or not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):
-        raise InputError(f"{wrong}: its header cannot be read")
-    return kind, transposed, shape, end
+        raise InputError(f"{_NO_NPY}: its header cannot be read")
+    return kind, transposed, shape, len(head)
 
 
 def check_matrix(matrix: Any, signature: Signature | None) -> Any:
@@ -104,6 +112,8 @@ def check_matrix(matrix: Any, signature: Signature | None) -> Any:
     if signature is not None and width != len(signature.names):
         raise InputError(f"row 0 has {width} values; the model takes {len(signature.names)}", 0)
     fine = numpy.isfinite(matrix)
+    if fine.all() and (signature is None or "integer" not in signature.kinds):
+        return matrix
     if signature is not None:
         optional = [at for at, needed in enumerate(signature.required) if not needed]
         fine[:, optional] |= numpy.isnan(matrix[:, optional])
@@ -114,8 +124,9 @@ def check_matrix(matrix: Any, signature: Signature | None) -> Any:
         if signature is None:
             raise InputError(f"row {row}: value {at} must be a finite number", row)
         value = float(matrix[row, at])
-        signature.check([None if math.isnan(value) and at == column else 0 for column in range(width)], row)
-        signature.check([value if at == column else 0 for column in range(width)], row)
+        values: list[Any] = [0] * width
+        values[at] = None if math.isnan(value) else value
+        signature.check(values, row)  # which has the words for it
     return matrix
 
 
@@ -141,8 +152,22 @@ def read_arrow(body: bytes, signature: Signature | None) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the body is not an Arrow stream: {str(error)[:200]}") from None
+    if signature is not None and _is_matrix(arrow, table, signature):
+        numpy = import_module("numpy")
+        columns = [table.column(name).to_numpy().astype(numpy.float64) for name in signature.names]
+        return check_matrix(numpy.column_stack(columns), signature)
     rows = table.to_pylist()
     return rows if signature is None else [signature.check(row, index) for index, row in enumerate(rows)]
+
+
+def _is_matrix(arrow: Any, table: Any, signature: Signature) -> bool:
+    """Whether a table is numbers only, of every feature, for a model that takes numbers only."""
+    types = [table.schema.field(name).type for name in table.schema.names]
+    return (
+        set(signature.kinds) <= _NUMERIC
+        and set(table.schema.names) == set(signature.names)
+        and all(arrow.types.is_integer(kind) or arrow.types.is_floating(kind) for kind in types)
+    )
 
 
 def _check_columns(arrow: Any, schema: Any, signature: Signature | None) -> None:
