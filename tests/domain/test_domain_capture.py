@@ -1,10 +1,12 @@
 """Capture records."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.domain.capture import HEADER, encode_record, iter_records
+from loopline.domain.capture import HEADER, META_FIELDS, encode_compact, encode_record, iter_records
 
 RECORDS = st.lists(st.tuples(st.dictionaries(st.text(), st.integers()), st.binary(), st.binary()), max_size=5)
 
@@ -45,3 +47,34 @@ def test_meta_may_be_given_as_json_text():
 def test_meta_that_is_no_object_is_damage():
     assert iter_records(encode_record(b"[1]")) == ([], 0)
     assert iter_records(encode_record(b"{")) == ([], 0)
+
+
+CONTEXT = {"endpoint": "e", "variant": "v", "version": 3, "model": "m", "key": None, "content_type": "a/b", "join": "j"}
+IDENTIFIER = b"rq_01m7z3fq9hwvmhyftg00"
+
+
+@given(st.floats(0, 4e9), st.integers(200, 599), st.integers(0, 2**40), st.binary(), st.binary())
+def test_the_two_forms_of_a_record_say_the_same(at, status, latency, body, answer):
+    meta = {"id": IDENTIFIER.decode(), "at": at, "status": status, "latency_us": min(latency, 2**32 - 1), **CONTEXT}
+    assert tuple(meta) == META_FIELDS
+    compact = encode_compact(json.dumps(CONTEXT).encode(), IDENTIFIER, at, status, latency, body, answer)
+    (first, second), consumed = iter_records(compact + encode_record(meta, body, answer))
+    assert first == second == (meta, body, answer)
+    assert consumed > len(compact)
+
+
+def test_the_id_stands_at_the_same_place_in_both_forms():
+    compact = encode_compact(b"{}", IDENTIFIER, 1.0, 200, 5, b"", b"")
+    written = encode_record({"id": IDENTIFIER.decode()})
+    assert compact.find(IDENTIFIER) == written.find(IDENTIFIER) == HEADER.size + 7
+
+
+@pytest.mark.parametrize("context", [b"", b"{", b"[]", b"\xff"])
+def test_a_context_that_is_no_object_ends_the_reading(context):
+    assert iter_records(encode_compact(context, IDENTIFIER, 1.0, 200, 5, b"", b"")) == ([], 0)
+
+
+def test_a_reader_that_changes_a_meta_does_not_change_the_next_one():
+    record = encode_compact(b'{"endpoint": "e"}', IDENTIFIER, 1.0, 200, 5, b"", b"")
+    iter_records(record)[0][0].meta["endpoint"] = "other"
+    assert iter_records(record)[0][0].meta["endpoint"] == "e"

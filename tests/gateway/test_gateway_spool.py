@@ -76,7 +76,7 @@ def test_segments_rotate_by_size(tmp_path, monkeypatch):
     async def write():
         spool = Spool(tmp_path)
         for number in range(50):
-            spool.record(b'{"n":%d}' % number, b"b" * 90, b"")
+            spool.add(encode_record({"n": number}, b"b" * 90))
             spool.flush()
             await asyncio.sleep(0)
             while spool._writing is not None:

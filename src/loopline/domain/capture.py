@@ -1,10 +1,12 @@
 """Capture records: how one invocation is written to a spool segment and read back. Pure functions over bytes.
 
 A record is four big-endian 32-bit words (CRC-32 of everything after the first word, then the lengths in bytes of meta,
-body and answer) followed by those three parts. Meta is a JSON object with the fields of ``META_FIELDS``; body and
-answer are the raw bytes that went over the wire, empty when the invocation was not sampled. Two more fields may follow:
+body and answer) followed by those three parts. Body and answer are the raw bytes that went over the wire, empty when
+the invocation was not sampled. Meta has the fields of ``META_FIELDS``, and two more where they say something:
 ``purpose``, one of ``PURPOSES``, when the platform itself asked and no caller did, and ``shadow``, true for a copy of a
-request whose answer nobody was given.
+request whose answer nobody was given. It is written in one of two forms: a JSON object, or, as a gateway writes it, a
+byte 1, the status (u16), the latency (u32), the id (23 bytes), the time (f64) and a JSON object with the rest, the
+*context*, which many records repeat byte for byte. Either way the id stands 7 bytes behind the beginning of meta.
 
 A segment is appended to and never rewritten, but a process may die within a write. A reader therefore stops at a tail
 that is incomplete or does not match its checksum and continues there later; when a later segment of the same folder
@@ -13,9 +15,9 @@ exists, nobody will complete that tail and the reader goes on with the later one
 
 import json
 import struct
-import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from zlib import crc32
 
 HEADER = struct.Struct(">IIII")
 LENGTHS = struct.Struct(">III")
@@ -25,18 +27,25 @@ MAX_PART_BYTES = 1 << 28  # larger than any frame; a longer length can only be d
 META_FIELDS = (
     "id",
     "at",
+    "status",
+    "latency_us",
     "endpoint",
     "variant",
     "version",
     "model",
     "key",
-    "status",
-    "latency_us",
     "content_type",
     "join",
 )
 
 PURPOSES = ("async", "function", "test")
+
+COMPACT = 1
+_COMPACT = struct.Struct(">BHI23sd")
+_WHOLE = struct.Struct(">III" + _COMPACT.format[1:])
+_MAX_LATENCY = 2**32 - 1
+_MAX_CONTEXTS = 4096
+_contexts: dict[bytes, dict[str, Any]] = {}
 
 
 class CaptureRecord(NamedTuple):
@@ -51,7 +60,31 @@ def encode_record(meta: Mapping[str, Any] | bytes, body: bytes = b"", answer: by
     """The bytes of one record; ``meta`` may be given as its JSON text already."""
     text = meta if isinstance(meta, bytes) else json.dumps(meta, separators=(",", ":")).encode()
     rest = b"%b%b%b%b" % (LENGTHS.pack(len(text), len(body), len(answer)), text, body, answer)
-    return b"%b%b" % (zlib.crc32(rest).to_bytes(4, "big"), rest)
+    return b"%b%b" % (crc32(rest).to_bytes(4, "big"), rest)
+
+
+def encode_compact(
+    context: bytes, identifier: bytes, at: float, status: int, latency_us: int, body: bytes, answer: bytes
+) -> bytes:
+    """The bytes of one record in the gateway's form; ``context`` is JSON, ``identifier`` has 23 bytes."""
+    rest = b"".join(
+        (
+            _WHOLE.pack(
+                _COMPACT.size + len(context),
+                len(body),
+                len(answer),
+                COMPACT,
+                status,
+                latency_us if latency_us < _MAX_LATENCY else _MAX_LATENCY,
+                identifier,
+                at,
+            ),
+            context,
+            body,
+            answer,
+        )
+    )
+    return crc32(rest).to_bytes(4, "big") + rest
 
 
 def iter_records(buffer: bytes | bytearray | memoryview) -> tuple[list[CaptureRecord], int]:
@@ -65,7 +98,7 @@ def iter_records(buffer: bytes | bytearray | memoryview) -> tuple[list[CaptureRe
             break
         start = at + HEADER.size
         end = start + meta_length + body_length + answer_length
-        if end > len(view) or zlib.crc32(view[at + 4 : end]) != crc:
+        if end > len(view) or crc32(view[at + 4 : end]) != crc:
             break
         meta = _meta(bytes(view[start : start + meta_length]))
         if meta is None:
@@ -77,8 +110,29 @@ def iter_records(buffer: bytes | bytearray | memoryview) -> tuple[list[CaptureRe
 
 
 def _meta(text: bytes) -> dict[str, Any] | None:
+    if text[:1] == b"\x01":
+        return _compact_meta(text)
     try:
         meta = json.loads(text)
     except ValueError:
         return None
     return meta if isinstance(meta, dict) else None
+
+
+def _compact_meta(text: bytes) -> dict[str, Any] | None:
+    if len(text) < _COMPACT.size:
+        return None
+    _, status, latency, identifier, at = _COMPACT.unpack_from(text)
+    raw = text[_COMPACT.size :]
+    context = _contexts.get(raw)
+    if context is None:
+        try:
+            context = json.loads(raw)
+        except ValueError:
+            return None
+        if not isinstance(context, dict):
+            return None
+        if len(_contexts) >= _MAX_CONTEXTS:
+            _contexts.clear()
+        _contexts[raw] = context
+    return {"id": identifier.decode("latin-1"), "at": at, "status": status, "latency_us": latency, **context}

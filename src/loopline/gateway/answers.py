@@ -44,22 +44,6 @@ class RequestIds:
         return self._prefix + _PAIRS[place]
 
 
-class Moments:
-    """Wall clock seconds as JSON, to the millisecond; the last one is kept, because many requests share it."""
-
-    def __init__(self) -> None:
-        self._millisecond = -1
-        self._text = b""
-
-    def text(self, at: float) -> bytes:
-        """The number."""
-        millisecond = int(at * 1000)
-        if millisecond != self._millisecond:
-            self._millisecond = millisecond
-            self._text = b"%d.%03d" % divmod(millisecond, 1000)
-        return self._text
-
-
 def status_line(status: int) -> bytes:
     """The first line of an answer."""
     return STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status

@@ -13,10 +13,11 @@ from typing import Any
 from loopline.config import Settings
 from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
 from loopline.gateway.allowances import Allowances
-from loopline.gateway.answers import Moments, RequestIds, error_body
+from loopline.gateway.answers import RequestIds, error_body
 from loopline.gateway.connection import Connection
 from loopline.gateway.head import Head
 from loopline.gateway.headcache import HeadCache
+from loopline.gateway.health import Health
 from loopline.gateway.invocation import NO_VARIANT
 from loopline.gateway.limits import Limits
 from loopline.gateway.links import Link
@@ -44,7 +45,6 @@ class Gateway:
         self.stopping = False
         self.chance = rng.random
         self.request_ids = RequestIds(rng)
-        self.moments = Moments()
         self.spool = Spool(settings.dir / "spool" / self.name)
         self.now = asyncio.get_running_loop().time
         self._loop = asyncio.get_running_loop()
@@ -56,6 +56,7 @@ class Gateway:
         self._limits = Limits(
             settings.run_dir / "places", index, settings.gateways, time.perf_counter, self._loop.call_later
         )
+        self._health = Health(settings.run_dir)
         self._allowances = Allowances(settings.dir / "allowances")
         self._servers: list[asyncio.Server] = []
         self._datagrams: socket.socket | None = None
@@ -170,6 +171,7 @@ class Gateway:
             "pid": os.getpid(),
             "at": time.time(),
             "captures_dropped": self.spool.dropped,
+            "ejections": list(self._health.ejections),
         }
         temporary = self._run_dir / f".{self.name}.json.{os.getpid()}"
         try:
@@ -201,6 +203,8 @@ class Gateway:
                 link.sweep(moment)
             self._retired = [link for link in self._retired if not link.sweep(moment)]
             self._limits.look()
+            if self.table is not None and self._health.look(self.table.endpoints.values(), moment):
+                self._write_state()
             now = self.now()
             if now >= next_sweep:
                 next_sweep = now + SWEEP_SECONDS

@@ -54,6 +54,7 @@ class Head:
         "_host",
         "chunked",
         "content_type",
+        "contexts",
         "credential",
         "expects",
         "headers",
@@ -63,7 +64,6 @@ class Head:
         "method",
         "old",
         "path",
-        "tail",
         "target",
         "timeout_ms",
     )
@@ -74,7 +74,7 @@ class Head:
             raise refusal(505, "bad_request", "only the HTTP versions 1.0 and 1.1 are spoken here")
         self.method = method
         self.headers = headers
-        self.tail: bytes | None = None  # the end of the capture record's meta, once somebody has made it
+        self.contexts: dict[bytes, bytes] = {}  # of capture records, by the variant that answered
         self.old = version == "1.0"
         self.keep_alive = True
         found: list[bytes | None] = [None] * len(_FIELDS)

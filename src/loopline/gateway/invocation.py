@@ -15,6 +15,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+from loopline.domain.capture import encode_compact
 from loopline.errors import LooplineError, NotFound, Overloaded, RateLimited, Timeout, TooLarge, Unavailable
 from loopline.gateway.answers import CONTINUE, RETRY_AFTER, error_body, status_line, with_request_id
 from loopline.gateway.exchange import CLIENT_GONE, Exchange
@@ -29,23 +30,10 @@ if TYPE_CHECKING:
 JSON_TYPE = b"application/json"
 NO_VARIANT = b"x-loopline-version: none\r\nx-loopline-variant: none\r\n"
 MAX_TYPE_BYTES = 256
-_types: dict[bytes, bytes] = {}
 
 
 def _json_text(value: bytes | None) -> bytes:
     return b"null" if value is None else json.dumps(value[:MAX_TYPE_BYTES].decode("latin-1")).encode()
-
-
-def _type_text(value: bytes | None) -> bytes:
-    """The content type as JSON; the few that clients use are kept."""
-    if value is None:
-        return b"null"
-    text = _types.get(value)
-    if text is None:
-        if len(_types) > 256:
-            _types.clear()
-        text = _types[value] = _json_text(value)
-    return text
 
 
 class Invocation(Exchange):
@@ -277,24 +265,26 @@ class Invocation(Exchange):
         return not (self.allowed or self.close or self.head.old or self.connection.closing_soon)
 
     def _record(self, status: int, answer: bytes) -> None:
-        endpoint, variant, head = self.endpoint, self.variant, self.head
+        endpoint, variant = self.endpoint, self.variant
+        where = endpoint.meta if variant is None else variant.meta
+        context = self.head.contexts.get(where) or self._context(where)
         gateway = self.connection.gateway
-        tail = head.tail
-        if tail is None:
-            tail = head.tail = b'"content_type":%b,"join":%b' % (_type_text(head.content_type), _json_text(head.join))
-        meta = b'{"id":"%b","at":%b,%b,"key":%b,"status":%d,"latency_us":%d,%b%b}' % (
-            self.request_id,
-            gateway.moments.text(self.at),
-            endpoint.meta if variant is None else variant.meta,
+        latency_us = int((time.perf_counter() - self.started) * 1e6)
+        if variant is not None and (endpoint.capture >= 1.0 or gateway.chance() < endpoint.capture):
+            body = bytes(self.payload)
+        else:
+            body = answer = b""
+        gateway.spool.add(encode_compact(context, self.request_id, self.at, status, latency_us, body, answer))
+        self.payload = b""
+
+    def _context(self, where: bytes) -> bytes:
+        """What the record shares with those of other requests that have the same head."""
+        head = self.head
+        context = head.contexts[where] = b'{%b,"key":%b,"content_type":%b,"join":%b%b}' % (
+            where,
             b"null" if self.key is None else self.key.meta,
-            status,
-            (time.perf_counter() - self.started) * 1e6,
-            tail,
+            _json_text(head.content_type),
+            _json_text(head.join),
             b"" if self.purpose is None else b',"purpose":"%b"' % self.purpose,
         )
-        sampled = variant is not None and (endpoint.capture >= 1.0 or gateway.chance() < endpoint.capture)
-        if sampled:
-            gateway.spool.record(meta, bytes(self.payload), answer)
-        else:
-            gateway.spool.record(meta, b"", b"")
-        self.payload = b""
+        return context

@@ -6,7 +6,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from loopline.domain.capture import encode_record
 from loopline.gateway.logs import log
 
 FLUSH_BYTES = 256 * 1024
@@ -89,12 +88,11 @@ class Spool:
         self._writing: asyncio.Future[tuple[int, OSError | None]] | None = None
         self._failing = False
 
-    def record(self, meta: bytes, body: bytes, answer: bytes) -> None:
+    def add(self, record: bytes) -> None:
         """Keep one record. Never blocks and never raises: what cannot be kept is counted in ``dropped``."""
         if self._size >= WAITING_BYTES:
             self._drop(1, "the disk does not keep up")
             return
-        record = encode_record(meta, body, answer)
         self._buffer.append(record)
         self._size += len(record)
         if self._size >= FLUSH_BYTES:
