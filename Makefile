@@ -19,7 +19,8 @@ WHEELS := $(VENV)/.done/wheels-$(shell cat $(wildcard $(DEMO_REQUIREMENTS)) requ
 # Targets of scripts: each is there as soon as its script is.
 script = $(if $(wildcard $(2)),,$(1))
 ABSENT := $(strip none $(call script,demo,examples/demo/run.py) $(call script,faults,tests/faults/run.py) \
-	$(call script,rollouts,tests/faults/rollouts.py) $(call script,bench-pipelines,benchmarks/pipelines/run.py))
+	$(call script,rollouts,tests/faults/rollouts.py) $(call script,bench-pipelines,benchmarks/pipelines/run.py) \
+	$(call script,bench-serving,benchmarks/serving/run.py))
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 
@@ -79,6 +80,12 @@ ifeq (,$(filter bench-pipelines,$(ABSENT)))
 .PHONY: bench-pipelines
 bench-pipelines: $(DEV) ## pipelines side by side with peers
 	@$(RUN) benchmarks/pipelines/run.py $(ARGS)
+endif
+
+ifeq (,$(filter bench-serving,$(ABSENT)))
+.PHONY: bench-serving
+bench-serving: $(DEV) ## predictions side by side with peers; needs wrk
+	@$(RUN) benchmarks/serving/run.py $(ARGS)
 endif
 
 lock: $(RUNTIME) ## both lock files from pyproject.toml; UPGRADE=1 takes newer versions

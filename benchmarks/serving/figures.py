@@ -1,0 +1,153 @@
+"""What was measured against what was promised: the table, the targets, the plot's data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from servers import PEERS_TABLE
+
+CONNECTIONS = (1, 16, 64)
+MODELS = ("logistic", "boosting", "network")
+FULL, BARE, OFF, LIMIT = "loopline", "loopline-bare", "loopline-off", "predict"
+LABELS = {
+    FULL: "loopline: key, capture, metrics, drift",
+    BARE: "loopline: no key, no capture",
+    OFF: "loopline: key, no capture, no monitor",
+    LIMIT: "limit: the model alone, 1 row a call",
+    **{peer.name: peer.label for peer in PEERS_TABLE},
+}
+ORDER = (FULL, BARE, OFF, *(peer.name for peer in PEERS_TABLE), LIMIT)
+DISTURBED = 0.1  # cores busy with something else
+JUDGED = "logistic"
+MOST = 64
+
+Results = dict[str, dict[str, Any]]  # "model/server" -> what was measured, or {"failed": why}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise and what came of it; ``value`` None: what it compares was not measured."""
+
+    key: str
+    label: str
+    least: float
+    value: float | None
+
+    @property
+    def met(self) -> bool:
+        """Whether it holds."""
+        return self.value is not None and self.value >= self.least
+
+
+def _cpu(results: Results, server: str) -> float | None:
+    found = results.get(f"{JUDGED}/{server}", {}).get("runs", {}).get(str(MOST))
+    return None if found is None else float(found["cpu_us"])
+
+
+def _p50(results: Results, server: str) -> float | None:
+    found = results.get(f"{JUDGED}/{server}", {}).get("runs", {}).get("1")
+    return None if found is None else float(found["p50_ms"])
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return None if above is None or not below else above / below
+
+
+def targets(results: Results) -> list[Target]:
+    """The promises, all about the logistic regression."""
+    peers = [peer.name for peer in PEERS_TABLE if not peer.limit]
+    tuned = [cpu for name in peers if name != "fastapi-document" and (cpu := _cpu(results, name)) is not None]
+    fastest = [p50 for name in peers if (p50 := _p50(results, name)) is not None]
+    full, bare, off, echo = (_cpu(results, name) for name in (FULL, BARE, OFF, "echo"))
+    return [
+        Target(
+            "best_peer",
+            "requests per CPU second, times the best-tuned peer's",
+            10,
+            _ratio(min(tuned, default=None), full),
+        ),
+        Target(
+            "document", "... times those of a data frame a request", 30, _ratio(_cpu(results, "fastapi-document"), full)
+        ),
+        Target("echo", "... share of the echo's", 0.35, _ratio(echo, full)),
+        Target("echo_bare", "... share of the echo's, without key and capture", 0.45, _ratio(echo, bare)),
+        Target("watching", "... share of those without capture, metrics and drift", 0.8, _ratio(off, full)),
+        Target(
+            "p50",
+            "p50 at 1 connection: the fastest peer's divided by it",
+            1,
+            _ratio(min(fastest, default=None), _p50(results, FULL)),
+        ),
+    ]
+
+
+def missed(results: Results, wanted: list[str]) -> list[str]:
+    """What does not hold, in words; ``wanted``: the "model/server" that were to be measured."""
+    found = [f"{name}: {results[name]['failed']}" for name in wanted if "failed" in results.get(name, {})]
+    for name in wanted:
+        for connections, run in results.get(name, {}).get("runs", {}).items():
+            if run.get("errors"):
+                found.append(f"{name}: {run['errors']} errors at {connections} connections")
+    return found + [
+        f"{target.label}: {target.value:.3g} is below {target.least:g}"
+        for target in targets(results)
+        if target.value is not None and not target.met
+    ]
+
+
+def table(results: Results) -> str:
+    """Everything that was measured, in aligned columns."""
+    head = [
+        "model",
+        "server",
+        "cold s",
+        "MB",
+        *(f"{c}: req/s" if part == "rps" else part for c in CONNECTIONS for part in ("rps", "p50 ms", "p99 ms")),
+        f"CPU us/req ({MOST})",
+        "",
+    ]
+    rows = [head]
+    for model in MODELS:
+        for server in ORDER:
+            found = results.get(f"{model}/{server}")
+            if found is not None:
+                rows.append(_row(model, server, found))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _row(model: str, server: str, found: dict[str, Any]) -> list[str]:
+    cells = [model, LABELS[server]]
+    if "failed" in found:
+        return [*cells, *[""] * (3 + 3 * len(CONNECTIONS)), f"not measured: {found['failed'][:120]}"]
+    cells += [
+        "" if (value := found.get(name)) is None else f"{value:.{digits}f}"
+        for name, digits in (("cold_s", 1), ("pss_mb", 0))
+    ]
+    runs = found["runs"]
+    for connections in CONNECTIONS:
+        run = runs.get(str(connections))
+        cells += ["", "", ""] if run is None else [f"{run['rps']:,.0f}", f"{run['p50_ms']:.2f}", f"{run['p99_ms']:.2f}"]
+    last = runs.get(str(MOST)) or runs.get("1")
+    cells.append(f"{last['cpu_us']:.1f}" if last else "")
+    foreign = max((run.get("foreign", 0.0) for run in runs.values()), default=0.0)
+    errors = sum(run.get("errors", 0) for run in runs.values())
+    notes = [f"{errors} errors"] if errors else []
+    notes += [f"disturbed: {foreign:.1f} cores elsewhere"] if foreign > DISTURBED else []
+    return [*cells, ", ".join(notes)]
+
+
+def target_table(results: Results) -> str:
+    """The promises and what came of them."""
+    lines = []
+    for target in targets(results):
+        value = "not measured" if target.value is None else f"{target.value:.3g}"
+        verdict = "" if target.value is None else "met" if target.met else "MISSED"
+        lines.append(f"{target.label:62} {value:>12}  target >= {target.least:<5g} {verdict}")
+    return "\n".join(lines)

@@ -1,0 +1,232 @@
+"""loopline's side: an installation started as people start it, a project pushed to it, its model released."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from load import BenchError, Load, pinned, wait_until_quiet
+from servers import ask, check, end_everything, first_prediction, instances
+
+from loopline import config
+
+LOOPLINE = str(Path(sys.executable).parent / "loopline")
+NAME = "scoring"
+RELEASE_SECONDS = 240.0
+
+LOOP_TOML = """[project]
+name = "{name}"
+[model]
+name = "{name}"
+[gate]
+mode = "off"
+[approval]
+policy = "auto"
+[endpoint]
+name = "{name}"
+capture = {capture}
+auth = {auth}
+[rollout]
+strategy = "all-at-once"
+bake_seconds = 0
+[monitor]
+window_seconds = 60
+every_seconds = 5
+"""
+PIPELINE = '''import json
+from pathlib import Path
+
+from loopline import log_baseline, pipeline, register, step
+
+HERE = Path(__file__).parent
+
+
+@step
+def fit():
+    """The model that every server of the benchmark answers with, and what its training table looked like."""
+    told = json.loads((HERE / "rows.json").read_text())
+    log_baseline(told["training"], feature_names=told["names"], score=told["scores"])
+    return HERE / "model"
+
+
+@pipeline
+def training():
+    register(fit())
+
+
+if __name__ == "__main__":
+    training.run()
+'''
+PREDICT = """import os
+from pathlib import Path
+
+import numpy as np
+import scoring
+
+
+def load(model_dir):
+    os.environ[scoring.MODEL] = str(Path(model_dir))
+    return scoring.load()
+
+
+def predict(score, batch):
+    return score(np.array(batch, dtype=np.float64))
+"""
+REQUIREMENTS = {
+    "logistic": ("scikit-learn", "numpy", "joblib"),
+    "boosting": ("scikit-learn", "numpy", "joblib"),
+    "network": ("onnxruntime", "numpy"),
+}
+
+
+def settings(capture: bool, auth: bool) -> dict[str, str]:
+    """The endpoint's settings."""
+    return {"capture": "1.0" if capture else "0.0", "auth": "true" if auth else "false"}
+
+
+class Installation:
+    """``loopline up`` on the server's core with one released model, until ``stop``."""
+
+    def __init__(self, model: Path, rows: dict[str, Any], pins: dict[str, str], work: Path) -> None:
+        self._model, self._rows = model, rows
+        self.folder, self._project = work / "data", work / "project"
+        for folder in (self.folder, self._project):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._environ = {
+            **os.environ,
+            "LOOPLINE_DIR": str(self.folder),
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+        }
+        self._log = work / "loopline.log"
+        self._write_project(pins)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.up()
+        try:
+            self._release()
+            key = self._run("keys", "create", "--role", "invoker", "--endpoint", NAME).split()[-1]
+            self.load = Load(
+                f"{self.url}/endpoints/{NAME}/invocations",
+                instances(rows),
+                {"Authorization": f"Bearer {key}"},
+                leaves_work=True,
+                parts=self.processes,
+            )
+            self._await_answers()
+            check(self.load, first_prediction, json.loads((model / "scores.json").read_text()))
+        except BaseException:
+            self.stop()
+            raise
+
+    def _write_project(self, pins: dict[str, str]) -> None:
+        (self._project / "model").mkdir(parents=True)
+        for file in (*self._model.glob("model.*"),):
+            shutil.copy(file, self._project / "model" / file.name)
+        shutil.copy(Path(__file__).parent / "peers" / "scoring.py", self._project / "scoring.py")
+        wanted = REQUIREMENTS[self._model.name]
+        scores = json.loads((self._model / "training-scores.json").read_text())
+        files = {
+            "loop.toml": LOOP_TOML.format(name=NAME, **settings(True, True)),
+            "pipeline.py": PIPELINE,
+            "predict.py": PREDICT,
+            "requirements.txt": "".join(f"{name}=={pins[name]}\n" for name in wanted),
+            "rows.json": json.dumps({**self._rows, "scores": scores}),
+        }
+        for name, text in files.items():
+            (self._project / name).write_text(text)
+
+    def _run(self, *arguments: str) -> str:
+        done = subprocess.run([LOOPLINE, *arguments], check=False, capture_output=True, text=True, env=self._environ)
+        if done.returncode:
+            raise BenchError(f"loopline {' '.join(arguments)}: {(done.stdout + done.stderr).strip()[-800:]}")
+        return done.stdout
+
+    # -- the processes
+
+    def up(self) -> float:
+        """Start; gives the seconds until it says that it is up."""
+        began = time.perf_counter()
+        with self._log.open("ab") as log:
+            log.truncate(0)
+            port = ["--port", self.url.rpartition(":")[2]] if hasattr(self, "url") else ["--port", "0"]
+            self._process = subprocess.Popen(
+                pinned([LOOPLINE, "up", "--dir", str(self.folder), *port]), stdout=log, stderr=log, env=self._environ
+            )
+        while not (match := re.search(r"up at (http://\S+)", self._log.read_text(errors="replace"))):
+            if self._process.poll() is not None or time.perf_counter() - began > 60:
+                raise BenchError(f"loopline does not come up: {self._log.read_text(errors='replace')[-800:]}")
+            time.sleep(0.01)
+        self.url = match[1].replace("localhost", "127.0.0.1")
+        return time.perf_counter() - began
+
+    def cold_start(self) -> float:
+        """Stop everything and start it again: seconds until a prediction is answered."""
+        self._down()
+        began = time.perf_counter()
+        self.up()
+        self._await_answers()
+        seconds = time.perf_counter() - began
+        wait_until_quiet()
+        return seconds
+
+    def _await_answers(self) -> None:
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while True:
+            try:
+                ask(self.load, 0)
+                return
+            except (OSError, ValueError) as error:
+                if time.monotonic() > deadline:
+                    raise BenchError(f"the endpoint does not answer: {error}") from None
+                time.sleep(0.02)
+
+    def _down(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(60)
+
+    def stop(self) -> None:
+        """End every process of it."""
+        self._down()
+        end_everything()
+
+    # -- what is measured
+
+    def _release(self) -> None:
+        self._run("run", "--wait", "-C", str(self._project))
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while '"share"' not in self._run("live", "--endpoint", NAME, "--json"):
+            if time.monotonic() > deadline:
+                raise BenchError(f"nothing was released: {self._run('rollouts', 'list')}")
+            time.sleep(0.2)
+
+    def set(self, *, capture: bool, auth: bool) -> None:
+        """Change the endpoint's settings, as a user changes them."""
+        (self._project / "loop.toml").write_text(LOOP_TOML.format(name=NAME, **settings(capture, auth)))
+        self._run("apply", "-C", str(self._project))
+        wait_until_quiet()
+
+    def watch(self, on: bool) -> None:
+        """Let the monitor work (counters, drift), or keep it from doing anything at all."""
+        os.kill(self.processes()["monitor"], signal.SIGCONT if on else signal.SIGSTOP)
+
+    def processes(self) -> dict[str, int]:
+        """{name: pid} of the processes that stay."""
+        run_dir = config.load({}, dir=str(self.folder)).run_dir
+        state = json.loads((run_dir / "supervisor.json").read_text())
+        own = ("control", "gateway", "monitor")
+        found = {"supervisor": int(state["pid"])}
+        for child in state["children"]:
+            if child["pid"]:
+                found[child["id"] if child["id"].startswith(own) else "model server"] = int(child["pid"])
+        return found
+
+    def watched_rows(self) -> int:
+        """How many rows the newest drift report counted; 0 when there is none."""
+        items = json.loads(self._run("endpoints", "drift", NAME, "--json"))["items"]
+        return int(items[0]["body"]["rows"]) if items else 0

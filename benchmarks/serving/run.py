@@ -1,0 +1,264 @@
+"""Online prediction, side by side: loopline, eight peers at their best settings, and the limits of the machine.
+
+    python benchmarks/serving/run.py [--only loopline,mlflow] [--models logistic] [--seconds 4] [--quick] [--fresh]
+
+Same model, same rows, wrk on one core, each server's whole process tree on another. Prints one table, draws one plot,
+ends with one line of JSON. The exit code is 1 when a target is missed or a peer could not be measured (unless it is
+named by --skip). What was measured is kept in benchmarks/.venvs/serving-results.json: --only measures these anew and
+shows them beside the others, a run that was broken off goes on behind what it has, --fresh begins anew.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import load
+from figures import (
+    BARE,
+    CONNECTIONS,
+    FULL,
+    LABELS,
+    LIMIT,
+    MODELS,
+    MOST,
+    OFF,
+    ORDER,
+    Results,
+    missed,
+    table,
+    target_table,
+    targets,
+)
+from installation import Installation
+from load import BenchError
+from servers import PEERS, PEERS_TABLE, VENVS, Peer, Server, prepare, version
+
+STORE = VENVS / "serving-results.json"
+PLOT = VENVS / "serving.svg"
+MODEL_FOLDER = VENVS / "serving-data"
+WARM_SECONDS = 1.0
+OWN = (FULL, BARE, OFF)
+PINNED = ("scikit-learn", "numpy", "joblib", "onnxruntime")
+
+
+def note(text: str) -> None:
+    """Progress, on stderr."""
+    print(f"[{os.getloadavg()[0]:.1f}] {text}", file=sys.stderr, flush=True)
+
+
+def pins() -> dict[str, str]:
+    """The versions that loopline's project gets: those of the models' environment."""
+    lines = (PEERS / "requirements-models.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line.partition("==")[0] in PINNED)
+
+
+def make_models() -> dict[str, Any]:
+    """Train, unless it is done; gives the payload."""
+    python = prepare("models")
+    stamp, wanted = (
+        MODEL_FOLDER / ".made-by",
+        (PEERS / "train.py").read_bytes() + (PEERS / "requirements-models.txt").read_bytes(),
+    )
+    if not stamp.exists() or stamp.read_bytes() != wanted:
+        note("training the models")
+        subprocess.run([str(python), str(PEERS / "train.py"), str(MODEL_FOLDER)], check=True)
+        stamp.write_bytes(wanted)
+    rows: dict[str, Any] = json.loads((MODEL_FOLDER / "rows.json").read_text())
+    return rows
+
+
+class Bench:
+    """What is measured in one run."""
+
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        self.seconds, self.warm = options.seconds, min(WARM_SECONDS, options.seconds)
+        self.work, self.rows = work, make_models()
+        self.results: Results = {}
+
+    def runs(self, given: load.Load, connections: tuple[int, ...] = CONNECTIONS) -> dict[str, Any]:
+        """A warm-up, then each number of connections."""
+        load.fire(given, max(connections), self.warm, self.work)
+        found = {}
+        for each in connections:
+            found[str(each)] = load.fire(given, each, self.seconds, self.work)
+            run = found[str(each)]
+            note(f"    {each:3} connections: {run['rps']:9,.0f}/s, p50 {run['p50_ms']:.2f} ms, {run['cpu_us']:.1f} us")
+        return found
+
+    def peer(self, peer: Peer, model: str) -> dict[str, Any]:
+        """One peer with one model."""
+        server = Server(peer, MODEL_FOLDER / model, self.rows, self.work)
+        try:
+            return {"cold_s": server.cold_seconds, "pss_mb": load.pss_mb(), "runs": self.runs(server.load)}
+        finally:
+            server.stop()
+
+    def own(self, model: str) -> dict[str, dict[str, Any]]:
+        """loopline with everything on, with nothing that can be switched off, and without what watches."""
+        installation = Installation(MODEL_FOLDER / model, self.rows, pins(), self.work)
+        try:
+            cold = installation.cold_start()
+            full = {"cold_s": cold, "pss_mb": load.pss_mb(), "runs": self.runs(installation.load)}
+            full["drift_rows"] = installation.watched_rows()
+            installation.set(capture=False, auth=True)
+            installation.watch(False)
+            off = {"runs": self.runs(installation.load, (MOST,))}
+            installation.watch(True)
+            load.wait_until_quiet()
+            installation.set(capture=False, auth=False)
+            bare = {"pss_mb": load.pss_mb(), "runs": self.runs(installation.load)}
+            return {FULL: full, BARE: bare, OFF: off}
+        finally:
+            installation.stop()
+
+    def limit(self, model: str) -> dict[str, Any]:
+        """The model alone."""
+        environ = {
+            **os.environ,
+            "BENCH_MODEL": str(MODEL_FOLDER / model),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        command = [str(prepare("models")), str(PEERS / "bare.py"), str(MODEL_FOLDER / "rows.json"), str(self.seconds)]
+        done = subprocess.run(load.pinned(command), check=True, capture_output=True, text=True, env=environ)
+        found = json.loads(done.stdout)
+        return {"runs": {"1": found["1"]}, "us_per_row_of_64": found["64"]["cpu_us"]}
+
+
+def measure(bench: Bench, model: str, name: str) -> dict[str, dict[str, Any]]:
+    """{server: what was measured, or why it was not}."""
+    doing: Callable[[], dict[str, dict[str, Any]]]
+    if name == FULL:
+        doing = lambda: bench.own(model)  # noqa: E731
+    elif name == LIMIT:
+        doing = lambda: {LIMIT: bench.limit(model)}  # noqa: E731
+    else:
+        peer = next(peer for peer in PEERS_TABLE if peer.name == name)
+        doing = lambda: {name: bench.peer(peer, model)}  # noqa: E731
+    note(f"{model}: {LABELS[name]}")
+    try:
+        found = doing()
+    except (BenchError, OSError, subprocess.SubprocessError) as error:
+        note(f"    not measured: {error}")
+        found = {each: {"failed": str(error)} for each in (OWN if name == FULL else (name,))}
+    return {each: {**result, "at": time.time(), "seconds": bench.seconds} for each, result in found.items()}
+
+
+def plan(options: argparse.Namespace, stored: Results) -> list[tuple[str, str]]:
+    """(model, server) in the order of measuring: one model after the other."""
+    names = [name for name in ORDER if name not in (BARE, OFF)]
+    wanted = [name for name in names if (not options.only or name in options.only) and name not in options.skip]
+    found = []
+    for model in options.models:
+        for name in wanted:
+            peer = next((peer for peer in PEERS_TABLE if peer.name == name), None)
+            if peer is not None and peer.limit and model != MODELS[0]:
+                continue  # it knows no model
+            if options.only or "runs" not in stored.get(f"{model}/{name}", {}):
+                found.append((model, name))
+    return found
+
+
+def draw(results: Results) -> None:
+    """The plot."""
+    values: dict[str, dict[str, float]] = {}
+    for key, found in results.items():
+        model, _, name = key.partition("/")
+        run = found.get("runs", {}).get(str(MOST))
+        if run is not None and name != OFF:
+            values.setdefault(model, {})[name] = 1e6 / run["cpu_us"]
+    data = PLOT.with_suffix(".json")
+    ordered = {model: values[model] for model in MODELS if model in values}
+    data.write_text(json.dumps({"values": ordered, "order": ORDER, "labels": LABELS, "connections": MOST}))
+    subprocess.run([str(prepare("models")), str(Path(__file__).parent / "plot.py"), str(data), str(PLOT)], check=True)
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    names = lambda text: [part for part in text.split(",") if part]  # noqa: E731
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--only", type=names, default=[], help=f"of {', '.join(n for n in ORDER if n not in (BARE, OFF))}"
+    )
+    parser.add_argument("--skip", type=names, default=[], help="do not measure these")
+    parser.add_argument("--models", type=names, default=list(MODELS), help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each run")
+    parser.add_argument("--quick", action="store_true", help="1 second a run, the logistic regression alone")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.models = 1.0, [MODELS[0]]
+    for given, known in ((options.only + options.skip, ORDER), (options.models, MODELS)):
+        for name in given:
+            if name not in known:
+                parser.error(f"there is no {name!r}; there are {', '.join(known)}")
+    return options
+
+
+def main() -> int:
+    """Measure, print, and say by the exit code whether everything holds."""
+    options = arguments()
+    try:
+        load.require_wrk()
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    load.adopt_orphans()
+    VENVS.mkdir(exist_ok=True)
+    kept = json.loads(STORE.read_text()) if STORE.exists() and not options.fresh else {}
+    results: Results = kept.get("results", {}) if kept.get("complete") is False or options.only else {}
+    doing = plan(options, results)
+    before = os.getloadavg()
+    with tempfile.TemporaryDirectory(prefix="bench-") as place:
+        bench = Bench(options, Path(place))
+        for model, name in doing:
+            results.update({f"{model}/{each}": found for each, found in measure(bench, model, name).items()})
+            STORE.write_text(json.dumps({"complete": False, "results": results}))
+    if not options.only:
+        STORE.write_text(json.dumps({"complete": True, "results": results}))
+    return report(results, [f"{model}/{name}" for model, name in doing], before)
+
+
+def report(results: Results, wanted: list[str], before: tuple[float, float, float]) -> int:
+    """The table, the plot, the line of JSON; gives the exit code."""
+    found = missed(results, wanted)
+    versions = {
+        name: version(name) for name in ("fastapi", "mlflow", "bentoml", "litserve", "mlserver", "kserve", "ray")
+    }
+    print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
+    print(f"wrk on core {load.CLIENT_CORE}, the servers on core {load.SERVER_CORE}")
+    print(", ".join(f"{name} {number}" for name, number in versions.items()))
+    print(f"load average {before[0]:.2f} before, {os.getloadavg()[0]:.2f} after\n")
+    print(table(results))
+    print()
+    print(target_table(results))
+    if results:
+        draw(results)
+        print(f"\nplot: {PLOT}")
+    print()
+    result = {
+        "benchmark": "serving",
+        "met": not found,
+        "missed": found,
+        "targets": {t.key: {"value": t.value, "least": t.least, "met": t.met} for t in targets(results)},
+        "results": results,
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        "peers": versions,
+    }
+    print(json.dumps(result))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
