@@ -634,6 +634,7 @@ invocations = Table(
     _text("content_type", null=False),
     Column("size_bytes", BigInteger, nullable=False),
     _json("answer"),  # status, content_type, size_bytes
+    _text("inference_id"),  # the caller's, for labels that arrive later
     _text("request"),  # the id under which the request log has it
     Column("tries", Integer, nullable=False),
     _text("reason"),

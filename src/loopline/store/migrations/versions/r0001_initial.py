@@ -303,6 +303,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.Column("content_type", sa.Text(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("answer", sa.JSON(), nullable=True),
+        sa.Column("inference_id", sa.Text(), nullable=True),
         sa.Column("request", sa.Text(), nullable=True),
         sa.Column("tries", sa.Integer(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
