@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import socket
+import struct
 from typing import Protocol, cast
 
 from loopline.domain.frames import AnswerReader, predict_parts
@@ -11,6 +13,7 @@ from loopline.gateway.logs import log
 FIRST_RETRY_SECONDS = 0.01
 LAST_RETRY_SECONDS = 0.25
 WRITE_BUFFER_BYTES = 64 * 1024 * 1024
+_CREDENTIALS = struct.Struct("3i")
 
 
 class Waiting(Protocol):
@@ -30,12 +33,21 @@ class Waiting(Protocol):
 
 
 class Link(asyncio.Protocol):
-    """Connects, and connects again, until it is retired; then closes when the last request is answered."""
+    """Connects, and connects again, until it is retired; then closes when the last request is answered.
+
+    ``connected``: it takes requests. For ``health``: ``heard`` (it has sent something since somebody looked),
+    ``failures`` (requests in a row that it answered 5xx), ``broke`` (it sent what is no frame), and ``sick``.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.connected = False
         self.congested = False
+        self.heard = False
+        self.failures = 0
+        self.broke = False
+        self.sick = False
+        self.quiet_since = self.asked_at = self.well_at = -math.inf
         self.pending: dict[int, Waiting] = {}
         self.tried = asyncio.Event()  # the first attempt to connect is over, well or badly
         self._loop = asyncio.get_running_loop()
@@ -43,6 +55,8 @@ class Link(asyncio.Protocol):
         self._reader = AnswerReader()
         self._soonest = math.inf  # no later than the first deadline of those that wait
         self._next_id = 0
+        self._process = 0  # the pid at the other end
+        self._sick_process = 0
         self._out: list[bytes] = []
         self._retired = False
         self._closed = asyncio.Event()
@@ -67,7 +81,12 @@ class Link(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._reader = AnswerReader()
         self.congested = False
-        self.connected = True
+        before, self._process = self._process, _peer(self._transport)
+        if self._process != before:
+            self.broke, self.failures = False, 0
+        if self.sick and self._process != self._sick_process:
+            self.take_back()
+        self.connected = not self.sick
         self.tried.set()
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -104,13 +123,16 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            take = self.pending.pop
+            take, failures = self.pending.pop, self.failures
             for number, status, content_type, body in self._reader.feed(data):
+                failures = failures + 1 if status >= 500 else 0
                 waiting = take(number, None)
                 if waiting is not None:
                     waiting.answered(status, content_type, body)
+            self.heard, self.failures = True, failures
         except Corrupt as error:
             log("model server broke the framing", path=self.path, error=error.message)
+            self.broke = True
             if self._transport is not None:
                 self._transport.abort()
         if self._retired and not self.pending:
@@ -129,6 +151,21 @@ class Link(asyncio.Protocol):
             return True
         return False
 
+    def eject(self) -> None:
+        """Take no requests until another process is there, or ``take_back``; those that wait are lost."""
+        self.sick, self.connected, self.heard = True, False, False
+        self._sick_process = self._process
+        pending, self.pending = self.pending, {}
+        for waiting in pending.values():
+            waiting.lost()
+
+    def take_back(self) -> None:
+        """Take requests again."""
+        log("model server back in service", path=self.path)
+        self.sick = self.broke = self.heard = False
+        self.failures = 0
+        self.connected = self._transport is not None
+
     def retire(self) -> None:
         """Take no more requests; close after the last answer."""
         self._retired = True
@@ -145,3 +182,13 @@ class Link(asyncio.Protocol):
         self._task.cancel()
         if self._transport is not None:
             self._transport.close()
+
+
+def _peer(transport: asyncio.Transport) -> int:
+    """The pid of the process that listens at the other end of a Unix socket. Source: unix(7), SO_PEERCRED."""
+    own = socket.socket(fileno=transport.get_extra_info("socket").fileno())
+    try:
+        pid: int = _CREDENTIALS.unpack(own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
+        return pid
+    finally:
+        own.detach()

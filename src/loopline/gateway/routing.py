@@ -20,13 +20,13 @@ from loopline.gateway.snapshot import EndpointSpec, KeySpec, Snapshot, VariantSp
 class Variant:
     """A variant with its live servers, and the bytes that every answer and record of it repeats."""
 
-    __slots__ = ("_links", "_turn", "admission", "headers", "meta", "name", "ok", "weight")
+    __slots__ = ("_turn", "admission", "headers", "links", "meta", "name", "ok", "weight")
 
     def __init__(self, endpoint: str, spec: VariantSpec, links: Mapping[str, Link], admission: Admission) -> None:
         self.name = spec.name
         self.admission = admission
         self.weight = spec.weight
-        self._links = [links[path] for path in spec.servers]
+        self.links = [links[path] for path in spec.servers]
         self._turn = 0
         version = "none" if spec.version is None else str(spec.version)
         self.headers = f"x-loopline-version: {version}\r\nx-loopline-variant: {spec.name}\r\n".encode(
@@ -38,11 +38,11 @@ class Variant:
     @property
     def ready(self) -> bool:
         """Whether any of its servers is connected."""
-        return any(link.connected for link in self._links)
+        return any(link.connected for link in self.links)
 
     def next_link(self) -> Link | None:
         """The servers in turn, passing over those that are not connected; None when none is."""
-        links = self._links
+        links = self.links
         if len(links) == 1:
             return links[0] if links[0].connected else None
         for _ in links:
