@@ -200,7 +200,8 @@ class _Work:
 
         self._tell("Joining", now=True)
         order = [self.done[number] for number in range(len(self.plan.chunks))]
-        pieces = [self.piece(number, "out") for number in range(len(order))]
+        given = [(self.piece(number, "out"), done.columns) for number, done in enumerate(order) if done.size]
+        pieces = [path for path, _ in given]
         keep, form = self.call["keep"], self.call["form"]
         paths = {"output": f"outputs/output/{self.call['output']}", "errors": "outputs/errors/errors.jsonl"}
         for path in paths.values():
@@ -208,7 +209,7 @@ class _Work:
         columns = [*keep, *dict.fromkeys(name for done in order for name in done.columns)]
         if form == "csv":
             columns, size, digest = batchoutput.join_csv(
-                pieces, [done.columns for done in order], keep, f"{folder}/{paths['output']}"
+                pieces, [names for _, names in given], keep, f"{folder}/{paths['output']}"
             )
         elif form == "parquet":
             size, digest = batchoutput.join_parquet(pieces, f"{folder}/{paths['output']}")

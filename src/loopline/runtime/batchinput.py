@@ -257,6 +257,8 @@ class Reader:
         return rows, right, used
 
     def _typed(self, cells: list[list[str]]) -> list[Any]:
+        if not cells:
+            return []
         header, kinds = self.plan.header, self.kinds or ["text"] * len(self.plan.header)
         columns = [
             [None if text == "" else KINDS[kind](text) for text in column]
