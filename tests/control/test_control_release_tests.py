@@ -43,6 +43,7 @@ class Gateway(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.limits: dict[str, float] = {"v1": 1.0, "v2": 1.0}
         self.answer: Callable[[Any], tuple[int, Any] | None] = lambda _: None  # instead of the model's
         self.asked: list[Any] = []
+        self.says: str | None = None
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
@@ -69,7 +70,7 @@ class Answering(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
-        self.send_header("x-loopline-variant", variant)
+        self.send_header("x-loopline-variant", self.server.says or variant)
         self.end_headers()
         self.wfile.write(data)
 
@@ -288,6 +289,15 @@ def test_an_endpoint_that_has_no_room_is_asked_again(
     put(world, "known", GOLDEN)
     assert ended(world, release_tests.start(world.ctx, ANA, endpoint="boxes")["id"])["status"] == "Passed"
     assert len(gateway.asked) == 4
+
+
+def test_an_answer_of_another_variant_proves_nothing(world: World, gateway: Gateway) -> None:
+    gateway.says = "v1"
+    add_variant(world, 2, 100.0)
+    put(world, "known", GOLDEN)
+    put(world, "busy", LOAD)
+    done = ended(world, release_tests.start(world.ctx, ANA, endpoint="boxes")["id"])
+    assert done["status"] == "Failed" and done["reason"].count("v2 was asked, and v1 answered") == 2
 
 
 def test_no_gateway_is_a_failed_run_and_no_hang(world: World) -> None:

@@ -76,7 +76,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 
 def put_on(server: Server, **plan: Any) -> dict[str, Any]:
-    return load.run(load.Plan(REQUEST, unix=server.path, **plan))
+    return load.run(load.Plan([REQUEST], unix=server.path, **plan))
 
 
 def test_every_request_at_a_rate_is_sent_and_counted(serve: Callable[..., Server]) -> None:
@@ -117,7 +117,7 @@ def test_what_is_never_answered_is_told(serve: Callable[..., Server], monkeypatc
 
 def test_nobody_to_ask_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="no connection can be made"):
-        load.run(load.Plan(REQUEST, unix=str(tmp_path / "nothing"), connections=2, seconds=0.1))
+        load.run(load.Plan([REQUEST], unix=str(tmp_path / "nothing"), connections=2, seconds=0.1))
 
 
 def test_a_header_cannot_bring_another() -> None:
@@ -135,7 +135,8 @@ def plan_line(server: Server, seconds: float) -> str:
 
     request = base64.b64encode(REQUEST).decode()
     return (
-        json.dumps({"unix": server.path, "request": request, "connections": 1, "seconds": seconds, "rate": 50}) + "\n"
+        json.dumps({"unix": server.path, "requests": [request], "connections": 1, "seconds": seconds, "rate": 50})
+        + "\n"
     )
 
 

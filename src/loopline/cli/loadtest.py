@@ -80,7 +80,7 @@ def _measure(url: str, request: bytes, **plan: Any) -> dict[str, Any]:
     parts = urlsplit(url)
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     port = parts.port or (443 if tls else 80)
-    return run(Plan(request=request, host=parts.hostname or "127.0.0.1", port=port, tls=tls, **plan))
+    return run(Plan([request], host=parts.hostname or "127.0.0.1", port=port, tls=tls, **plan))
 
 
 def _judge(limits: dict[str, float], figures: dict[str, Any]) -> list[str]:

@@ -54,7 +54,7 @@ def measure(ctx: Context, endpoint: str, variant: str, test: EndpointTest) -> di
     request = load.post("localhost", target, body, content_type, headers)
     plan = {
         "unix": str(paths[0]),
-        "request": base64.b64encode(request).decode(),
+        "requests": [base64.b64encode(request).decode()],
         "rate": test.rate,
         "connections": test.connections,
         "seconds": test.seconds,

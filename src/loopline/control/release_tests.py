@@ -308,6 +308,9 @@ class _Asking:
                 **options,
             )
             took = (time.perf_counter() - began) * 1000
+            by = answer.headers.get("x-loopline-variant")
+            if answer.status < 300 and by != self.variant and "path" not in options:
+                raise Conflict(f"{self.variant} was asked, and {by} answered")
             if answer.status != 429 or self.left < BUSY_SECONDS:
                 return rules.read_reply(answer.status, answer.headers, answer.body, took)
             time.sleep(BUSY_SECONDS)
@@ -338,7 +341,8 @@ def _calls(asking: _Asking, test: EndpointTest) -> tuple[int, list[Failure], dic
             late = Failure("time", f"{len(test.calls)} calls within {test.timeout_seconds:g} s", f"{number - 1} calls")
             return number, [late], {"milliseconds": times}
         body, content_type = rules.request_body(call.body, call.content_type)
-        reply = asking.ask(body, content_type, headers=call.headers, method=call.method, path=call.path or None)
+        route = {"path": call.path} if call.path else {}
+        reply = asking.ask(body, content_type, headers=call.headers, method=call.method, **route)
         times.append(round(reply.milliseconds, 3))
         found = rules.judge_call(number, call, reply)
         if found:
@@ -349,4 +353,7 @@ def _calls(asking: _Asking, test: EndpointTest) -> tuple[int, list[Failure], dic
 def _load(asking: _Asking, test: EndpointTest) -> tuple[int, list[Failure], dict[str, Any]]:
     """Put the load on, in a process of its own."""
     figures = loads.measure(asking.ctx, asking.endpoint, asking.variant, test)
+    others = sorted(figures["variants"].keys() - {asking.variant, "none"})
+    if others:
+        raise Conflict(f"{asking.variant} was asked, and {others[0]} answered")
     return 1, rules.judge_load(test, figures), figures

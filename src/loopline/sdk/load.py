@@ -17,7 +17,7 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -35,17 +35,18 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _VARIANT = re.compile(rb"\r\nx-loopline-variant: *([^\r]*)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
-Look = Callable[[int, bytes, bytes], None]
+Look = Callable[[int, int, bytes, bytes, float], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``request``: the bytes that are sent each time. ``rate``: requests/s, 0 for as fast as they are answered.
+    """``requests``: the bytes that are sent, in turn. ``rate``: requests/s, 0 for as fast as they are answered.
 
-    ``unix`` is the path of a socket, in place of ``host`` and ``port``. ``look(status, head, body)`` sees each answer.
+    ``unix`` is the path of a socket, in place of ``host`` and ``port``. ``look(which, status, head, body, seconds)``
+    sees each answer, and which of the requests it belongs to.
     """
 
-    request: bytes
+    requests: Sequence[bytes]
     connections: int
     seconds: float
     rate: float = 0.0
@@ -137,10 +138,11 @@ class Load:
 
     def send(self, connection: "_Connection", now: float) -> None:
         """Send the next request; its time is the one at which it was meant to be sent."""
+        connection.which = self.issued % len(self.plan.requests)
         connection.meant_at = self.began + self.issued / self.plan.rate if self.plan.rate else now
         self.issued += 1
         self.busy.add(connection)
-        connection.ask(self.plan.request)
+        connection.ask(self.plan.requests[connection.which])
 
     def free(self, connection: "_Connection", now: float) -> None:
         """A connection has its answer."""
@@ -224,6 +226,7 @@ class _Connection(asyncio.Protocol):
         self._asked = False
         self._transport: asyncio.Transport | None = None
         self.meant_at = 0.0
+        self.which = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
@@ -275,7 +278,7 @@ class _Connection(asyncio.Protocol):
         if variant is not None:
             counted.variants[variant[1].decode("latin-1")] += 1
         if load.plan.look is not None:
-            load.plan.look(int(status), head, body)
+            load.plan.look(self.which, int(status), head, body, now - self.meant_at)
         if _CLOSE.search(head):
             self._break()
         else:
@@ -310,7 +313,7 @@ async def _serve() -> int:
     reader = asyncio.StreamReader(limit=1 << 26)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     given = json.loads(await reader.readline())
-    plan = Plan(**{**given, "request": base64.b64decode(given["request"])})
+    plan = Plan(**{**given, "requests": [base64.b64decode(each) for each in given["requests"]]})
     running = asyncio.ensure_future(Load(plan).run())
     gone = asyncio.ensure_future(reader.read())
     await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)
