@@ -23,6 +23,8 @@ FAILURES = 20  # in a row
 WELL_SECONDS = 10.0  # for how long a good answer of a sibling says that requests can be answered
 GRACE_SECONDS = 1.0  # how long a sick server may take to finish
 ASK_AGAIN_SECONDS = 10.0
+LATE_SECONDS = 0.25  # the requests that it is silent about have been answered 504 by then
+GAP_SECONDS = 1.0
 KEPT = 20
 
 
@@ -48,6 +50,9 @@ class Health:
     @staticmethod
     def _complaint(link: Link, siblings: list[Link], patience: float, now: float) -> str | None:
         """What is wrong with a server; None when nothing is."""
+        if now - link.looked_at > GAP_SECONDS:  # nobody looked, so that nobody knows how long it has been silent
+            link.quiet_since = now
+        link.looked_at = now
         if link.broke:
             return "it sent what is no frame"
         if link.heard or not link.pending:
@@ -59,7 +64,7 @@ class Health:
             ):
                 return f"it failed {link.failures} requests in a row, which others of its kind do not"
             return None
-        if now - link.quiet_since > patience:
+        if now - link.quiet_since > patience + LATE_SECONDS:
             return f"it has answered nothing for {patience:g} s while {len(link.pending)} requests waited"
         return None
 

@@ -4,14 +4,16 @@ import asyncio
 import math
 import socket
 import struct
+from collections.abc import Callable
 from typing import Protocol, cast
 
-from loopline.domain.frames import AnswerReader, predict_parts
+from loopline.domain.frames import LEAVING, AnswerReader, predict_parts
 from loopline.errors import Corrupt
 from loopline.gateway.logs import log
 
 FIRST_RETRY_SECONDS = 0.01
 LAST_RETRY_SECONDS = 0.25
+AWAITED_RETRY_SECONDS = 0.02  # while requests wait for a server that starts
 WRITE_BUFFER_BYTES = 64 * 1024 * 1024
 _CREDENTIALS = struct.Struct("3i")
 
@@ -39,15 +41,17 @@ class Link(asyncio.Protocol):
     ``failures`` (requests in a row that it answered 5xx), ``broke`` (it sent what is no frame), and ``sick``.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, on_demand: bool = False) -> None:
         self.path = path
+        self.on_demand = on_demand  # it connects when it is woken, and sleeps again when its server has gone
+        self.used_at = 0.0  # time of day, as of the last look
         self.connected = False
         self.congested = False
         self.heard = False
         self.failures = 0
         self.broke = False
         self.sick = False
-        self.quiet_since = self.asked_at = self.well_at = -math.inf
+        self.looked_at = self.quiet_since = self.asked_at = self.well_at = -math.inf
         self.pending: dict[int, Waiting] = {}
         self.tried = asyncio.Event()  # the first attempt to connect is over, well or badly
         self._loop = asyncio.get_running_loop()
@@ -60,7 +64,14 @@ class Link(asyncio.Protocol):
         self._out: list[bytes] = []
         self._retired = False
         self._closed = asyncio.Event()
-        self._task = self._loop.create_task(self._keep_connected())
+        self._leaving = False
+        self._used = 0  # requests as of the last look
+        self._awake: Callable[[], None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        if on_demand:
+            self.tried.set()
+        else:
+            self._task = self._loop.create_task(self._keep_connected())
 
     async def _keep_connected(self) -> None:
         wait = FIRST_RETRY_SECONDS
@@ -71,16 +82,38 @@ class Link(asyncio.Protocol):
             except OSError:
                 self.tried.set()
                 await asyncio.sleep(wait)
-                wait = min(wait * 2, LAST_RETRY_SECONDS)
+                wait = min(wait * 2, AWAITED_RETRY_SECONDS if self.on_demand else LAST_RETRY_SECONDS)
                 continue
             await self._closed.wait()
             wait = FIRST_RETRY_SECONDS
+            if self.on_demand and self._awake is None:
+                self._task = None
+                return
+
+    def wake(self, awake: Callable[[], None]) -> None:
+        """Connect to a server on demand as soon as it listens; ``awake`` is called when it can be asked."""
+        self._awake = awake
+        if self._task is None and not self._retired:
+            self._task = self._loop.create_task(self._keep_connected())
+
+    def rest(self) -> None:
+        """Nobody waits for the server any more: try no longer."""
+        self._awake = None
+        if self._task is not None and self._transport is None:
+            self._task.cancel()
+            self._task = None
+
+    def look(self, now: float) -> bool:
+        """Note the time of day of the last use; whether there is a server to speak of."""
+        if self.pending or self._used != self._next_id:
+            self._used, self.used_at = self._next_id, now
+        return self._transport is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._reader = AnswerReader()
-        self.congested = False
+        self.congested = self._leaving = False
         before, self._process = self._process, _peer(self._transport)
         if self._process != before:
             self.broke, self.failures = False, 0
@@ -88,6 +121,9 @@ class Link(asyncio.Protocol):
             self.take_back()
         self.connected = not self.sick
         self.tried.set()
+        if self.connected and self._awake is not None:
+            awake, self._awake = self._awake, None
+            self._loop.call_soon(awake)
 
     def connection_lost(self, _: Exception | None) -> None:
         self.connected = False
@@ -129,14 +165,19 @@ class Link(asyncio.Protocol):
                 waiting = take(number, None)
                 if waiting is not None:
                     waiting.answered(status, content_type, body)
+                elif number == LEAVING:
+                    self._leaving, self.connected = True, False
             self.heard, self.failures = True, failures
         except Corrupt as error:
             log("model server broke the framing", path=self.path, error=error.message)
             self.broke = True
             if self._transport is not None:
                 self._transport.abort()
-        if self._retired and not self.pending:
-            self._close()
+        if not self.pending:
+            if self._retired:
+                self._close()
+            elif self._leaving and self._transport is not None:
+                self._transport.close()
 
     def sweep(self, now: float) -> bool:
         """Expire what is late; true once a retired link has nothing left that anybody waits for."""
@@ -164,7 +205,7 @@ class Link(asyncio.Protocol):
         log("model server back in service", path=self.path)
         self.sick = self.broke = self.heard = False
         self.failures = 0
-        self.connected = self._transport is not None
+        self.connected = self._transport is not None and not self._leaving
 
     def retire(self) -> None:
         """Take no more requests; close after the last answer."""
@@ -179,7 +220,8 @@ class Link(asyncio.Protocol):
 
     def _close(self) -> None:
         self.connected = False
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
         if self._transport is not None:
             self._transport.close()
 
