@@ -42,6 +42,10 @@ SETTINGS = (
     Setting("job_log_mb", int, 16, "how much of a job's log is kept"),
     Setting("job_open_files", int, 1024, "open-file limit of a job that declares none"),
     Setting("max_body_mb", int, 6, "the largest prediction request"),
+    Setting("async_body_mb", int, 64, "the largest body of an asynchronous request"),
+    Setting("async_queue", int, 1000, "asynchronous requests of one endpoint that may wait"),
+    Setting("async_concurrency", int, 2, "asynchronous requests of one endpoint that are asked at the same time"),
+    Setting("async_hours", int, 24, "how long an asynchronous request may wait, and its answer is kept"),
     Setting("log_days", int, 30, "how long the logs of ended jobs are kept"),
     Setting("capture_days", int, 7, "how long captured requests, the request log, are kept"),
     Setting("capture_mb", int, 2048, "how much of the request log is kept per gateway"),
@@ -66,6 +70,10 @@ class Settings:
     job_log_mb: int
     job_open_files: int
     max_body_mb: int
+    async_body_mb: int
+    async_queue: int
+    async_concurrency: int
+    async_hours: int
     log_days: int
     capture_days: int
     capture_mb: int

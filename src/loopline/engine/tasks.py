@@ -11,6 +11,7 @@ from loopline.control import (
     environments,
     executions,
     gates,
+    invocations,
     jobs,
     labels,
     pushes,
@@ -18,6 +19,7 @@ from loopline.control import (
     retraining,
     rollbacks,
     rollouts,
+    shadows,
     shifts,
 )
 from loopline.control.context import Context
@@ -32,6 +34,7 @@ TASKS: Mapping[str, Task] = {
     "evaluation.judge": gates.judge,
     "execution.advance": executions.advance,
     "execution.registration": executions.check_registration,
+    "invocation.start": invocations.start,
     "jobs.start": jobs.start_ready,
     "jobs.stop": jobs.stop_attempts,
     "labels.join": labels.join,
@@ -39,6 +42,7 @@ TASKS: Mapping[str, Task] = {
     "retraining.advance": retraining.advance,
     "rollout.advance": shifts.advance,
     "rollout.request": rollouts.request,
+    "shadow.compare": shadows.compare_windows,
     "test_run.advance": release_tests.advance,
 }
 
@@ -51,6 +55,7 @@ SLOW = frozenset(
         "labels.join",
         "push.advance",
         "retraining.advance",
+        "shadow.compare",
         "test_run.advance",
     }
 )

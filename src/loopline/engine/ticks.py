@@ -3,7 +3,18 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from loopline.control import alarms, attempts, batches, endpoints, firings, jobs, monitoring, repositories, snapshots
+from loopline.control import (
+    alarms,
+    attempts,
+    batches,
+    endpoints,
+    firings,
+    invocations,
+    jobs,
+    monitoring,
+    repositories,
+    snapshots,
+)
 from loopline.control.context import Context
 
 
@@ -21,6 +32,7 @@ TICKS = (
     Tick("attempts.prune", 60.0, attempts.prune),
     Tick("batches.watch", 1.0, batches.watch),
     Tick("batches.prune", 600.0, batches.prune),
+    Tick("invocations.prune", 60.0, invocations.prune),
     Tick("snapshots.publish", 5.0, snapshots.publish),
     Tick("endpoints.retire", 5.0, endpoints.retire),
     Tick("monitoring.ingest", 0.5, monitoring.ingest),

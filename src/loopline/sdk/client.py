@@ -61,10 +61,16 @@ class Client:
         return self._json("DELETE", path, query)
 
     def upload(
-        self, method: str, *path: str | int, data: Iterable[bytes], size: int | None = None, **query: Any
+        self,
+        method: str,
+        *path: str | int,
+        data: Iterable[bytes],
+        size: int | None = None,
+        content_type: str = "application/octet-stream",
+        **query: Any,
     ) -> dict[str, Any]:
         """Send bytes as they come; ``size`` in bytes spares the chunked encoding. Never sent twice."""
-        headers = {"content-type": "application/octet-stream"}
+        headers = {"content-type": content_type}
         if size is not None:
             headers["content-length"] = str(size)
         with self._send(method, path, query, data, headers) as answer:
@@ -117,6 +123,12 @@ class Client:
     def wait_batch(self, batch: str, timeout: float | None = None, on_change: Changed | None = None) -> dict[str, Any]:
         """The batch once it is over."""
         return self._wait(("batches", batch), "batch", timeout, on_change)
+
+    def wait_invocation(
+        self, invocation: str, timeout: float | None = None, on_change: Changed | None = None
+    ) -> dict[str, Any]:
+        """The asynchronous invocation once it has an answer, or none."""
+        return self._wait(("async-invocations", invocation), "invocation", timeout, on_change)
 
     def _wait(
         self, path: tuple[str, str], noun: str, timeout: float | None, on_change: Changed | None

@@ -195,7 +195,9 @@ async def _arguments(request: Request, call: routes.Call) -> dict[str, Any]:
     if not call.route.raw:
         data = b"".join([chunk async for chunk in _limited(request, call.route.max_body_bytes)])
         body = documents.decode(data) if data.strip() else {}
-    return call.arguments(request.path_params, query, body)
+    given = request.headers.get("content-type")
+    header = {} if given is None else {routes.CONTENT_TYPE: given}
+    return call.arguments(request.path_params, query, body, header)
 
 
 async def _limited(request: Request, limit: int) -> AsyncIterator[bytes]:

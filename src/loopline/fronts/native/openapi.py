@@ -77,7 +77,7 @@ def _operation(call: Call, schemas: dict[int, dict[str, Any]]) -> dict[str, Any]
                 "schema": _schema(parameter, schemas),
             }
             for parameter in call.parameters
-            if parameter.place != "body"
+            if parameter.place in ("path", "query")
         ],
         "responses": {
             str(call.route.status): {"description": "done", "content": _content(call)},
@@ -99,7 +99,8 @@ def _content(call: Call) -> dict[str, Any]:
 
 def _body(call: Call, schemas: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
     if call.route.raw:
-        return {"required": True, "content": {"application/octet-stream": {}}}
+        any_type = any(parameter.place == "header" for parameter in call.parameters)
+        return {"required": True, "content": {"*/*" if any_type else "application/octet-stream": {}}}
     if not call.has_body:
         return None
     fields = [parameter for parameter in call.parameters if parameter.place == "body"]

@@ -17,6 +17,7 @@ from loopline.fronts.native import documents
 
 MAX_JSON_BYTES = 1 << 20
 MAX_LIMIT = 1000
+CONTENT_TYPE = "content_type"
 
 UseCase = Callable[..., dict[str, Any]] | Callable[..., Iterator[bytes]]
 
@@ -26,8 +27,8 @@ class Route:
     """One line of the table.
 
     ``raw``: the body is not JSON; the use case takes it as its one keyword of type ``Iterator[bytes]`` (or
-    ``Iterable``), and the rest comes from the query. ``download``: the use case gives the bytes, or the ``digest`` of
-    the blob to send. ``max_limit`` bounds ``limit``.
+    ``Iterable``), its type as ``content_type`` where there is such a keyword, and the rest from the query.
+    ``download``: the use case gives the bytes, or the ``digest`` of the blob to send. ``max_limit`` bounds ``limit``.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -46,7 +47,7 @@ class Parameter:
     """One keyword of a use case: where a request carries it, and its type."""
 
     name: str
-    place: Literal["path", "query", "body"]
+    place: Literal["path", "query", "body", "header"]
     hint: Any
     required: bool
     default: Any = None
@@ -105,12 +106,16 @@ class Call:
         return not self.route.raw and any(parameter.place == "body" for parameter in self.parameters)
 
     def arguments(
-        self, path: Mapping[str, str], query: Mapping[str, list[str]], body: Mapping[str, Any]
+        self,
+        path: Mapping[str, str],
+        query: Mapping[str, list[str]],
+        body: Mapping[str, Any],
+        header: Mapping[str, str],
     ) -> dict[str, Any]:
         """The keyword arguments of one request; raises ``InvalidInput`` for what is unknown, missing or ill-typed."""
         found: dict[str, Any] = {}
         for parameter in self.parameters:
-            source: Mapping[str, Any] = {"path": path, "query": query, "body": body}[parameter.place]
+            source: Mapping[str, Any] = {"path": path, "query": query, "body": body, "header": header}[parameter.place]
             if parameter.name not in source:
                 if parameter.required:
                     raise InvalidInput(f"{parameter.name}: is missing from the {parameter.place}", field=parameter.name)
@@ -151,11 +156,14 @@ def read(route: Route) -> Call:
     unknown = in_path - {keyword.name for keyword in keywords}
     if unknown:
         raise TypeError(f"{where}: {route.use_case.__name__} has no keyword {', '.join(sorted(unknown))}")
-    in_query = route.raw or route.method in ("GET", "DELETE")
+    places = {name: "path" for name in in_path}
+    if route.raw:
+        places[CONTENT_TYPE] = "header"
+    elsewhere = "query" if route.raw or route.method in ("GET", "DELETE") else "body"
     parameters = tuple(
         Parameter(
             name=keyword.name,
-            place="path" if keyword.name in in_path else "query" if in_query else "body",
+            place=places.get(keyword.name, elsewhere),  # type: ignore[arg-type]
             hint=hints[keyword.name],
             required=keyword.default is inspect.Parameter.empty,
             default=None if keyword.default is inspect.Parameter.empty else keyword.default,

@@ -14,8 +14,10 @@ from loopline.control import (
     executions,
     firings,
     gates,
+    invocations,
     jobs,
     labels,
+    logs,
     monitoring,
     projects,
     pushes,
@@ -34,7 +36,7 @@ from loopline.domain.access import Permission
 from loopline.fronts.native.routes import Route
 
 PUBLIC, READ, WRITE = Permission.PUBLIC, Permission.READ, Permission.WRITE
-APPROVE, ADMIN = Permission.APPROVE, Permission.ADMIN
+INVOKE, APPROVE, ADMIN = Permission.INVOKE, Permission.APPROVE, Permission.ADMIN
 
 MAX_LOG_BYTES = 1 << 20
 MAX_TREE_BYTES = 1 << 30
@@ -140,6 +142,7 @@ _TRAFFIC = (
     Route("GET", "/api/rollouts", READ, rollouts.list_),
     Route("GET", "/api/rollouts/{rollout}", READ, rollouts.show),
     Route("GET", "/api/endpoints/{endpoint}/rollouts", READ, rollouts.list_),
+    Route("GET", "/api/endpoints/{endpoint}/logs", READ, logs.read),
     Route("GET", "/api/live", READ, endpoints.live),
 )
 
@@ -153,6 +156,17 @@ _TESTS = (
     Route("POST", "/api/endpoints/{endpoint}/load-tests", WRITE, release_tests.save_load, status=201),
     Route("GET", "/api/test-runs", READ, release_tests.list_),
     Route("GET", "/api/test-runs/{run}", READ, release_tests.show),
+)
+
+# The path leads to control by the gateway: it answers at once, and asks the endpoint itself.
+_ASYNC = (
+    *(
+        Route("POST", path, INVOKE, invocations.submit, raw=True, max_body_bytes=MAX_ASSET_BYTES, status=202)
+        for path in ("/endpoints/{endpoint}/async-invocations", "/api/endpoints/{endpoint}/async-invocations")
+    ),
+    Route("GET", "/api/async-invocations", READ, invocations.list_),
+    Route("GET", "/api/async-invocations/{invocation}", INVOKE, invocations.show),
+    Route("GET", "/api/async-invocations/{invocation}/output", INVOKE, invocations.output, download=True),
 )
 
 _BATCHES = (
@@ -218,6 +232,7 @@ TABLE = (
     *_REGISTRY,
     *_TRAFFIC,
     *_BATCHES,
+    *_ASYNC,
     *_TESTS,
     *_MONITORING,
     *_MESSAGES,
