@@ -33,6 +33,7 @@ def main(folder: str) -> int:
         "step": _step,
         "compile": _compile,
         "score": _score,
+        "convert": _convert,
         "batch": _batch,
     }
     if spec["kind"] not in kinds:
@@ -181,6 +182,16 @@ def _score(call: dict[str, Any], folder: str) -> dict[str, Any]:
     from . import score, values
 
     return {"predictions": values.save("predictions", score.score(call), folder)}
+
+
+def _convert(call: dict[str, Any], folder: str) -> dict[str, Any]:
+    from . import conversion, values
+
+    report, path = conversion.convert(call, os.environ.get("TMPDIR") or folder)
+    given = {"report": values.save("report", report, folder)}
+    if path is not None:
+        given["converted"] = values.save("converted", path, folder)
+    return given
 
 
 def _batch(call: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def score(call: dict[str, Any]) -> dict[str, Any]:
     ``scores`` are the probabilities of the positive class, null when the model gives none or has more than two classes.
     Raises ``ScoreError``.
     """
-    rows, typed = _read(call)
+    rows, typed = read_table(call)
     if not typed:
         raise ScoreError("the table has no rows")
     label = call["label"]
@@ -33,7 +33,7 @@ def score(call: dict[str, Any]) -> dict[str, Any]:
         if name == label and None in values:
             raise ScoreError(f"row {values.index(None)} has no {label!r}: every row of a test table needs its label")
     # The handlers are of the model server, which knows them by the package's own name.
-    predict = import_module("loopline.runtime.loading").load_model(
+    model = import_module("loopline.runtime.loading").load_model(
         {
             "handler": call["handler"],
             "model_dir": call["model_dir"],
@@ -41,10 +41,7 @@ def score(call: dict[str, Any]) -> dict[str, Any]:
             "signature": call["signature"],
         }
     )
-    answers: list[Any] = []
-    for start in range(0, len(rows), BATCH_ROWS):
-        batch = rows[start : start + BATCH_ROWS]
-        answers += _one_per_row(predict(batch), len(batch), start)
+    answers = predict_all(model, rows)
     return {
         "predictions": [answer["prediction"] if _is_detailed(answer) else answer for answer in answers],
         "scores": _scores(answers, columns[label], call.get("positive")),
@@ -53,7 +50,16 @@ def score(call: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(call: dict[str, Any]) -> tuple[list[Any], list[tables.Row]]:
+def predict_all(model: Any, rows: list[Any]) -> list[Any]:
+    """A model's answer to each row, as JSON has it. Raises ``ScoreError``."""
+    answers: list[Any] = []
+    for start in range(0, len(rows), BATCH_ROWS):
+        batch = rows[start : start + BATCH_ROWS]
+        answers += _one_per_row(model.predict(batch), len(batch), start)
+    return answers
+
+
+def read_table(call: dict[str, Any]) -> tuple[list[Any], list[tables.Row]]:
     """The rows as the model takes them, and as typed dicts for label and slices."""
     path, form = call["table"]["path"], call["table"].get("format")
     typed = tables.read_rows(path, None if form in (None, "file") else form)

@@ -111,14 +111,27 @@ def confine(spec: dict[str, Any], scratch: Path) -> None:
     sandbox.drop_capabilities()
     wanted = spec.get("sandbox") or {}
     read = [str(PACKAGE), str(spec["model_dir"]), *map(str, wanted.get("read") or ())]
-    if spec.get("code_dir"):
-        read.append(str(spec["code_dir"]))
+    read += [str(place) for place in (spec.get("code_dir"), (spec.get("compiled") or {}).get("model_dir")) if place]
     write = [str(scratch), *map(str, wanted.get("write") or ())]
     sandbox.confine(read, write, network=bool(wanted.get("network", True)))
 
 
 def make_batcher(spec: dict[str, Any], core: Any) -> Batcher:
-    """Load the model and predict the warm-up rows. Raises ``CannotServe``."""
+    """Load the model and predict the warm-up rows. Raises ``CannotServe``.
+
+    ``compiled`` {"handler", "model_dir"} names the model in a form that was found to answer the same, but faster. Where
+    it does not load or does not predict, the model itself serves.
+    """
+    compiled = spec.get("compiled")
+    if compiled:
+        try:
+            return _warm_batcher({**spec, **compiled, "code_dir": None}, core)
+        except CannotServe as error:
+            print(f"[loopline] the compiled model cannot be used, so the model itself serves: {error}", file=sys.stderr)
+    return _warm_batcher(spec, core)
+
+
+def _warm_batcher(spec: dict[str, Any], core: Any) -> Batcher:
     features = (spec.get("signature") or {}).get("features")
     try:
         signature = Signature(features) if features else None

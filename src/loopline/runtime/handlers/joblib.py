@@ -45,10 +45,7 @@ _NEAR = 1e-9  # two probabilities this close may be in the other order where the
 
 def load(spec: dict[str, Any]) -> Model:
     """Load the one model file of ``model_dir``. Raises ``CannotServe`` when there is none, or more than one."""
-    code_dir = spec.get("code_dir")
-    if code_dir:
-        sys.path.insert(0, str(code_dir))  # classes of the project that the pickle refers to
-    model = _read(_model_file(Path(spec["model_dir"])))
+    model = read_model(str(spec["model_dir"]), spec.get("code_dir"))
     if not callable(getattr(model, "predict", None)):
         raise CannotServe(f"the model is a {type(model).__name__}, which has no predict method")
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
@@ -62,6 +59,13 @@ def load(spec: dict[str, Any]) -> Model:
     if order is None:
         return Model(matrix=predict, width=width)
     return Model(matrix=lambda matrix: predict(matrix[:, order]), width=width)
+
+
+def read_model(model_dir: str, code_dir: str | None) -> Any:
+    """The estimator itself. Raises ``CannotServe`` when there is none, or more than one."""
+    if code_dir and code_dir not in sys.path:
+        sys.path.insert(0, code_dir)  # classes of the project that the pickle refers to
+    return _read(_model_file(Path(model_dir)))
 
 
 def _predict_of(model: Any) -> Callable[[Any], Any]:
@@ -161,7 +165,7 @@ def _frame_maker(model: Any, features: list[dict[str, Any]]) -> Callable[[list[A
     names = [feature["name"] for feature in features]
     numeric = all(feature.get("type", "number") in _NUMERIC for feature in features)
     wanted = _wanted(model, names)
-    if not names or (numeric and not (wanted and _goes_by_name(model))):
+    if not names or (numeric and not (wanted and goes_by_name(model))):
         return None
     frame = importlib.import_module("pandas").DataFrame
     return lambda rows: frame(rows, columns=names)[wanted or names]
@@ -175,7 +179,7 @@ def _order(model: Any, features: list[dict[str, Any]]) -> list[int] | None:
     return None if order == list(range(len(order))) else order
 
 
-def _goes_by_name(model: Any) -> bool:
+def goes_by_name(model: Any) -> bool:
     """Whether some step selects columns by name, as a ColumnTransformer does."""
     steps = [step for _, step in getattr(model, "steps", [])] or [model]
     return any(hasattr(step, "transformers") for step in steps)
