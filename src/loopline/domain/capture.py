@@ -14,10 +14,15 @@ exists, nobody will complete that tail and the reader goes on with the later one
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
 
 HEADER = struct.Struct(">IIII")
 LENGTHS = struct.Struct(">III")
@@ -43,6 +48,7 @@ PURPOSES = ("async", "function", "test")
 COMPACT = 1
 _COMPACT = struct.Struct(">BHI23sd")
 _WHOLE = struct.Struct(">III" + _COMPACT.format[1:])
+_PREFIX = struct.Struct(HEADER.format + _COMPACT.format[1:])
 _MAX_LATENCY = 2**32 - 1
 _MAX_CONTEXTS = 4096
 _contexts: dict[bytes, dict[str, Any]] = {}
@@ -56,6 +62,35 @@ class CaptureRecord(NamedTuple):
     answer: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Whole records side by side, for those who count many: entry n of each sequence belongs to the n-th record.
+
+    What is not a number in a record is NaN here.
+    """
+
+    data: bytes
+    contexts: list[dict[str, Any]]  # meta without what the other columns hold; many records share one
+    context: npt.NDArray[np.int64]  # the place in `contexts`
+    at: npt.NDArray[np.float64]
+    status: npt.NDArray[np.float64]
+    latency_us: npt.NDArray[np.float64]
+    places: list[tuple[int, int, int, int]]  # where in `data` the record, its body, its answer begin, and the end
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def body(self, number: int) -> bytes:
+        """The body of a record."""
+        _, start, end, _ = self.places[number]
+        return self.data[start:end]
+
+    def answer(self, number: int) -> bytes:
+        """The answer of a record."""
+        _, _, start, end = self.places[number]
+        return self.data[start:end]
+
+
 def encode_record(meta: Mapping[str, Any] | bytes, body: bytes = b"", answer: bytes = b"") -> bytes:
     """The bytes of one record; ``meta`` may be given as its JSON text already."""
     text = meta if isinstance(meta, bytes) else json.dumps(meta, separators=(",", ":")).encode()
@@ -64,7 +99,7 @@ def encode_record(meta: Mapping[str, Any] | bytes, body: bytes = b"", answer: by
 
 
 def encode_compact(
-    context: bytes, identifier: bytes, at: float, status: int, latency_us: int, body: bytes, answer: bytes
+    context: bytes, identifier: bytes, at: float, status: int, latency_us: int, body: bytes | bytearray, answer: bytes
 ) -> bytes:
     """The bytes of one record in the gateway's form; ``context`` is JSON, ``identifier`` has 23 bytes."""
     rest = b"".join(
@@ -109,6 +144,65 @@ def iter_records(buffer: bytes | bytearray | memoryview) -> tuple[list[CaptureRe
     return records, at
 
 
+def read_columns(data: bytes) -> tuple[Columns, int]:
+    """What ``iter_records`` reads, side by side: the whole records at the front of ``data``, and the bytes they take."""
+    at, size, view = 0, len(data), memoryview(data)
+    contexts: list[dict[str, Any]] = []
+    known: dict[bytes, int] = {}
+    numbers: list[int] = []
+    values: list[tuple[float, float, float]] = []
+    places: list[tuple[int, int, int, int]] = []
+    while size - at >= HEADER.size:
+        compact = size - at >= _PREFIX.size and data[at + HEADER.size] == COMPACT
+        if compact:
+            crc, meta_length, body_length, answer_length, _, status, latency, _, time = _PREFIX.unpack_from(data, at)
+        else:
+            crc, meta_length, body_length, answer_length = HEADER.unpack_from(data, at)
+        if meta_length > MAX_META_BYTES or body_length > MAX_PART_BYTES or answer_length > MAX_PART_BYTES:
+            break
+        body = at + HEADER.size + meta_length
+        answer = body + body_length
+        end = answer + answer_length
+        if end > size or crc32(view[at + 4 : end]) != crc:
+            break
+        raw = data[at + (_PREFIX.size if compact else HEADER.size) : body]
+        number = known.get(raw)
+        if number is None:
+            context = _context(raw)
+            if context is None:
+                break
+            number = known[raw] = len(contexts)
+            contexts.append(context)
+        if not compact:
+            time, status, latency = (_number(contexts[number].get(name)) for name in ("at", "status", "latency_us"))
+        numbers.append(number)
+        values.append((time, status, latency))
+        places.append((at, body, answer, end))
+        at = end
+    table = np.array(values, dtype=np.float64).reshape(-1, 3).T
+    return Columns(data, contexts, np.array(numbers, dtype=np.int64), table[0], table[1], table[2], places), at
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _context(raw: bytes) -> dict[str, Any] | None:
+    """The JSON object in these bytes, which callers must not change; None when they hold none."""
+    context = _contexts.get(raw)
+    if context is None:
+        try:
+            context = json.loads(raw)
+        except ValueError:
+            return None
+        if not isinstance(context, dict):
+            return None
+        if len(_contexts) >= _MAX_CONTEXTS:
+            _contexts.clear()
+        _contexts[raw] = context
+    return context
+
+
 def _meta(text: bytes) -> dict[str, Any] | None:
     if text[:1] == b"\x01":
         return _compact_meta(text)
@@ -123,16 +217,7 @@ def _compact_meta(text: bytes) -> dict[str, Any] | None:
     if len(text) < _COMPACT.size:
         return None
     _, status, latency, identifier, at = _COMPACT.unpack_from(text)
-    raw = text[_COMPACT.size :]
-    context = _contexts.get(raw)
+    context = _context(text[_COMPACT.size :])
     if context is None:
-        try:
-            context = json.loads(raw)
-        except ValueError:
-            return None
-        if not isinstance(context, dict):
-            return None
-        if len(_contexts) >= _MAX_CONTEXTS:
-            _contexts.clear()
-        _contexts[raw] = context
+        return None
     return {"id": identifier.decode("latin-1"), "at": at, "status": status, "latency_us": latency, **context}

@@ -2,8 +2,10 @@
 
 Big-endian. A predict request's payload is ``u16 length | content type | u8 length | request id | body``; an answer's is
 ``u16 HTTP status | u16 length | content type | body``; a ping and its answer carry none. The request id is what the
-caller was told, so that what predict code prints can be found by it. ``loopline.runtime.frames`` states the same
-contract for the model server, which may import nothing of this package; a test holds the two together.
+caller was told, so that what predict code prints can be found by it. An answer to request 0, which nobody asked, says
+that the server is about to end: the gateway sends it nothing more, and closes when the last answer has come.
+``loopline.runtime.frames`` states the same contract for the model server, which may import nothing of this package; a
+test holds the two together.
 """
 
 import re
@@ -16,11 +18,14 @@ TEXT = struct.Struct(">H")
 ANSWER = struct.Struct(">HH")
 PREDICT = 1
 PING = 2
+LEAVING = 0  # the request whose answer says that the server is about to end
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_TYPE_BYTES = 1024
 _REST = HEAD.size - 4
 _ANSWER_HEAD = struct.Struct(">IQBHH")
-_PREDICT_REST = _REST + TEXT.size + 1
+_ANSWER_SIZE = _ANSWER_HEAD.size
+_LEAST = _REST + 1
+_pack_head = HEAD.pack
 _SHORTS = [bytes([length]) for length in range(256)]
 _PRINTABLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _MAX_TYPES = 256
@@ -30,17 +35,15 @@ _types_in: dict[bytes, bytes] = {}
 Answer = tuple[int, int, bytes, bytes]
 
 
-def predict_parts(
-    number: int, content_type: bytes, request_id: bytes, body: bytes
-) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+def predict_parts(number: int, content_type: bytes, request_id: bytes, body: bytes) -> tuple[bytes, ...]:
     """A predict request, to be sent one part after the other; a request id has at most 255 bytes."""
     kind = _types_out.get(content_type)
     if kind is None:
         kind = TEXT.pack(len(content_type)) + content_type
         if len(_types_out) < _MAX_TYPES:
             _types_out[content_type] = kind
-    size = _PREDICT_REST + len(content_type) + len(request_id) + len(body)
-    return HEAD.pack(size, number, PREDICT), kind, _SHORTS[len(request_id)], request_id, body
+    more = len(request_id)
+    return _pack_head(_LEAST + len(kind) + more + len(body), number, PREDICT), kind, _SHORTS[more], request_id, body
 
 
 class AnswerReader:
@@ -60,9 +63,11 @@ class AnswerReader:
                 return []
             data = b"".join(self._parts)
         answers: list[Answer] = []
-        at, size, need = 0, len(data), _ANSWER_HEAD.size
-        while size - at >= _ANSWER_HEAD.size:
-            length, number, kind, status, text = _ANSWER_HEAD.unpack_from(data, at)
+        at, size, need = 0, len(data), _ANSWER_SIZE
+        unpack = _ANSWER_HEAD.unpack_from
+        last = size - _ANSWER_SIZE
+        while at <= last:
+            length, number, kind, status, text = unpack(data, at)
             if not _REST <= length <= MAX_FRAME_BYTES:
                 raise Corrupt(f"a frame of {length} bytes is not allowed")
             end = at + 4 + length
@@ -70,7 +75,7 @@ class AnswerReader:
                 need = 4 + length
                 break
             if kind == PREDICT:
-                begin = at + _ANSWER_HEAD.size + text
+                begin = at + _ANSWER_SIZE + text
                 if begin > end or not 200 <= status <= 599:
                     raise Corrupt("an answer frame that is cut short or has no HTTP status")
                 raw = data[begin - text : begin]

@@ -16,10 +16,11 @@ import time
 from typing import TYPE_CHECKING
 
 from loopline.domain.capture import encode_compact
+from loopline.domain.frames import MAX_FRAME_BYTES
 from loopline.errors import LooplineError, NotFound, Overloaded, RateLimited, Timeout, TooLarge, Unavailable
 from loopline.gateway.answers import CONTINUE, RETRY_AFTER, error_body, status_line, with_request_id
 from loopline.gateway.exchange import CLIENT_GONE, Exchange
-from loopline.gateway.head import Head
+from loopline.gateway.head import MAX_HEAD_BYTES, Head
 from loopline.gateway.limits import Admission
 from loopline.gateway.links import Link
 from loopline.gateway.routing import Endpoint, Key, Table, Variant
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 JSON_TYPE = b"application/json"
 NO_VARIANT = b"x-loopline-version: none\r\nx-loopline-variant: none\r\n"
 MAX_TYPE_BYTES = 256
+MAX_PRIVATE_BODY_BYTES = MAX_FRAME_BYTES - MAX_HEAD_BYTES
 
 
 def _json_text(value: bytes | None) -> bytes:
@@ -61,7 +63,12 @@ class Invocation(Exchange):
     )
 
     def __init__(self, connection: "Connection", head: Head, request_id: bytes, endpoint: Endpoint, at: float) -> None:
-        super().__init__(connection, head, request_id)
+        self.connection = connection  # what Exchange.__init__ does: the call alone costs as much as all of these
+        self.head = head
+        self.request_id = request_id
+        self.held = None
+        self.done = self.received = self.begun = False
+        self.close = not head.keep_alive
         self.table = connection.gateway.table_in_force
         self.endpoint = endpoint
         self.key: Key | None = None
@@ -69,12 +76,10 @@ class Invocation(Exchange):
         self.variant: Variant | None = None
         self.payload: bytes | bytearray = b""
         self.at = at
-        self.started = 0.0
-        self.deadline = 0.0
+        self.started = self.deadline = 0.0
         self.admission: Admission | None = None
         self.allowed = b""  # header lines that say what is left of the key's limits
-        self.submitted = False
-        self.expired = False
+        self.submitted = self.expired = False
 
     # while the request arrives
 
@@ -84,7 +89,7 @@ class Invocation(Exchange):
         self.started = time.perf_counter()
         if not self._authorise():
             return
-        if head.length > self.endpoint.max_body_bytes:
+        if head.length > self._max_body_bytes():
             self._refuse_size()
         elif head.expects and self.connection.is_turn_of(self):
             self.connection.deliver(self, CONTINUE, last=False)
@@ -121,11 +126,15 @@ class Invocation(Exchange):
             self.payload += data
         else:
             self.payload = bytearray(self.payload) + data  # many tiny chunks cost their bytes, not an object each
-        if len(self.payload) > self.endpoint.max_body_bytes:
+        if len(self.payload) > self._max_body_bytes():
             self._refuse_size()
 
     def _refuse_size(self) -> None:
-        self.refuse(TooLarge(f"the body is larger than {self.endpoint.max_body_bytes} bytes"))
+        self.refuse(TooLarge(f"the body is larger than {self._max_body_bytes()} bytes"))
+
+    def _max_body_bytes(self) -> int:
+        """What the platform itself asks was bounded where it was taken: here one frame has to carry it."""
+        return MAX_PRIVATE_BODY_BYTES if self.connection.private else self.endpoint.max_body_bytes
 
     # the stages
 
@@ -192,13 +201,18 @@ class Invocation(Exchange):
     def submit(self, link: Link) -> None:
         """Send the request; from here on it is that server's, whatever becomes of the client."""
         self.submitted = True
-        self.payload = bytes(self.payload)
-        link.submit(self, self.head.content_type or JSON_TYPE, self.request_id, self.payload)
+        payload = self.payload
+        if payload.__class__ is not bytes:
+            payload = self.payload = bytes(payload)
+        link.submit(self, self.head.content_type or JSON_TYPE, self.request_id, payload)
 
     def answered(self, status: int, content_type: bytes, body: bytes) -> None:
         """The model server's answer."""
         self.submitted = False
-        self.release(good=status < 400)
+        admission = self.admission
+        if admission is not None:
+            self.admission = None
+            admission.leave(self, status < 400)
         if not self.done:
             if status >= 400:
                 body = with_request_id(body, self.request_id)
@@ -244,7 +258,7 @@ class Invocation(Exchange):
         self.done = True
         self._record(status, body)
         variant = self.variant
-        if status == 200 and variant is not None and content_type == JSON_TYPE and self._is_plain():
+        if status == 200 and content_type == JSON_TYPE and variant is not None and not self._is_special():
             answer = b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (variant.ok, self.request_id, len(body), body)
             self.connection.deliver(self, answer, last=True)
             return
@@ -260,9 +274,9 @@ class Invocation(Exchange):
         )
         self.connection.deliver(self, answer, last=True)
 
-    def _is_plain(self) -> bool:
-        """Whether the answer needs no header beside those of every answer."""
-        return not (self.allowed or self.close or self.head.old or self.connection.closing_soon)
+    def _is_special(self) -> object:
+        """Whether the answer needs a header beside those of every answer."""
+        return self.allowed or self.close or self.head.old or self.connection.gateway.stopping
 
     def _record(self, status: int, answer: bytes) -> None:
         endpoint, variant = self.endpoint, self.variant
@@ -271,7 +285,7 @@ class Invocation(Exchange):
         gateway = self.connection.gateway
         latency_us = int((time.perf_counter() - self.started) * 1e6)
         if variant is not None and (endpoint.capture >= 1.0 or gateway.chance() < endpoint.capture):
-            body = bytes(self.payload)
+            body = self.payload
         else:
             body = answer = b""
         gateway.spool.add(encode_compact(context, self.request_id, self.at, status, latency_us, body, answer))
