@@ -1,10 +1,13 @@
-"""Endpoints: list, show, create, delete, traffic, drift, quality; release, rollback and live at the top level."""
+"""Endpoints: list, show, create, delete, drift, quality; release, rollback and live at the top level."""
 
 from typing import Any
 
 import click
 
 from loopline.cli.session import VERSION, Session, assignments, moment, options
+from loopline.cli.traffic import compare, shadow, stop, traffic
+
+STRATEGIES = ("canary", "linear", "rolling", "blue-green", "all-at-once", "shadow")
 
 
 def _shares(endpoint: dict[str, Any]) -> str:
@@ -34,6 +37,10 @@ def endpoints() -> None:
     """Endpoints, their traffic, drift and quality."""
 
 
+for command in (traffic, shadow, compare, stop):
+    endpoints.add_command(command)
+
+
 @endpoints.command("list")
 @click.option("--project")
 @options
@@ -47,7 +54,45 @@ def list_(session: Session, project: str | None) -> None:
 @options
 def show(session: Session, endpoint: str) -> None:
     """One endpoint with its variants and rollout."""
-    session.record(session.client.get("endpoints", endpoint))
+    found = session.client.get("endpoints", endpoint)
+    if session.as_json:
+        session.json(found)
+        return
+    rollout = found.get("rollout")
+    moving = None if rollout is None else f"{rollout['id']} {rollout['status']}, step {rollout['step'] + 1}"
+    told = {key: found[key] for key in ("name", "status", "model", "project", "reason", "created_at")}
+    session.record({**told, "rollout": moving, **_flat(found["settings"] or {}, "")})
+    total = sum(row["weight"] for row in found["variants"]) or 1.0
+    columns = (
+        ("VARIANT", "name"),
+        ("VERSION", _version),
+        ("STATUS", "status"),
+        ("WEIGHT", "weight"),
+        ("SHARE", lambda row: f"{row['weight'] / total:.1%}"),
+        ("COPIES", lambda row: None if row["shadow"] is None else f"{row['shadow']:g}%"),
+        ("SERVERS", _servers),
+        ("WARM UNTIL", "warm_until"),
+        ("REASON", "reason"),
+    )
+    session.table({"items": found["variants"]}, columns, empty="no variant yet")
+
+
+def _flat(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Settings a line each: ``rollout.strategy``."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
+
+
+def _version(variant: dict[str, Any]) -> str | None:
+    return None if variant["number"] is None else f"{variant['model']} v{variant['number']}"
+
+
+def _servers(variant: dict[str, Any]) -> str:
+    """How many servers are in which state: "2 ready, 1 loading"."""
+    states = [str(server["state"]) for server in variant["servers"]]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
 @endpoints.command()
@@ -70,26 +115,6 @@ def delete(session: Session, endpoint: str, yes: bool) -> None:
     if not yes:
         click.confirm(f"Take {endpoint} away from its callers?", abort=True, err=True)
     session.done(session.client.delete("endpoints", endpoint), f"endpoint {endpoint} deleted")
-
-
-@endpoints.command()
-@click.argument("endpoint")
-@click.option("--since", default="1h", show_default=True, help="A time, or 10m, 2h, 1d ago.")
-@click.option("--period", default=60, show_default=True, help="Seconds.")
-@options
-def traffic(session: Session, endpoint: str, since: str, period: int) -> None:
-    """Requests, errors and latency."""
-    found = session.client.get("endpoints", endpoint, "traffic", start=moment(since), period_seconds=period)
-    columns = (
-        ("AT", "at"),
-        ("VARIANT", "variant"),
-        ("REQUESTS", "requests"),
-        ("4XX", "errors_4xx"),
-        ("5XX", "errors_5xx"),
-        ("P50 MS", "latency_ms.p50"),
-        ("P99 MS", "latency_ms.p99"),
-    )
-    session.table(found, columns, empty="no requests in this time")
 
 
 @endpoints.command()
@@ -137,22 +162,45 @@ def quality(session: Session, endpoint: str, since: str) -> None:
 @click.argument("endpoint")
 @click.argument("version", type=VERSION, required=False)
 @click.option("--model", help="Another model than the endpoint's own.")
-@click.option("--strategy", type=click.Choice(["canary", "all-at-once"]))
+@click.option("--strategy", type=click.Choice([*STRATEGIES]), help="Default: the endpoint's own.")
+@click.option("--no-traffic", is_flag=True, help="Start and test it as a variant, and leave traffic as it is.")
+@click.option("--as", "variant", metavar="NAME", help="What the variant is called (default: v and the number).")
+@click.option("--share", type=float, help="Of a shadow: the percentage of requests that it gets a copy of.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A key of [rollout] for this time.")
 @click.option("--force", is_flag=True, help="Although the version is not Approved; needs --reason, is audited.")
 @click.option("--reason")
 @click.option("--wait/--no-wait", default=False, help="Wait until traffic moves no more.")
 @click.option("--timeout", type=float, help="Seconds to wait.")
 @options
 def release(
-    session: Session, endpoint: str, version: int | None, wait: bool, timeout: float | None, force: bool, **body: Any
+    session: Session,
+    endpoint: str,
+    version: int | None,
+    *,
+    wait: bool,
+    timeout: float | None,
+    force: bool,
+    no_traffic: bool,
+    strategy: str | None,
+    settings: tuple[str, ...],
+    **body: Any,
 ) -> int:
     """Move an endpoint's traffic to a version (default: the newest Approved one)."""
-    made = session.client.post("endpoints", endpoint, "release", number=version, force=force or None, **body)
+    if no_traffic and strategy not in (None, "standby"):
+        raise click.UsageError(f"--no-traffic and --strategy {strategy} say different things")
+    body.update(
+        number=version,
+        force=force or None,
+        strategy="standby" if no_traffic else strategy,
+        settings=assignments(settings) or None,
+    )
+    made = session.client.post("endpoints", endpoint, "release", **body)
     if not wait:
         plan = made["plan"]
-        session.done(
-            made, f"rollout {made['id']} {made['status']}: {endpoint} moves to {plan['model']} v{plan['number']}"
-        )
+        does = {"standby": "starts beside it", "shadow": "starts as its shadow"}.get(made["kind"])
+        what = f"{plan['model']} v{plan['number']}"
+        sentence = f"{what} {does}" if does else f"{endpoint} moves to {what}"
+        session.done(made, f"rollout {made['id']} {made['status']}: {sentence}")
         return 0
     told: list[str] = []
 
@@ -170,11 +218,12 @@ def release(
 
 @click.command()
 @click.argument("endpoint")
+@click.option("--to", type=VERSION, help="Further back, to a version that served earlier.")
 @click.option("--reason")
 @options
-def rollback(session: Session, endpoint: str, reason: str | None) -> None:
+def rollback(session: Session, endpoint: str, to: int | None, reason: str | None) -> None:
     """Put an endpoint back on the version it served before."""
-    found = session.client.post("endpoints", endpoint, "rollback", reason=reason)
+    found = session.client.post("endpoints", endpoint, "rollback", reason=reason, to=to)
     now = found.get("serving") or {}
     what = f"{now.get('model')} v{now.get('version')}" if now else "nothing"
     session.done(found, f"{endpoint} serves {what} again, after {found['seconds']:.3f} s")

@@ -1,5 +1,6 @@
 """Rollouts: list, show."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -43,4 +44,32 @@ def list_(session: Session, endpoint: str | None, limit: int) -> None:
 @options
 def show(session: Session, rollout: str) -> None:
     """One rollout with the figures that decided each step."""
-    session.record(session.client.get("rollouts", rollout))
+    found = session.client.get("rollouts", rollout)
+    if session.as_json:
+        session.json(found)
+        return
+    plan = found["plan"] or {}
+    shares = " ".join(f"{share:g}" for share in plan.get("shares") or ()) or None
+    keys = ("id", "status", "endpoint", "kind", "strategy", "by", "created_at", "ended_at", "reason")
+    told = {key: found[key] for key in keys}
+    session.record({**told, "to": _to(found), "percent": shares, "servers": plan.get("servers")})
+    session.table({"items": found["decisions"] or []}, STEPS, empty="nothing has been decided yet")
+
+
+def _of(side: str, figure: str) -> Callable[[dict[str, Any]], Any]:
+    """A column: one figure of one side."""
+    return lambda note: ((note.get("figures") or {}).get(side) or {}).get(figure)
+
+
+STEPS = (
+    ("PERCENT", "share"),
+    ("VERDICT", "verdict"),
+    ("SECONDS", "figures.elapsed_seconds"),
+    ("REQUESTS", _of("candidate", "requests")),
+    ("5XX", _of("candidate", "errors_5xx")),
+    ("P50 MS", _of("candidate", "p50_ms")),
+    ("P99 MS", _of("candidate", "p99_ms")),
+    ("OLD REQUESTS", _of("predecessor", "requests")),
+    ("OLD P99 MS", _of("predecessor", "p99_ms")),
+    ("REASON", "reason"),
+)

@@ -138,3 +138,5 @@ def reject(session: Session, model: str, version: int | None, comment: str) -> N
     name, number = model_and_number(model, version)
     found = session.client.post("models", name, "versions", number, "reject", comment=comment)
     session.done(found, f"{name} v{number} is {found['status']}")
+    for endpoint in found.get("serving") or ():
+        session.note(f"it still serves {endpoint}; to take it away: loopline rollback {endpoint}")

@@ -16,7 +16,7 @@ from loopline.domain.states import EvaluationStatus, VersionStatus
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
 from loopline.store import records
 from loopline.store.db import Row, Tx
-from loopline.store.schema import aliases, evaluations, executions, models, pushes, runs, users, versions
+from loopline.store.schema import aliases, evaluations, executions, models, pushes, runs, users, variants, versions
 
 GATE_MODES = ("enforce", "advisory", "off")
 CHAMPION = "champion"
@@ -296,10 +296,13 @@ def evidence(tx: Tx, row: Row, *, forced: bool = False) -> dict[str, Any]:
 
 
 def reject(ctx: Context, actor: Actor, *, model: str, number: int, comment: str) -> dict[str, Any]:
-    """Reject a version, saying why."""
+    """Reject a version, saying why. ``serving``: the endpoints that it serves, which go on: only a rollback or a
+    release moves traffic."""
     with ctx.db.transaction(durable=True) as tx:
         row = version_row(tx, model, number)
-        return reject_in(tx, row, actor=actor.name, comment=comment)
+        query = sa.select(variants.c.endpoint).where(variants.c.version == row["id"], variants.c.weight > 0)
+        serving = [str(each["endpoint"]) for each in tx.rows(query.order_by(variants.c.endpoint))]
+        return {**reject_in(tx, row, actor=actor.name, comment=comment), "serving": serving}
 
 
 def reject_in(tx: Tx, row: Row, *, actor: str, comment: str, policy: str | None = None) -> Row:

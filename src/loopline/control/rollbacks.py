@@ -162,8 +162,8 @@ def _refuse_second(tx: Tx, endpoint: str, before: Row) -> None:
 
 
 def _can_turn(active: Row) -> bool:
-    """Whether a rollout can be turned round. A rollback is not turned: it is the way back."""
-    if active["kind"] == "rollback":
+    """Whether a rollout can be turned round. A rollback is the way back itself; weights by hand have moved already."""
+    if active["kind"] in ("rollback", "weights"):
         return False
     if active["status"] in (RolloutStatus.STARTING, RolloutStatus.TESTING):
         return True
@@ -183,7 +183,9 @@ def _before(tx: Tx, endpoint: str, current: Row | None, to: int | None) -> Row |
     if current is None:
         return None
     query = sa.select(rollouts).where(
-        rollouts.c.endpoint == endpoint, rollouts.c.status == RolloutStatus.SUCCEEDED, rollouts.c.kind == "release"
+        rollouts.c.endpoint == endpoint,
+        rollouts.c.status == RolloutStatus.SUCCEEDED,
+        rollouts.c.kind.in_(("release", "weights")),
     )
     wanted = current["id"]
     for row in tx.rows(query.order_by(rollouts.c.ended_at.desc())):

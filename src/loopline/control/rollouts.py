@@ -53,7 +53,7 @@ def release(
         if name is None:
             raise InvalidInput(f"the endpoint {endpoint} follows no model; say which: model and number")
         version = registry.version_row(tx, name, number) if number else _newest_approved(tx, name)
-        problem = _unreleasable(tx, version)
+        problem = unreleasable(tx, version)
         if problem and not force:
             raise GateRefused(problem)
         if problem:
@@ -82,7 +82,8 @@ def _newest_approved(tx: Tx, model: str) -> Row:
     return row
 
 
-def _unreleasable(tx: Tx, version: Row) -> str | None:
+def unreleasable(tx: Tx, version: Row) -> str | None:
+    """Why a version may not get traffic; None when it may."""
     if (
         version["status"] != VersionStatus.APPROVED
         and registry.model_row(tx, version["model"])["gate_mode"] == "enforce"

@@ -18,6 +18,7 @@ from loopline.control import (
     registry,
     release_tests,
     rollbacks,
+    shadows,
     snapshots,
     traffic,
     variants,
@@ -66,6 +67,8 @@ def _prepare(ctx: Context, row: Row) -> float | None:
     """Lay out the model and ask the supervisor for the servers of the first step."""
     with ctx.db.read() as tx:
         variant = records.get(tx, "variant", row["variant"])
+    if variant["shadow"] is not None and row["plan"]["shares"]:
+        shadows.finish(ctx, variant)
     try:
         entries = fleets.grown(ctx, variant, _wanted(row, 0))
     except (LooplineError, OSError) as error:
@@ -198,7 +201,7 @@ def _shift(ctx: Context, tx: Tx, row: Row, reason: str | None = None) -> None:
     """Give the new version what its step says, in the transaction that says so to the gateways."""
     plan = row["plan"]
     if row["strategy"] == "shadow":
-        records.set(tx, "variant", row["variant"], actor=row["by"], shadow=plan["copy_percent"])
+        shadows.begin(tx, records.get(tx, "variant", row["variant"]), plan["copy_percent"], row["by"])
     elif plan["shares"]:
         variants.shift(tx, row, plan["shares"][row["step"]])
         if row["strategy"] == "rolling" and row["step"] + 1 < len(plan["shares"]):
@@ -339,7 +342,8 @@ def _succeed(ctx: Context, row: Row) -> None:
             for identifier in {row["predecessor"], *(row["plan"].get("before") or ())} - {None, variant["id"]}:
                 left = records.get(tx, "variant", identifier)
                 fleets.let_go(tx, left)
-                variants.leave_warm(tx, left, SYSTEM.name, variants.keep_seconds(endpoint))
+                if left["weight"] == 0:
+                    variants.leave_warm(tx, left, SYSTEM.name, variants.keep_seconds(endpoint))
         endpoints.status_after(tx, endpoint, SYSTEM.name)
         tx.after_commit.append(lambda: processes.write(ctx))
 

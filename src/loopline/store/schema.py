@@ -510,7 +510,7 @@ rollouts = Table(
     _id(),
     _status(),
     Column("endpoint", String(63), nullable=False),
-    _text("kind", null=False),  # release, rollback, shadow or standby
+    _text("kind", null=False),  # release, rollback, shadow, standby or weights
     _text("strategy", null=False),
     _text("variant", null=False),
     _text("predecessor"),

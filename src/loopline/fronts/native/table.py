@@ -6,6 +6,7 @@ from loopline.control import (
     assets,
     audit,
     batches,
+    comparisons,
     deliveries,
     endpoint_tests,
     endpoints,
@@ -27,10 +28,12 @@ from loopline.control import (
     retraining,
     rollbacks,
     rollouts,
+    shadows,
     status,
     topics,
     tracking,
     triggers,
+    weights,
 )
 from loopline.domain.access import Permission
 from loopline.fronts.native.routes import Route
@@ -139,6 +142,10 @@ _TRAFFIC = (
     Route("DELETE", "/api/endpoints/{endpoint}", APPROVE, endpoints.delete),
     Route("POST", "/api/endpoints/{endpoint}/release", WRITE, rollouts.release, status=201),
     Route("POST", "/api/endpoints/{endpoint}/rollback", WRITE, rollbacks.rollback),
+    Route("PUT", "/api/endpoints/{endpoint}/traffic", WRITE, weights.set_weights),
+    Route("POST", "/api/endpoints/{endpoint}/variants/{variant}/stop", WRITE, weights.stop),
+    Route("GET", "/api/endpoints/{endpoint}/shadow", READ, shadows.show),
+    Route("GET", "/api/endpoints/{endpoint}/comparison", READ, comparisons.show),
     Route("GET", "/api/rollouts", READ, rollouts.list_),
     Route("GET", "/api/rollouts/{rollout}", READ, rollouts.show),
     Route("GET", "/api/endpoints/{endpoint}/rollouts", READ, rollouts.list_),
