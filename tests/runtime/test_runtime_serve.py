@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from loopline.runtime import sandbox, serve
-from loopline.runtime.frames import ANSWER, PING, PREDICT, FrameReader, encode_frame
+from loopline.runtime.frames import ANSWER, LEAVING, PING, PREDICT, FrameReader, encode_frame
 
 SERVE = Path(serve.__file__)
 ECHO = """
@@ -390,7 +390,12 @@ def test_sigterm_finishes_what_has_arrived_and_exits_zero(start):
     time.sleep(0.05)
     assert server.process.poll() is None
     (folder / "go").touch()
-    assert [server.answer()[2]["predictions"] for _ in range(2)] == [[1.0], [2.0]]
+    frames = {frame.id: frame.payload for frame in (server.receive() for _ in range(3))}
+    assert set(frames) == {LEAVING, 1, 2}
+    assert [frames[number].endswith(b'{"predictions":[%d.0]}' % number) for number in (1, 2)] == [True, True]
+    server.client.sendall(request(3, {"x": 3}))  # sent before this gateway has read that the server leaves
+    assert server.answer()[2]["predictions"] == [3.0]
+    server.client.close()
     assert server.process.wait(10) == 0
 
 

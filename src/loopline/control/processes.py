@@ -15,12 +15,17 @@ import loopline
 from loopline.config import child_environment
 from loopline.control.context import Context
 from loopline.control.snapshots import replace_json
+from loopline.domain import scaling
+from loopline.store import records
 from loopline.store.db import Row, Tx
-from loopline.store.schema import environments, projects, variants
+from loopline.store.schema import endpoints, environments, projects, variants
 
 RUNTIME = Path(loopline.__file__).parent / "runtime"
 ACCELERATOR = str(Path(msgspec.__file__).parent)  # a model server of the same interpreter borrows its compiled code
 FORKSERVER_IDLE_SECONDS = 3600
+KEPT_SECONDS = 1_000_000  # a forkserver whose children serve must not go before they do
+# Every numeric library looks at one of these.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 FORGOTTEN_SECONDS = 600.0  # longer than any server takes to stop
 _writing = threading.Lock()
 
@@ -29,19 +34,26 @@ def write(ctx: Context) -> None:
     """Bring ``processes.json`` to what the tables say and tell the supervisor, when anything changed."""
     with _writing:
         with ctx.db.read() as tx:
-            document = {"servers": _servers(tx), "forkservers": _forkservers(ctx, tx)}
+            servers = _servers(tx)
+            forks = {entry["fork"] for entry in servers if entry.get("fork")}
+            forkservers, budgets = _forkservers(ctx, tx, forks), _budgets(tx)
+        document = {"servers": servers, "forkservers": forkservers, "budgets": budgets}
         text = json.dumps(document, sort_keys=True)
         if ctx.cache.get("processes") == text:
             return
         replace_json(ctx.settings.dir / "processes.json", document)
         ctx.cache["processes"] = text
-        _forget(ctx, {entry["id"] for entry in document["servers"]})
+        _forget(ctx, {entry["id"] for entry in servers})
+    tell(ctx, {"kind": "processes"})
+
+
+def tell(ctx: Context, *messages: dict[str, Any]) -> None:
+    """Datagrams to the supervisor. One that is not there looks at its file, and is told again what matters."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
-        try:
-            sender.sendto(b'{"kind":"processes"}', str(ctx.settings.run_dir / "supervisor.sock"))
-        except OSError:
-            return  # it looks at the file all the same
+        for message in messages:
+            with suppress(OSError):
+                sender.sendto(json.dumps(message).encode(), str(ctx.settings.run_dir / "supervisor.sock"))
 
 
 def _forget(ctx: Context, wanted: set[str]) -> None:
@@ -59,30 +71,49 @@ def _servers(tx: Tx) -> list[dict[str, Any]]:
     return [entry["process"] for row in tx.rows(wanted) for entry in row["server"] or ()]
 
 
-def _forkservers(ctx: Context, tx: Tx) -> list[dict[str, Any]]:
-    """One for the environment of each project, as it was pushed last."""
-    query = sa.select(environments).join(projects, projects.c.environment == environments.c.id)
-    found: dict[str, Row] = {row["key"]: row for row in tx.rows(query) if row["status"] == "Ready"}
-    return [_forkserver(ctx, row) for _, row in sorted(found.items())]
+def _budgets(tx: Tx) -> dict[str, float]:
+    """The memory in MB that the servers of each endpoint with many models may take together."""
+    rows = tx.rows(sa.select(endpoints.c.name, endpoints.c.settings).where(endpoints.c.status != "Deleted"))
+    tables = {row["name"]: (row["settings"] or {}).get("multi_model") for row in rows}
+    return {name: table["memory_mb"] for name, table in tables.items() if table}
 
 
-def _forkserver(ctx: Context, row: Row) -> dict[str, Any]:
-    name = f"fork-{row['key'][:16]}"
-    folder = ctx.settings.run_dir / "fork"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = str(folder / f"{name}.sock")
-    argv = [row["python"], "-I", str(RUNTIME / "forkserver.py"), "--socket", path]
+def _forkservers(ctx: Context, tx: Tx, forks: set[str]) -> list[dict[str, Any]]:
+    """One for the environment of each project, as it was pushed last, and those that servers are forked from."""
+    pushed = {row["environment"] for row in tx.rows(sa.select(projects.c.environment))}
+    ready = tx.rows(sa.select(environments).where(environments.c.status == "Ready").order_by(environments.c.key))
+    return [
+        _forkserver(ctx, row, serves)
+        for row in ready
+        if (serves := _fork_socket(ctx, row) in forks) or row["id"] in pushed
+    ]
+
+
+def _fork_socket(ctx: Context, environment: Row) -> str:
+    return str(ctx.settings.run_dir / "fork" / f"fork-{environment['key'][:16]}.sock")
+
+
+def _forkserver(ctx: Context, row: Row, serves: bool) -> dict[str, Any]:
+    path = Path(_fork_socket(ctx, row))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    argv = [row["python"], "-I", str(RUNTIME / "forkserver.py"), "--socket", str(path)]
     if row["preload"]:
         argv += ["--preload", ",".join(row["preload"])]
-    argv += ["--idle", str(FORKSERVER_IDLE_SECONDS)]
-    return {"id": name, "argv": argv, "environ": child_environment(), "socket": path}
+    argv += ["--idle", str(KEPT_SECONDS if serves else FORKSERVER_IDLE_SECONDS), *(["--serve"] if serves else [])]
+    return {"id": path.stem, "argv": argv, "environ": child_environment(), "socket": str(path)}
 
 
 def server(ctx: Context, variant: str, index: int, spec: dict[str, Any], python: str) -> dict[str, Any]:
     """The entry of one model server: {"id", "socket", "status", "process"}; its spec file is written here.
 
-    Each start has a name of its own: what an earlier server of the variant said must not be taken for this one.
+    Each start has a name of its own: what an earlier server of the variant said must not be taken for this one. Memory
+    and threads are the endpoint's; where its number of servers moves, they are forked from their environment's
+    forkserver, and the first starts on demand when there may be none.
     """
+    settings, environment = _surroundings(ctx, variant)
+    if settings.get("memory_mb"):
+        spec = {**spec, "limits": {**(spec.get("limits") or {}), "memory_mb": settings["memory_mb"]}}
+    threads = str(settings.get("threads") or 1)
     name = f"{variant}-{index}.{ctx.ids.new('sv')[-4:]}"
     folder = ctx.settings.run_dir / "servers"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,12 +126,36 @@ def server(ctx: Context, variant: str, index: int, spec: dict[str, Any], python:
     process = {
         "id": name,
         "argv": argv,
-        "environ": {**child_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        "environ": {**child_environment(), **dict.fromkeys(THREAD_VARIABLES, threads)},
         "cwd": spec.get("code_dir") or spec["model_dir"],
         "socket": path,
         "status": status,
+        **demand(settings, index),
     }
+    if environment is not None and (settings.get("scaling") or settings.get("multi_model")):
+        process["fork"] = _fork_socket(ctx, environment)
     return {"id": name, "socket": path, "status": status, "process": process}
+
+
+def _surroundings(ctx: Context, variant: str) -> tuple[dict[str, Any], Row | None]:
+    """The settings of a variant's endpoint, with the endpoint's ``name``, and the environment of its version."""
+    with ctx.db.read() as tx:
+        row = records.find(tx, "variant", id=variant)
+        endpoint = records.find(tx, "endpoint", name=row["endpoint"]) if row else None
+        version = records.find(tx, "version", id=row["version"]) if row and row["version"] else None
+        environment = records.find(tx, "environment", id=version["environment"]) if version else None
+    settings = dict((endpoint or {}).get("settings") or {})
+    return {**settings, "name": endpoint["name"] if endpoint else None}, environment
+
+
+def demand(settings: dict[str, Any], index: int) -> dict[str, Any]:
+    """What makes the process of a server's entry one on demand; nothing for one that always runs."""
+    many, policy = settings.get("multi_model"), scaling.policy_from(settings)
+    if many:
+        return {"on_demand": True, "idle_seconds": many.get("idle_seconds", 3600), "group": settings["name"]}
+    if policy is not None and policy.min == 0 and index == 0:
+        return {"on_demand": True, "idle_seconds": policy.idle_seconds}
+    return {}
 
 
 def server_state(entry: dict[str, Any]) -> dict[str, Any]:

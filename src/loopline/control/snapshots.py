@@ -41,18 +41,33 @@ def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
             "timeout_ms": int(settings.get("timeout_seconds", 30) * 1000),
             "max_concurrent": settings.get("max_concurrent", 256),
             "queue_ms": int(settings.get("queue_seconds", 1.0) * 1000),
+            **({"multi_model": True} if settings.get("multi_model") else {}),
             "variants": [
                 {
                     "name": variant["name"],
                     "version": variant["number"],
                     "model": variant["model"],
                     "weight": variant["weight"],
-                    "servers": [entry["socket"] for entry in variant["server"] or () if not entry.get("leaving")],
+                    "servers": [entry["socket"] for entry in variant["server"] or () if _takes(entry)],
+                    **_demand(variant, settings),
                 }
                 for variant in by_endpoint.get(row["name"], ())
             ],
         }
     return body
+
+
+def _takes(entry: dict[str, Any]) -> bool:
+    """Whether a server is there for requests: neither leaving, nor added to the others and not ready yet."""
+    return not entry.get("leaving") and not entry.get("joining")
+
+
+def _demand(variant: Row, settings: dict[str, Any]) -> dict[str, Any]:
+    """Whether the first of a variant's servers starts when it is asked for, and how long a request waits for it."""
+    if not variant["server"] or not variant["server"][0]["process"].get("on_demand"):
+        return {}
+    table = settings.get("multi_model") or settings.get("scaling") or {}
+    return {"on_demand": True, "cold_start_ms": int(table.get("cold_start_seconds", 30) * 1000)}
 
 
 def _keys(tx: Tx) -> dict[str, Any]:
@@ -115,9 +130,11 @@ def replace_json(path: Path, document: Any) -> None:
 def allowed_hosts(ctx: Context) -> list[str]:
     """Host headers that the public port answers to."""
     port = ctx.cache.get("port", ctx.settings.port)
-    bound = [ctx.settings.host, "localhost", "127.0.0.1", "[::1]", *ctx.settings.allowed_hosts]
+    names = ctx.settings.allowed_hosts  # as proxies at the usual ports pass them on, too: without a port
+    bound = [ctx.settings.host, "localhost", "127.0.0.1", "[::1]", *names]
     return sorted(
         {name if ":" in name.strip("[]") and not name.startswith("[") else f"{name}:{port}" for name in bound}
+        | set(names)
     )
 
 

@@ -8,10 +8,12 @@ import random
 import socket
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 from loopline.config import Settings
 from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
+from loopline.gateway.activation import Activation
 from loopline.gateway.allowances import Allowances
 from loopline.gateway.answers import RequestIds, error_body
 from loopline.gateway.connection import Connection
@@ -20,7 +22,7 @@ from loopline.gateway.headcache import HeadCache
 from loopline.gateway.health import Health
 from loopline.gateway.invocation import NO_VARIANT
 from loopline.gateway.limits import Limits
-from loopline.gateway.links import Link
+from loopline.gateway.links import Link, Links
 from loopline.gateway.logs import log
 from loopline.gateway.routing import Table
 from loopline.gateway.snapshot import Snapshot, parse_snapshot
@@ -51,11 +53,13 @@ class Gateway:
         self._run_dir = settings.run_dir
         self._snapshot_file = settings.dir / "snapshot.json"
         self._seen: tuple[int, int, int] | None = None
-        self._links: dict[str, Link] = {}
+        self._links = Links()
+        self._use: dict[str, tuple[int, float]] = {}  # of servers on demand: in flight, last used
         self._retired: list[Link] = []
         self._limits = Limits(
             settings.run_dir / "places", index, settings.gateways, time.perf_counter, self._loop.call_later
         )
+        self.activation = Activation(settings.run_dir, time.perf_counter)
         self._health = Health(settings.run_dir)
         self._allowances = Allowances(settings.dir / "allowances")
         self._servers: list[asyncio.Server] = []
@@ -138,8 +142,14 @@ class Gateway:
 
     async def _switch(self, snapshot: Snapshot) -> None:
         """Open connections to new servers, then change the table at once, then let go of the old servers."""
-        wanted = snapshot.sockets()
-        links = {path: self._links.get(path) or Link(path) for path in wanted}
+        wanted, on_demand = snapshot.sockets()
+        links = Links({path: self._links.get(path) or Link(path) for path in wanted})
+        for link in links.values():
+            if link.on_demand:
+                link.stay()
+        for path in on_demand & self._links.keys():
+            links[path] = self._links[path]
+            links[path].on_demand = True
         fresh = [asyncio.ensure_future(link.tried.wait()) for link in links.values() if not link.tried.is_set()]
         if fresh:
             _, late = await asyncio.wait(fresh, timeout=OPEN_WAIT_SECONDS)
@@ -148,7 +158,7 @@ class Gateway:
         self.table = Table(snapshot, links, self._limits, self._allowances)
         self.heads = HeadCache(self.table)
         for path, link in self._links.items():
-            if path not in wanted:
+            if path not in links:
                 link.retire()
                 self._retired.append(link)
         self._links = links
@@ -171,6 +181,7 @@ class Gateway:
             "pid": os.getpid(),
             "at": time.time(),
             "captures_dropped": self.spool.dropped,
+            "servers": self._use,
             "ejections": list(self._health.ejections),
         }
         temporary = self._run_dir / f".{self.name}.json.{os.getpid()}"
@@ -203,6 +214,7 @@ class Gateway:
                 link.sweep(moment)
             self._retired = [link for link in self._retired if not link.sweep(moment)]
             self._limits.look()
+            self.activation.look()
             if self.table is not None and self._health.look(self.table.endpoints.values(), moment):
                 self._write_state()
             now = self.now()
@@ -214,12 +226,19 @@ class Gateway:
         for connection in list(self.connections):
             if connection.deadline < now:
                 connection.expire()
-        if self.spool.dropped != self._reported_drops:
-            self._reported_drops = self.spool.dropped
+        use = self._look_at_use()
+        if self.spool.dropped != self._reported_drops or use != self._use:
+            self._reported_drops, self._use = self.spool.dropped, use
             self._write_state()
         if os.getppid() != self._parent:
             log("parent ended", gateway=self.name)
             self.request_stop()
+
+    def _look_at_use(self) -> dict[str, tuple[int, float]]:
+        """Of each server on demand that runs: requests in flight, and the time of day of the last one."""
+        now = round(time.time(), 1)
+        asked = [link for link in self._links.values() if link.on_demand and link.look(now)]
+        return {Path(link.path).name.removesuffix(".sock"): (len(link.pending), link.used_at) for link in asked}
 
     def request_stop(self) -> None:
         """Make ``run_until_stopped`` go on."""
@@ -236,6 +255,7 @@ class Gateway:
         deadline = self.now() + STOP_SECONDS
         while self.connections and self.now() < deadline:
             await asyncio.sleep(0.01)
+        self.activation.drop()
         for connection in list(self.connections):
             connection.close_now()
         for task in list(self._tasks):

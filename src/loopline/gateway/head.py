@@ -20,6 +20,7 @@ _FIELDS = {
     b"content-type": 6,
     b"x-loopline-inference-id": 7,
     b"x-loopline-timeout-ms": 8,
+    b"x-loopline-model": 9,
 }
 ENDPOINTS, INVOCATIONS = b"/endpoints/", b"/invocations"
 _BEARER = b"bearer "
@@ -62,6 +63,7 @@ class Head:
         "keep_alive",
         "length",
         "method",
+        "model",
         "old",
         "path",
         "target",
@@ -84,7 +86,7 @@ class Head:
                 if found[place] is not None:
                     raise malformed(f"the header {name.lower().decode('latin-1')} may be sent only once")
                 found[place] = value
-        host, length, coding, expect, authorization, api_key, self.content_type, self.join, timeout = found
+        host, length, coding, expect, authorization, api_key, self.content_type, self.join, timeout, self.model = found
         if host is None:
             raise malformed("a Host header is needed")
         self._host = host

@@ -34,6 +34,14 @@ class Waiting(Protocol):
         """Answer 504 when its deadline has passed."""
 
 
+class Links(dict[str, "Link"]):
+    """The links of a gateway by the paths of their sockets. One to a server on demand is made when it is asked for."""
+
+    def __missing__(self, path: str) -> "Link":
+        link = self[path] = Link(path, on_demand=True)
+        return link
+
+
 class Link(asyncio.Protocol):
     """Connects, and connects again, until it is retired; then closes when the last request is answered.
 
@@ -95,6 +103,16 @@ class Link(asyncio.Protocol):
         self._awake = awake
         if self._task is None and not self._retired:
             self._task = self._loop.create_task(self._keep_connected())
+
+    def stay(self) -> None:
+        """The server is no longer on demand: stay connected."""
+        self.on_demand = False
+        self.wake(lambda: None)
+
+    @property
+    def retired(self) -> bool:
+        """Whether its server is in no table any more."""
+        return self._retired
 
     def rest(self) -> None:
         """Nobody waits for the server any more: try no longer."""

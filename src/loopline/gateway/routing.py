@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from loopline.domain.access import ROLES, Permission, parse_key, secret_matches
 from loopline.domain.frames import MAX_FRAME_BYTES
-from loopline.errors import Forbidden, Unauthenticated
+from loopline.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 from loopline.gateway.allowances import Allowance, Allowances
 from loopline.gateway.head import MAX_HEAD_BYTES
 from loopline.gateway.limits import Admission, Limits
@@ -20,7 +20,19 @@ from loopline.gateway.snapshot import EndpointSpec, KeySpec, Snapshot, VariantSp
 class Variant:
     """A variant with its live servers, and the bytes that every answer and record of it repeats."""
 
-    __slots__ = ("_turn", "admission", "headers", "links", "meta", "name", "ok", "weight")
+    __slots__ = (
+        "_turn",
+        "admission",
+        "cold_start_seconds",
+        "headers",
+        "links",
+        "meta",
+        "name",
+        "ok",
+        "on_demand",
+        "weight",
+        "what",
+    )
 
     def __init__(self, endpoint: str, spec: VariantSpec, links: Mapping[str, Link], admission: Admission) -> None:
         self.name = spec.name
@@ -28,6 +40,9 @@ class Variant:
         self.weight = spec.weight
         self.links = [links[path] for path in spec.servers]
         self._turn = 0
+        self.on_demand = spec.on_demand and bool(spec.servers)
+        self.cold_start_seconds = spec.cold_start_ms / 1000
+        self.what = f"the model {spec.model} version {spec.version}" if spec.model else f"the variant {spec.name}"
         version = "none" if spec.version is None else str(spec.version)
         self.headers = f"x-loopline-version: {version}\r\nx-loopline-variant: {spec.name}\r\n".encode(
             "ascii", "replace"
@@ -36,9 +51,14 @@ class Variant:
         self.meta = _meta(endpoint, spec.name, spec.version, spec.model)
 
     @property
-    def ready(self) -> bool:
+    def awake(self) -> bool:
         """Whether any of its servers is connected."""
         return any(link.connected for link in self.links)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked; one on demand starts when it is."""
+        return self.on_demand or self.awake
 
     def next_link(self) -> Link | None:
         """The servers in turn, passing over those that are not connected; None when none is."""
@@ -58,8 +78,38 @@ def _meta(endpoint: str, variant: str | None, version: int | None, model: str | 
     return json.dumps(fields, separators=(",", ":"))[1:-1].encode()
 
 
+class Models:
+    """The models of an endpoint with many: each a variant of its own, made when it is asked for first."""
+
+    def __init__(self, name: str, spec: EndpointSpec, links: Mapping[str, Link], limits: Limits) -> None:
+        self._endpoint = name
+        self._spec = spec
+        self._links = links
+        self._limits = limits
+        self._made: dict[str, Variant] = {}
+        self._known: dict[bytes, VariantSpec] = {}
+        for variant in spec.variants:
+            self._known[f"{variant.model}:{variant.version}".encode()] = variant
+            if variant.weight > 0:
+                self._known[str(variant.model).encode()] = variant
+
+    def find(self, wanted: bytes | None) -> Variant:
+        """The variant that serves ``NAME`` or ``NAME:VERSION``. Raises ``InvalidInput`` for none, ``NotFound``."""
+        if wanted is None:
+            raise InvalidInput("this endpoint serves several models; name one in the header x-loopline-model")
+        spec = self._known.get(wanted)
+        if spec is None:
+            raise NotFound("this endpoint serves no model by that name")
+        variant = self._made.get(spec.name)
+        if variant is None:
+            whole = self._spec
+            admission = self._limits.of(self._endpoint, spec.name, whole.max_concurrent, whole.queue_ms / 1000)
+            variant = self._made[spec.name] = Variant(self._endpoint, spec, self._links, admission)
+        return variant
+
+
 class Endpoint:
-    """An endpoint as the data plane sees it."""
+    """An endpoint as the data plane sees it. ``models``: of one whose requests name theirs; it has no ``variants``."""
 
     __slots__ = (
         "_bounds",
@@ -67,6 +117,7 @@ class Endpoint:
         "capture",
         "max_body_bytes",
         "meta",
+        "models",
         "name",
         "spec",
         "timeout_seconds",
@@ -80,18 +131,19 @@ class Endpoint:
         self.max_body_bytes = min(spec.max_body_bytes, MAX_FRAME_BYTES - MAX_HEAD_BYTES)  # one frame carries it
         self.timeout_seconds = spec.timeout_ms / 1000
         self.meta = _meta(name, None, None, None)
+        self.models = Models(name, spec, links, limits) if spec.multi_model else None
         self.variants = [
             Variant(name, variant, links, limits.of(name, variant.name, spec.max_concurrent, spec.queue_ms / 1000))
             for variant in spec.variants
-            if variant.weight > 0
+            if variant.weight > 0 and not spec.multi_model
         ]
         self._bounds = list(accumulate(variant.weight for variant in self.variants))
         self._total = self._bounds[-1] if self._bounds else 0.0
 
     @property
     def ready(self) -> bool:
-        """Whether every variant that gets traffic has a connected server."""
-        return bool(self.variants) and all(variant.ready for variant in self.variants)
+        """Whether every variant that gets traffic can be asked."""
+        return bool(self.models or self.variants) and all(variant.ready for variant in self.variants)
 
     def choose(self, chance: Callable[[], float]) -> Variant | None:
         """A variant with a probability in proportion to its weight; ``chance`` gives numbers from [0, 1)."""

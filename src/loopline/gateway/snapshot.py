@@ -13,17 +13,25 @@ KeyId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-z]{8}\Z")]  # becomes a fi
 
 
 class VariantSpec(msgspec.Struct, frozen=True):
-    """One variant of an endpoint; ``servers`` are paths of Unix sockets."""
+    """One variant of an endpoint; ``servers`` are paths of Unix sockets.
+
+    ``on_demand``: the first of them runs only while somebody asks; a request waits ``cold_start_ms`` for it at most.
+    """
 
     name: str
     weight: Weight
     servers: tuple[str, ...]
     version: int | None = None
     model: str | None = None
+    on_demand: bool = False
+    cold_start_ms: Count = 30_000
 
 
 class EndpointSpec(msgspec.Struct, frozen=True):
-    """One endpoint. ``auth`` is on unless it is switched off in so many words."""
+    """One endpoint. ``auth`` is on unless it is switched off in so many words.
+
+    ``multi_model``: each request names its model; the variant with a weight serves unless it names the version, too.
+    """
 
     variants: tuple[VariantSpec, ...]
     auth: bool = True
@@ -32,6 +40,7 @@ class EndpointSpec(msgspec.Struct, frozen=True):
     timeout_ms: Count = 30_000
     max_concurrent: Count = 256  # of each variant
     queue_ms: Annotated[int, msgspec.Meta(ge=0)] = 1000  # how long a request may wait for its turn
+    multi_model: bool = False
 
 
 class KeySpec(msgspec.Struct, frozen=True):
@@ -59,11 +68,16 @@ class Snapshot(msgspec.Struct, frozen=True):
     endpoints: dict[str, EndpointSpec]
     keys: dict[KeyId, KeySpec]
 
-    def sockets(self) -> set[str]:
-        """The paths of all model servers."""
-        return {
-            path for endpoint in self.endpoints.values() for variant in endpoint.variants for path in variant.servers
-        }
+    def sockets(self) -> tuple[set[str], set[str]]:
+        """The paths of the model servers that always run, and of those on demand."""
+        always: set[str] = set()
+        on_demand: set[str] = set()
+        for endpoint in self.endpoints.values():
+            for variant in endpoint.variants:
+                asleep = variant.servers[:1] if variant.on_demand else ()
+                on_demand.update(asleep)
+                always.update(variant.servers[len(asleep) :])
+        return always, on_demand
 
 
 _decoder = msgspec.json.Decoder(Snapshot)

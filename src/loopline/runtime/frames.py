@@ -1,8 +1,9 @@
 """The framing between a gateway and a model server: ``u32 length of the rest | u64 id | u8 kind | payload``.
 
 Big-endian. A predict request's payload is ``u16 length | content type | u8 length | request id | body``; an answer's is
-``u16 HTTP status | u16 length | content type | body``; a ping and its answer carry none. ``loopline.domain.frames``
-states the same contract for the gateway; a test holds the two together.
+``u16 HTTP status | u16 length | content type | body``; a ping and its answer carry none. An answer to request 0, which
+nobody asked, says that the server is about to end: the gateway sends it nothing more, and closes when the last answer
+has come. ``loopline.domain.frames`` states the same contract for the gateway; a test holds the two together.
 """
 
 import struct
@@ -13,6 +14,7 @@ TEXT = struct.Struct(">H")
 ANSWER = struct.Struct(">HH")
 PREDICT = 1
 PING = 2
+LEAVING = 0  # the request whose answer says that the server is about to end
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _REST = HEAD.size - 4
 _REPLY = struct.Struct(">IQBHH")

@@ -20,12 +20,23 @@ from pathlib import Path
 
 from .answers import error_body
 from .batches import Answer
-from .frames import MAX_FRAME_BYTES, PING, PREDICT, FrameError, FrameReader, decode_predict, encode_answer, encode_frame
+from .frames import (
+    LEAVING,
+    MAX_FRAME_BYTES,
+    PING,
+    PREDICT,
+    FrameError,
+    FrameReader,
+    decode_predict,
+    encode_answer,
+    encode_frame,
+)
 from .printed import Call
 
 WATCH_SECONDS = 0.25
 WAIT_SECONDS = 1.0  # a signal whose wake-up was lost is seen after this time
 FINISH_SECONDS = 10.0
+LEAVE_SECONDS = 0.5  # what a gateway sent before it read that this server leaves has arrived by then
 READ_BYTES = 256 * 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # of requests taken in during a prediction, and of answers that nobody reads
 OUT_OF_MEMORY = 137  # the exit code of a process that the kernel killed for its memory
@@ -69,6 +80,7 @@ class Listener:
         self._turn = threading.Lock()  # who holds it may touch sockets and requests
         self._predicting = False
         self._stopping = False
+        self._left_at: float | None = None
 
     def listen(self) -> None:
         """Take connections from now on. Raises ``OSError``."""
@@ -88,15 +100,33 @@ class Listener:
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         with self._turn:
             while True:
+                if self._stopping and self._left_at is None:
+                    self._leave()
                 if not self._calls:
-                    self._exchange(0 if self._stopping else WAIT_SECONDS)
+                    self._exchange(0.02 if self._stopping else WAIT_SECONDS)
                 owners, calls = self._owners, self._calls
                 if calls:
                     self._owners, self._calls, self._waiting_bytes = [], [], 0
                     self._send(owners, self._predict(answer, calls))
-                elif self._stopping:
+                    if self._left_at is not None:
+                        self._left_at = time.monotonic()
+                elif self._stopping and self._has_left():
                     break
             self._finish()
+
+    def _leave(self) -> None:
+        """Take no new connection but those made already, and tell every gateway to send nothing more."""
+        self._left_at = time.monotonic()
+        while self._accept():
+            pass
+        self._epoll.unregister(self._bound.fileno())
+        self._bound.close()
+        for connection in list(self._connections.values()):
+            self._write(connection, encode_answer(LEAVING, 200, JSON_TYPE, b""))
+
+    def _has_left(self) -> bool:
+        """Whether every gateway has closed, or has had the time to."""
+        return not self._connections or time.monotonic() - (self._left_at or 0.0) > LEAVE_SECONDS
 
     def _predict(self, answer: Callable[[Sequence[Call]], list[Answer]], calls: list[Call]) -> list[Answer]:
         """The answers; meanwhile the other thread may have its turn."""
@@ -145,16 +175,18 @@ class Listener:
         except BlockingIOError:
             return
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take one connection; whether there was one."""
         try:
             link, _ = self._bound.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 time.sleep(0.01)  # the model holds every descriptor: do not spin
-            return
+            return False
         link.setblocking(False)
         self._connections[link.fileno()] = Connection(link)
         self._epoll.register(link.fileno(), _IN)
+        return True
 
     def _read(self, connection: Connection) -> None:
         if self._waiting_bytes > MAX_WAITING_BYTES:
@@ -227,7 +259,6 @@ class Listener:
     def _finish(self) -> None:
         """Send what is left, for as long as somebody takes it."""
         end = time.monotonic() + FINISH_SECONDS
-        self._bound.close()
         while any(each.unsent for each in self._connections.values()) and time.monotonic() < end:
             self._exchange(0.1)
         for connection in list(self._connections.values()):
