@@ -26,7 +26,7 @@ WRITE_SECONDS = 60.0
 LINGER_SECONDS = 2.0
 MAX_PIPELINED = 64
 HELD_BACK, DEEP, UPSTREAM = 1, 2, 4  # why reading is paused
-PING = b"/ping"
+PING, HEALTH = b"/ping", b"/healthz"
 
 
 class Connection(asyncio.Protocol):
@@ -248,9 +248,11 @@ class Connection(asyncio.Protocol):
         if table is None:
             body = error_body("unavailable", "the server is starting", request_id)
             return Reply(self, head, request_id, (503, body, RETRY_AFTER))
+        path = head.path
+        if path == HEALTH and head.method in (b"GET", b"HEAD"):  # balancers ask by address, whatever the name
+            return Reply(self, head, request_id, self._health(request_id))
         if not self.private:
             head.check_host(table.hosts)
-        path = head.path
         name = head.invokes()
         if name is not None:
             return self._invocation(head, request_id, name, now)
@@ -260,6 +262,12 @@ class Connection(asyncio.Protocol):
             body = error_body("not_found", "this socket answers /endpoints/NAME/invocations and .../ping", request_id)
             return Reply(self, head, request_id, (404, body, b""))
         return Proxied(self, head, request_id)
+
+    def _health(self, request_id: bytes) -> tuple[int, bytes, bytes]:
+        """Whether this process takes requests; the control plane may be stopped all the while."""
+        if self.closing_soon:
+            return 503, error_body("unavailable", "the gateway is stopping", request_id), RETRY_AFTER
+        return 200, b'{"ready": true}', b""
 
     def _invocation(self, head: Head, request_id: bytes, name: bytes, now: float) -> Exchange:
         table = self.gateway.table_in_force
