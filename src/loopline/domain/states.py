@@ -97,6 +97,16 @@ class EvaluationStatus(StrEnum):
     FAILED = "Failed"
 
 
+class CompilationStatus(StrEnum):
+    """The conversion of a version's model into a form that answers the same, but faster."""
+
+    PENDING = "Pending"
+    CONVERTING = "Converting"
+    PASSED = "Passed"
+    REFUSED = "Refused"
+    FAILED = "Failed"
+
+
 class EndpointStatus(StrEnum):
     """An endpoint as a whole."""
 
@@ -209,6 +219,7 @@ _E, _P, _V, _G = EnvironmentStatus, PushStatus, VersionStatus, EvaluationStatus
 _F = FunctionStatus
 _N, _W, _O, _L, _D, _T = EndpointStatus, VariantStatus, RolloutStatus, AlarmStatus, DeliveryStatus, RetrainingStatus
 _C = CheckupStatus
+_K = CompilationStatus
 _B, _I = BatchStatus, InvocationStatus
 
 # noun -> status -> what may follow. A status that nothing follows is terminal. A noun's first key is where it begins,
@@ -295,6 +306,15 @@ MOVES: dict[str, Moves] = {
             _G.PASSED: (),
             _G.REFUSED: (),
             _G.FAILED: (),
+        }
+    ),
+    "compilation": _moves(
+        {
+            _K.PENDING: (_K.CONVERTING, _K.FAILED),
+            _K.CONVERTING: (_K.PASSED, _K.REFUSED, _K.FAILED),
+            _K.PASSED: (),
+            _K.REFUSED: (),
+            _K.FAILED: (),
         }
     ),
     "endpoint": _moves(
@@ -415,6 +435,7 @@ TERMINAL: dict[str, frozenset[str]] = {
     "environment": frozenset({_E.READY, _E.FAILED}),
     "push": frozenset({_P.STARTED, _P.REJECTED, _P.IGNORED}),
     "evaluation": frozenset({_G.PASSED, _G.REFUSED, _G.FAILED}),
+    "compilation": frozenset({_K.PASSED, _K.REFUSED, _K.FAILED}),
     "function": frozenset({_F.READY, _F.FAILED, _F.DELETED}),
     "rollout": frozenset({_O.SUCCEEDED, _O.ROLLED_BACK, _O.FAILED}),
     "test_run": frozenset({_C.PASSED, _C.FAILED, _C.STOPPED}),

@@ -35,6 +35,7 @@ _PREFIXES = {
     "model": "mo",
     "version": "ve",
     "evaluation": "el",
+    "compilation": "co",
     "alias": "al",
     "endpoint": "ep",
     "variant": "va",

@@ -458,6 +458,25 @@ scores = Table(
     Column("digest", String(64), nullable=False),
     _time("created_at", null=False),
 )
+compilations = Table(
+    "compilations",
+    metadata,
+    _id(),
+    _status(),
+    _text("version", null=False),
+    Column("model", String(63), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("format", String(16), nullable=False),
+    Column("tolerance", Double, nullable=False),
+    _text("job"),
+    _json("report"),  # what differs, or why there is no conversion
+    _json("artifact"),
+    _text("reason"),
+    _text("by", null=False),
+    _time("created_at", null=False),
+    _time("ended_at"),
+    Index(None, "version"),
+)
 aliases = Table(
     "aliases",
     metadata,
@@ -809,6 +828,7 @@ NOUNS: dict[str, Table] = {
     "model": models,
     "version": versions,
     "evaluation": evaluations,
+    "compilation": compilations,
     "alias": aliases,
     "endpoint": endpoints,
     "variant": variants,

@@ -128,6 +128,25 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.PrimaryKeyConstraint("key", name=op.f("pk_cache")),
     )
     op.create_table(
+        "compilations",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("status", sa.String(length=32), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
+        sa.Column("model", sa.String(length=63), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("format", sa.String(length=16), nullable=False),
+        sa.Column("tolerance", sa.Double(), nullable=False),
+        sa.Column("job", sa.Text(), nullable=True),
+        sa.Column("report", sa.JSON(), nullable=True),
+        sa.Column("artifact", sa.JSON(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("ended_at", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_compilations")),
+    )
+    op.create_index(op.f("ix_compilations_version"), "compilations", ["version"], unique=False)
+    op.create_table(
         "consumers",
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
