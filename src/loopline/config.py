@@ -42,7 +42,7 @@ SETTINGS = (
     Setting("job_log_mb", int, 16, "how much of a job's log is kept"),
     Setting("job_open_files", int, 1024, "open-file limit of a job that declares none"),
     Setting("max_body_mb", int, 6, "the largest prediction request"),
-    Setting("async_body_mb", int, 64, "the largest body of an asynchronous request"),
+    Setting("async_body_mb", int, 32, "the largest body of an asynchronous request, at most 63"),
     Setting("async_queue", int, 1000, "asynchronous requests of one endpoint that may wait"),
     Setting("async_concurrency", int, 2, "asynchronous requests of one endpoint that are asked at the same time"),
     Setting("async_hours", int, 24, "how long an asynchronous request may wait, and its answer is kept"),

@@ -32,6 +32,7 @@ TRY_AGAIN = frozenset({429, 503})
 LONGEST_PAUSE_SECONDS = 30.0
 MAX_CONTENT_TYPE = 200
 MAX_REASON = 500
+MAX_BODY_MB = 63  # one frame carries it to the model server
 SECONDS_OF_AN_HOUR = 3600.0
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def submit(
     with ctx.db.read() as tx:
         _check_room(ctx, tx, endpoint)
     identifier = ctx.ids.new("in")
-    size = _keep(_input(ctx, identifier), stream, ctx.settings.async_body_mb << 20)
+    size = _keep(_input(ctx, identifier), stream, min(ctx.settings.async_body_mb, MAX_BODY_MB) << 20)
     try:
         with ctx.db.transaction(durable=True) as tx:
             _check_room(ctx, tx, endpoint)
