@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 SEED ?= 0
-N ?= 100
+N ?=
+MINUTES ?= 10
 ARGS ?=
 UPGRADE ?=
 # What the demo's project needs: its wheels are put into uv's cache before the demo's clock starts.
@@ -19,7 +20,8 @@ WHEELS := $(VENV)/.done/wheels-$(shell cat $(wildcard $(DEMO_REQUIREMENTS)) requ
 # Targets of scripts: each is there as soon as its script is.
 script = $(if $(wildcard $(2)),,$(1))
 ABSENT := $(strip none $(call script,demo,examples/demo/run.py) $(call script,faults,tests/faults/run.py) \
-	$(call script,rollouts,tests/faults/rollouts.py) $(call script,bench-pipelines,benchmarks/pipelines/run.py) \
+	$(call script,rollouts,tests/faults/rollouts.py) $(call script,bad-releases,tests/faults/bad_releases.py) \
+	$(call script,soak,tests/faults/soak.py) $(call script,bench-pipelines,benchmarks/pipelines/run.py) \
 	$(call script,bench-serving,benchmarks/serving/run.py))
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
@@ -73,7 +75,19 @@ endif
 ifeq (,$(filter rollouts,$(ABSENT)))
 .PHONY: rollouts
 rollouts: $(DEV) ## N rollouts under load, and what clients saw
-	@$(RUN) tests/faults/rollouts.py --n $(N) $(ARGS)
+	@$(RUN) tests/faults/rollouts.py --n $(or $(N),100) $(ARGS)
+endif
+
+ifeq (,$(filter bad-releases,$(ABSENT)))
+.PHONY: bad-releases
+bad-releases: $(DEV) ## N bad releases under load, and how each of them leaves; N=20 SEED=7
+	@$(RUN) tests/faults/bad_releases.py --n $(or $(N),20) --seed $(SEED) $(ARGS)
+endif
+
+ifeq (,$(filter soak,$(ABSENT)))
+.PHONY: soak
+soak: $(DEV) ## load at 70 % while traffic, servers and control come and go; MINUTES=10 SEED=7
+	@$(RUN) tests/faults/soak.py --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 endif
 
 ifeq (,$(filter bench-pipelines,$(ABSENT)))

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ class Callers:
         self.answers: Counter[tuple[int, int, str, str]] = Counter()
         self.failures: Counter[str] = Counter()
         self.times: list[tuple[float, int, int, bool]] = []
+        self.bad: list[tuple[float, int, int, str]] = []
         self.slowest_seconds = 0.0
         self.behind = 0
 
@@ -62,8 +64,19 @@ class Callers:
             self.answers[status, version, row, said] += count
         self.failures.update(found["failures"])
         self.times += [tuple(each) for each in found["times"]]
+        self.bad += [tuple(each) for each in found["bad"]]
         self.slowest_seconds = max(self.slowest_seconds, found["slowest_seconds"])
         self.behind = found["behind"]
+
+    @property
+    def asked(self) -> int:
+        """Requests that were answered."""
+        return sum(self.answers.values())
+
+    @property
+    def good(self) -> int:
+        """Those that were answered well."""
+        return self.asked - len(self.bad)
 
     def stop(self) -> None:
         """End them and take over the rest."""
@@ -162,8 +175,6 @@ def failed_at(there: Installation, rollout: str) -> float | None:
 
 def seconds_of(text: str) -> float:
     """A time of the API in seconds since the epoch."""
-    from datetime import datetime
-
     return datetime.fromisoformat(text).timestamp()
 
 
@@ -288,7 +299,7 @@ def measure(there: Installation, given: argparse.Namespace) -> dict[str, Any]:
         "never_took_traffic": sum(not each.served for each in outcomes),
         "slowest_seconds_after_evidence": round(slowest, 2),
         "limit_seconds": LIMIT_SECONDS,
-        "requests": sum(seen.answers.values()),
+        "requests": seen.asked,
         "wrong": sum(wrong.values()),
         "non_2xx_of_good": sum(broken.values()) + sum(seen.failures.values()),
         "failed_by_bad": sum(

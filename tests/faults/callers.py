@@ -36,9 +36,8 @@ class Seen:
         self.closely = closely  # from this version on, every answer is told with its time
         self.answers: Counter[tuple[int, int, str, str]] = Counter()
         self.times: list[tuple[float, int, int, bool]] = []
+        self.bad: list[tuple[float, int, int, str]] = []
         self.slowest = 0.0
-        self.unavailable_since: float | None = None
-        self.longest_outage = 0.0
 
     def look(self, which: int, status: int, head: bytes, body: bytes, seconds: float) -> None:
         """Note one answer."""
@@ -52,11 +51,8 @@ class Seen:
         now = time.time()
         if number >= self.closely:
             self.times.append((now, number, status, seconds > SLOW_SECONDS))
-        if status == 200 and self.unavailable_since is not None:
-            self.longest_outage = max(self.longest_outage, now - self.unavailable_since)
-            self.unavailable_since = None
-        elif status != 200 and self.unavailable_since is None:
-            self.unavailable_since = now
+        if not 200 <= status < 300:
+            self.bad.append((now, status, number, said))
 
     def report(self, load: Load) -> dict[str, Any]:
         """The line for this period."""
@@ -65,13 +61,14 @@ class Seen:
         found = {
             "answers": [[*key, count] for key, count in self.answers.items()],
             "times": self.times,
+            "bad": self.bad,
             "failures": failures,
             "problem": load.counted.problem,
             "slowest_seconds": round(self.slowest, 3),
             "behind": max(load.due(time.perf_counter()) - load.issued, 0),
         }
         self.answers.clear()
-        self.times = []
+        self.times, self.bad = [], []
         self.slowest = 0.0
         return found
 
