@@ -52,6 +52,7 @@ COMMANDS: dict[str, Entry] = {
     "events": Entry("events:events", "Everything that happened."),
     "executions": Entry("executions:executions", "Executions of pipelines, their steps and logs."),
     "invocations": Entry("invocations:invocations", "Asynchronous invocations: asked now, answered later."),
+    "gateway": Entry("gateway:gateway", "The public port, and proxies in front of it."),
     "jobs": Entry("jobs:jobs", "Work on compute, and its logs."),
     "keys": Entry("keys:keys", "API keys."),
     "models": Entry("models:models", "Registered models and their aliases."),
