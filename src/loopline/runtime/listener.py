@@ -21,6 +21,7 @@ from pathlib import Path
 from .answers import error_body
 from .batches import Answer
 from .frames import (
+    CALL,
     LEAVING,
     MAX_FRAME_BYTES,
     PING,
@@ -28,7 +29,9 @@ from .frames import (
     FrameError,
     FrameReader,
     decode_predict,
+    decode_reply,
     encode_answer,
+    encode_call,
     encode_frame,
 )
 from .printed import Call
@@ -80,6 +83,10 @@ class Listener:
         self._turn = threading.Lock()  # who holds it may touch sockets and requests
         self._predicting = False
         self._stopping = False
+        self._asker: Connection | None = None  # whose request is being answered
+        self._asked: set[int] = set()
+        self._replies: dict[int, bytes] = {}
+        self._last_call = 0
         self._left_at: float | None = None
 
     def listen(self) -> None:
@@ -94,8 +101,8 @@ class Listener:
         self._stopping = True
         os.write(self._waker, b"x")
 
-    def serve(self, answer: Callable[[Sequence[Call]], list[Answer]]) -> None:
-        """Answer until stopped."""
+    def serve(self, answer: Callable[[Sequence[Call]], list[Answer]], one_by_one: bool = False) -> None:
+        """Answer until stopped; ``one_by_one``: never several requests at a time."""
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         with self._turn:
@@ -106,11 +113,14 @@ class Listener:
                     self._exchange(0.02 if self._stopping else WAIT_SECONDS)
                 owners, calls = self._owners, self._calls
                 if calls:
-                    self._owners, self._calls, self._waiting_bytes = [], [], 0
+                    rest = 1 if one_by_one else len(calls)
+                    self._owners, self._calls, self._waiting_bytes = owners[rest:], calls[rest:], 0
+                    owners, calls = owners[:rest], calls[:rest]
+                    self._asker = owners[0][0]
                     self._send(owners, self._predict(answer, calls))
                     if self._left_at is not None:
                         self._left_at = time.monotonic()
-                elif self._stopping and self._has_left():
+                elif self._has_left():
                     break
             self._finish()
 
@@ -125,8 +135,36 @@ class Listener:
             self._write(connection, encode_answer(LEAVING, 200, JSON_TYPE, b""))
 
     def _has_left(self) -> bool:
-        """Whether every gateway has closed, or has had the time to."""
-        return not self._connections or time.monotonic() - (self._left_at or 0.0) > LEAVE_SECONDS
+        """Whether every gateway was told and has closed, or has had the time to."""
+        if self._left_at is None:
+            return False
+        return not self._connections or time.monotonic() - self._left_at > LEAVE_SECONDS
+
+    def ask(self, endpoint: str, content_type: str, seconds: float, body: bytes) -> tuple[int, str, bytes]:
+        """Ask an endpoint, from within ``answer``, by the gateway whose request it is: (status, content type, body).
+
+        Raises ``TimeoutError`` after ``seconds``, ``ConnectionError`` when that gateway has ended.
+        """
+        end = time.monotonic() + seconds
+        with self._turn:
+            asker = self._asker
+            number = self._last_call = self._last_call + 1
+            assert asker is not None
+            self._asked.add(number)
+            try:
+                kind = content_type.encode("latin-1")
+                self._write(asker, encode_call(number, endpoint.encode(), kind, max(1, int(seconds * 1000)), body))
+                while number not in self._replies:
+                    left = end - time.monotonic()
+                    if asker.closed:
+                        raise ConnectionError("the gateway ended before the endpoint had answered")
+                    if left <= 0:
+                        raise TimeoutError(f"the endpoint {endpoint} did not answer in time")
+                    self._exchange(min(left, WAIT_SECONDS))
+                status, kind, answer = decode_reply(self._replies.pop(number))
+            finally:
+                self._asked.discard(number)
+        return status, kind.decode("latin-1"), answer
 
     def _predict(self, answer: Callable[[Sequence[Call]], list[Answer]], calls: list[Call]) -> list[Answer]:
         """The answers; meanwhile the other thread may have its turn."""
@@ -206,6 +244,9 @@ class Listener:
                 if kind == PREDICT:
                     self._calls.append(decode_predict(payload))
                     self._owners.append((connection, number))
+                elif kind == CALL:
+                    if number in self._asked:
+                        self._replies[number] = payload
                 elif kind == PING:
                     self._write(connection, encode_frame(number, PING, b""))
                 else:
