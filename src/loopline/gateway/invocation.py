@@ -162,15 +162,45 @@ class Invocation(Exchange):
         self.choose()
 
     def choose(self) -> None:
-        """Choose a variant by the weights in force, and go on to ``enter``."""
-        self.variant = self.endpoint.choose(self.connection.gateway.chance)
+        """Choose a variant by the weights in force, or by the model that is named, and go on to ``enter``."""
+        endpoint = self.endpoint
+        if endpoint.models is None:
+            self.variant = endpoint.choose(self.connection.gateway.chance)
+        else:
+            try:
+                self.variant = endpoint.models.find(self.head.model)
+            except LooplineError as error:
+                self.refuse(error)
+                return
         self.enter()
 
     def enter(self) -> None:
         """Take a place at the variant, and go on to ``connect``; where all are taken, wait for one."""
         variant = self.variant
-        if variant is None or variant.admission.enter(self, self.started):
+        if variant is not None and variant.on_demand:
+            if not variant.awake:
+                self.wait_for_server(variant)
+            elif variant.admission.enter(self, time.perf_counter()):
+                self.admitted()
+        elif variant is None or variant.admission.enter(self, self.started):
             self.admitted()
+
+    def wait_for_server(self, variant: Variant) -> None:
+        """Wait, without a place at the variant, for its server to start."""
+        self.release()
+        until = time.perf_counter() + variant.cold_start_seconds
+        if self.head.timeout_ms is not None:
+            until = min(until, self.deadline)
+        self.connection.gateway.activation.hold(self, variant.links[0], variant.what, until)
+
+    def woken(self) -> None:
+        """The server has started: its time to answer begins. Or the table has changed: choose again."""
+        gateway = self.connection.gateway
+        if gateway.table is not self.table and not self._follow(gateway.table_in_force):
+            return
+        if self.head.timeout_ms is None:
+            self.deadline = time.perf_counter() + self.endpoint.timeout_seconds
+        self.choose()
 
     @property
     def lane(self) -> object:
@@ -190,8 +220,11 @@ class Invocation(Exchange):
 
     def connect(self) -> None:
         """Find a model server of the variant that takes the request, and go on to ``submit``."""
-        link = self.variant.next_link() if self.variant is not None else None
-        if link is None:
+        variant = self.variant
+        link = variant.next_link() if variant is not None else None
+        if link is None and variant is not None and variant.on_demand:
+            self.wait_for_server(variant)
+        elif link is None:
             self.refuse(Unavailable("no model server of this endpoint is ready"), RETRY_AFTER)
         elif link.congested:
             self.refuse(Overloaded("the model server does not take more input at the moment"), RETRY_AFTER)
