@@ -24,7 +24,7 @@ COLUMNS = (
 )
 SHOWN = (
     *("model", "number", "status", "metrics", "aliases", "execution", "run", "requested_by", "created_at"),
-    *("decided_by", "decided_at", "policy", "comment", "copied_from", "evaluation", "gate"),
+    *("decided_by", "decided_at", "policy", "comment", "copied_from", "evaluation", "gate", "compiled"),
 )
 
 
@@ -56,6 +56,9 @@ def show(session: Session, model: str, version: int | None) -> None:
     if found.get("evaluation") and not session.as_json:
         judged = session.client.get("evaluations", found["evaluation"])
         found["gate"] = f"{judged['status']}: {judged['reason'] or (judged['verdict'] or {}).get('summary')}"
+    if found.get("compilation"):
+        made = found["compilation"]
+        found["compiled"] = f"{made['format']} {made['status']}: {made['reason'] or 'not done yet'}"
     session.record(found, None if session.as_json else SHOWN)
 
 

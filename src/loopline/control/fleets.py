@@ -5,7 +5,7 @@ A server that is leaving is in no snapshot any more but still runs, until what i
 
 from typing import Any
 
-from loopline.control import artifacts, outputs, processes
+from loopline.control import artifacts, compilations, outputs, processes
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import warmup
 from loopline.errors import Conflict
@@ -37,6 +37,7 @@ def grown(ctx: Context, variant: Row, count: int) -> list[Entry]:
     spec = {
         "model_dir": str(artifacts.model_dir(ctx, version)),
         "handler": version["handler"],
+        "compiled": compilations.served(ctx, version),
         "code_dir": str(outputs.tree_path(ctx, version["tree"])) if version["tree"] else None,
         "signature": version["signature"],
         "warmup": version["warmup"] or warmup.rows(version["signature"], version["baseline"]),

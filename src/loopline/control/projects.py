@@ -57,6 +57,8 @@ def targets(loop: Loop, branch: str | None) -> dict[str, Any] | None:
     """
     model, endpoint = loop.model.name, loop.endpoint.name if loop.endpoint else None
     plain: dict[str, Any] = {"handler": loop.model.handler, "parameters": {}}
+    if loop.model.compile:
+        plain["compile"] = {"format": loop.model.compile, "tolerance": loop.model.compile_tolerance}
     if branch is None:
         return {"model": model, "endpoint": endpoint, **plain}
     label = _label(branch)

@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from loopline.control import gates, outputs, registry
+from loopline.control import compilations, gates, outputs, registry
 from loopline.control.context import Context
 from loopline.domain import calls, pipelines, states
 from loopline.domain.pipelines import Output, RegisterStep
@@ -55,6 +55,8 @@ def begin(ctx: Context, tx: Tx, execution: Row, row: Row, step: RegisterStep, gi
         step=row["name"],
         run=row["run"],
     )
+    if targets.get("compile") and compilations.latest(tx, version) is None:
+        compilations.begin(ctx, tx, version, targets["compile"], actor=execution["by"])
     if gates.begin(ctx, tx, version, actor=execution["by"]) is None:
         gates.decide(tx, version)
         queue.ask(tx, "execution.registration", row["id"])

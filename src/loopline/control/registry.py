@@ -16,7 +16,18 @@ from loopline.domain.states import EvaluationStatus, VersionStatus
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
 from loopline.store import records
 from loopline.store.db import Row, Tx
-from loopline.store.schema import aliases, evaluations, executions, models, pushes, runs, users, variants, versions
+from loopline.store.schema import (
+    aliases,
+    compilations,
+    evaluations,
+    executions,
+    models,
+    pushes,
+    runs,
+    users,
+    variants,
+    versions,
+)
 
 GATE_MODES = ("enforce", "advisory", "off")
 CHAMPION = "champion"
@@ -162,11 +173,13 @@ def list_versions(
 
 
 def show_version(ctx: Context, actor: Actor, *, model: str, number: int) -> dict[str, Any]:
-    """A version with its evaluation, its aliases and the decisions on it."""
+    """A version with its evaluation, its compilation, its aliases and the decisions on it."""
     with ctx.db.read() as tx:
         row = version_row(tx, model, number)
         query = sa.select(evaluations).where(evaluations.c.version == row["id"]).order_by(evaluations.c.created_at)
         row["evaluations"] = tx.rows(query)
+        converted = sa.select(compilations).where(compilations.c.version == row["id"])
+        row["compilation"] = tx.row(converted.order_by(compilations.c.created_at.desc()).limit(1))
         named = _aliases(tx, model)
         history = events.list_(ctx, actor, noun="version", record=row["id"], limit=100)["items"]
     _shorten(row, named)
@@ -263,6 +276,29 @@ def require_force(actor: Actor, reason: str) -> None:
     access.require(actor, Permission.APPROVE)
     if not reason.strip():
         raise InvalidInput("--force needs --reason: it is written into the audit log")
+
+
+def check_deployable(tx: Tx, row: Row, actor: Actor, *, force: bool, reason: str) -> None:
+    """The rule for whatever lets a version work: Approved where the gate is enforced, or force with a reason."""
+    model, number = row["model"], row["number"]
+    if row["status"] == VersionStatus.APPROVED or model_row(tx, model)["gate_mode"] != "enforce":
+        return
+    problem = f"{model} version {number} is {row['status']}, not Approved; run: loopline approve {model} {number}"
+    if not force:
+        raise GateRefused(problem)
+    require_force(actor, reason)
+    records.note(tx, "version", row["id"], "forced", actor=actor.name, reason=reason, problem=problem)
+
+
+def champion_or(tx: Tx, model: str, number: int | None) -> Row:
+    """The version with this number, or the champion when none is said; raises ``NotFound``."""
+    if number is not None:
+        return version_row(tx, model, number)
+    model_row(tx, model)
+    champion = by_alias(tx, model, CHAMPION)
+    if champion is None:
+        raise NotFound(f"the model {model!r} has no champion; say which version: {model}:1")
+    return champion
 
 
 def gate_problem(tx: Tx, row: Row, settings: Row | None = None) -> str | None:

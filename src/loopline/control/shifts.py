@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from loopline.control import (
     comparisons,
+    compilations,
     endpoint_tests,
     endpoints,
     fleets,
@@ -69,6 +70,8 @@ def _prepare(ctx: Context, row: Row) -> float | None:
         variant = records.get(tx, "variant", row["variant"])
     if variant["shadow"] is not None and row["plan"]["shares"]:
         shadows.finish(ctx, variant)
+    if compilations.is_going_on(ctx, variant["version"]):
+        return compilations.WAIT_SECONDS  # it ends by itself, and these servers are to have what comes of it
     try:
         entries = fleets.grown(ctx, variant, _wanted(row, 0))
     except (LooplineError, OSError) as error:

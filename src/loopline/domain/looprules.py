@@ -62,6 +62,7 @@ _PROBABILITY = Range(0, 1, open_low=True, open_high=True)
 RANGES: dict[tuple[str, str], Range] = {
     ("checks", "timeout_seconds"): _POSITIVE,
     ("pipeline", "max_parallel"): _ONE_UP,
+    ("model", "compile_tolerance"): Range(0, 0.1),
     ("gate", "alpha"): _PROBABILITY,
     ("gate", "min_rows"): _ONE_UP,
     ("endpoint", "instances"): Range(1, 64),
@@ -141,6 +142,7 @@ def check(loop: Loop, present: frozenset[Path], say: Say, files: Collection[str]
     _names(loop, say)
     _commands(loop, say)
     _branches(loop, say)
+    _compile(loop, say)
     _gate(loop, present, say)
     rolloutrules.check(loop, present, say, deploys=_deploys(loop))
     _scaling(loop, present, say)
@@ -246,6 +248,18 @@ def _thresholds(thresholds: dict[str, float], path: Path, say: Say) -> None:
         allowed = _metric(metric, (*path, metric), say)
         if not allowed.holds(threshold):
             say((*path, metric), f"{metric} can never be {threshold:g}", f"a threshold for it must be {allowed}")
+
+
+def _compile(loop: Loop, say: Say) -> None:
+    if not loop.model.compile:
+        return
+    path = ("model", "compile")
+    if loop.model.handler != "joblib":
+        message = f"only a model that is served by itself can be compiled, not by handler {loop.model.handler!r}"
+        say(path, message, 'write handler = "joblib", or leave compile out')
+    if not loop.gate.test or not loop.gate.label:
+        message = "the compiled form is compared with the model on the gate's test asset, which [gate] does not name"
+        say(path, message, "write test and label in [gate], or leave compile out")
 
 
 def _gate(loop: Loop, present: frozenset[Path], say: Say) -> None:

@@ -62,7 +62,9 @@ class Model(_Table, frozen=True):
     """``[model]``"""
 
     name: str
-    handler: Literal["predict", "joblib"] = "predict"
+    handler: Literal["predict", "joblib", "onnx"] = "predict"
+    compile: Literal["", "onnx"] = ""  # "" serves the model as it is
+    compile_tolerance: float = 1e-6  # how far a number of the compiled form may be from the original's
     description: str = ""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from loopline.control import (
     batches,
+    compilations,
     deliveries,
     environments,
     executions,
@@ -63,6 +64,7 @@ SLOW = frozenset(
 # Who is told, in the same transaction, that a job of theirs has ended.
 JOB_OWNERS: Mapping[str, Callable[[Context, Tx, Row], None]] = {
     "batch": batches.job_ended,
+    "compilation": compilations.job_ended,
     "evaluation": gates.job_ended,
     "push": pushes.job_ended,
     "step": executions.job_ended,
