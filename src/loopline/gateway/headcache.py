@@ -10,11 +10,11 @@ each time. Heads that differ in each request (an inference id) are read by the p
 import httptools
 
 from loopline.errors import LooplineError
-from loopline.gateway.head import Head
+from loopline.gateway.head import MAX_HEAD_BYTES, MAX_HEADERS, Head
 from loopline.gateway.routing import Endpoint, Key, Table
 
 MAX_HEADS = 1024
-MAX_KEPT_BYTES = 2048
+MAX_KEPT_BYTES = min(2048, MAX_HEAD_BYTES)
 MAX_SEEN = 8192
 EMPTY_LINE = b"\r\n\r\n"
 
@@ -81,6 +81,8 @@ class HeadCache:
             return None
         parser.feed_data(raw[-1:])
         if not reader.complete or parser.should_upgrade() or not parser.should_keep_alive():
+            return None
+        if len(reader.headers) > MAX_HEADERS:
             return None
         head = Head(parser.get_method(), reader.url, parser.get_http_version(), reader.headers)
         name = head.invokes()
