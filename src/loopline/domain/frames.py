@@ -3,9 +3,10 @@
 Big-endian. A predict request's payload is ``u16 length | content type | u8 length | request id | body``; an answer's is
 ``u16 HTTP status | u16 length | content type | body``; a ping and its answer carry none. The request id is what the
 caller was told, so that what predict code prints can be found by it. An answer to request 0, which nobody asked, says
-that the server is about to end: the gateway sends it nothing more, and closes when the last answer has come.
-``loopline.runtime.frames`` states the same contract for the model server, which may import nothing of this package; a
-test holds the two together.
+that the server is about to end: the gateway sends it nothing more, and closes when the last answer has come. A function
+asks an endpoint by a call, ``u8 length | endpoint | u16 length | content type | u32 ms | body``, with a number of its
+own; the gateway's reply has that number, and the payload of an answer. ``loopline.runtime.frames`` states the same
+contract for the model server, which may import nothing of this package; a test holds the two together.
 """
 
 import re
@@ -18,10 +19,12 @@ TEXT = struct.Struct(">H")
 ANSWER = struct.Struct(">HH")
 PREDICT = 1
 PING = 2
+CALL = 3
 LEAVING = 0  # the request whose answer says that the server is about to end
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_TYPE_BYTES = 1024
 _REST = HEAD.size - 4
+_WAIT = struct.Struct(">I")
 _ANSWER_HEAD = struct.Struct(">IQBHH")
 _ANSWER_SIZE = _ANSWER_HEAD.size
 _LEAST = _REST + 1
@@ -50,6 +53,7 @@ class AnswerReader:
     """Cuts what a model server sends into answers: (request, HTTP status, content type, body)."""
 
     def __init__(self) -> None:
+        self.calls: list[tuple[int, bytes]] = []  # what a function asks; whoever reads takes it from here
         self._parts: list[bytes] = []
         self._size = 0
         self._need = 0
@@ -80,11 +84,30 @@ class AnswerReader:
                     raise Corrupt("an answer frame that is cut short or has no HTTP status")
                 raw = data[begin - text : begin]
                 answers.append((number, status, _types_in.get(raw) or _content_type(raw), data[begin:end]))
+            elif kind == CALL:
+                self.calls.append((number, data[at + HEAD.size : end]))
             at = end
         if size - at >= 4 and not _REST <= int.from_bytes(data[at : at + 4], "big") <= MAX_FRAME_BYTES:
             raise Corrupt("a frame of a length that is not allowed")
         self._parts, self._size, self._need = ([data[at:]] if at < size else []), size - at, need
         return answers
+
+
+def decode_call(payload: bytes) -> tuple[bytes, bytes, int, bytes]:
+    """(endpoint, content type, milliseconds, body) of a function's call. Raises ``Corrupt`` when it is cut short."""
+    try:
+        at = 1 + payload[0]
+        end = at + TEXT.size + TEXT.unpack_from(payload, at)[0]
+        milliseconds = _WAIT.unpack_from(payload, end)[0]
+    except (IndexError, struct.error):
+        raise Corrupt("a call that is cut short") from None
+    return payload[1:at], payload[at + TEXT.size : end], milliseconds, payload[end + _WAIT.size :]
+
+
+def encode_reply(number: int, status: int, content_type: bytes, body: bytes) -> bytes:
+    """The reply to a function's call."""
+    size = len(content_type)
+    return _ANSWER_HEAD.pack(_REST + ANSWER.size + size + len(body), number, CALL, status, size) + content_type + body
 
 
 def _content_type(raw: bytes) -> bytes:

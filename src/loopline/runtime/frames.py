@@ -3,7 +3,9 @@
 Big-endian. A predict request's payload is ``u16 length | content type | u8 length | request id | body``; an answer's is
 ``u16 HTTP status | u16 length | content type | body``; a ping and its answer carry none. An answer to request 0, which
 nobody asked, says that the server is about to end: the gateway sends it nothing more, and closes when the last answer
-has come. ``loopline.domain.frames`` states the same contract for the gateway; a test holds the two together.
+has come. A function asks an endpoint by a call, ``u8 length | endpoint | u16 length | content type | u32 ms | body``,
+with a number of its own; the gateway's reply has that number, and the payload of an answer. ``loopline.domain.frames``
+states the same contract for the gateway; a test holds the two together.
 """
 
 import struct
@@ -12,8 +14,10 @@ from typing import NamedTuple
 HEAD = struct.Struct(">IQB")
 TEXT = struct.Struct(">H")
 ANSWER = struct.Struct(">HH")
+WAIT = struct.Struct(">I")
 PREDICT = 1
 PING = 2
+CALL = 3
 LEAVING = 0  # the request whose answer says that the server is about to end
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _REST = HEAD.size - 4
@@ -75,6 +79,21 @@ def encode_answer(number: int, status: int, content_type: bytes, body: bytes) ->
     """The answer to a predict request."""
     size = len(content_type)
     return b"%b%b%b" % (_REPLY.pack(_REST + 4 + size + len(body), number, PREDICT, status, size), content_type, body)
+
+
+def encode_call(number: int, endpoint: bytes, content_type: bytes, milliseconds: int, body: bytes) -> bytes:
+    """A function's question to an endpoint, which waits for so long."""
+    head = b"%c%b%b%b" % (len(endpoint), endpoint, TEXT.pack(len(content_type)), content_type)
+    return encode_frame(number, CALL, head + WAIT.pack(milliseconds) + body)
+
+
+def decode_reply(payload: bytes) -> tuple[int, bytes, bytes]:
+    """(HTTP status, content type, body) of the reply to a call. Raises ``FrameError`` when it is cut short."""
+    if len(payload) < ANSWER.size:
+        raise FrameError("a reply without a status")
+    status, size = ANSWER.unpack_from(payload)
+    end = ANSWER.size + size
+    return status, payload[ANSWER.size : end], payload[end:]
 
 
 def decode_predict(payload: bytes) -> tuple[bytes, bytes, bytes]:

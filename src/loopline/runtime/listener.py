@@ -244,15 +244,20 @@ class Listener:
                 if kind == PREDICT:
                     self._calls.append(decode_predict(payload))
                     self._owners.append((connection, number))
-                elif kind == CALL:
-                    if number in self._asked:
-                        self._replies[number] = payload
-                elif kind == PING:
-                    self._write(connection, encode_frame(number, PING, b""))
                 else:
-                    raise FrameError(f"unknown frame kind {kind}")
+                    self._take_other(connection, number, kind, payload)
         except FrameError:
             self._close(connection)
+
+    def _take_other(self, connection: Connection, number: int, kind: int, payload: bytes) -> None:
+        """A frame that asks for no prediction. Raises ``FrameError`` for one of no known kind."""
+        if kind == CALL:
+            if number in self._asked:
+                self._replies[number] = payload
+        elif kind == PING:
+            self._write(connection, encode_frame(number, PING, b""))
+        else:
+            raise FrameError(f"unknown frame kind {kind}")
 
     def _send(self, owners: list[tuple[Connection, int]], answers: list[Answer]) -> None:
         by_connection: dict[Connection, list[bytes]] = {}

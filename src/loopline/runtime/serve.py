@@ -21,6 +21,7 @@ if not __package__:  # entered by path: see shim.py
 import argparse
 import contextlib
 import faulthandler
+import functools
 import importlib.util
 import json
 import shutil
@@ -29,17 +30,20 @@ import socket
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import accelerator, printed, sandbox
 from .answers import ModelError
-from .batches import DEFAULT_MAX_BATCH_ROWS, Batcher
+from .batches import DEFAULT_MAX_BATCH_ROWS, Answer, Batcher
+from .handlers import function
 from .listener import Listener
 from .loading import CannotServe, load_model
 from .signature import InputError, Signature
 
 STATUS_BYTES = 4096
+Answerer = Callable[[Sequence[printed.Call]], list[Answer]]
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -145,8 +149,15 @@ def _warm_batcher(spec: dict[str, Any], core: Any) -> Batcher:
     return batcher
 
 
-def serve(batcher: Batcher, listener: Listener, status: Status) -> int:
-    """Listen and predict until SIGTERM; the process's exit code."""
+def make_answer(spec: dict[str, Any], core: Any, listener: Listener) -> Answerer:
+    """What answers requests: a model, or a function, which may ask endpoints. Raises ``CannotServe``."""
+    if spec.get("handler") == "function":
+        return functools.partial(function.load(spec).answer, ask=listener.ask)
+    return make_batcher(spec, core).answer
+
+
+def serve(answer: Answerer, listener: Listener, status: Status, one_by_one: bool = False) -> int:
+    """Listen and answer until SIGTERM; the process's exit code."""
     try:
         listener.listen()
     except OSError as error:
@@ -154,7 +165,7 @@ def serve(batcher: Batcher, listener: Listener, status: Status) -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: listener.stop())
     status.say("ready")
-    listener.serve(batcher.answer)
+    listener.serve(answer, one_by_one)
     return 0
 
 
@@ -181,13 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
         make_scratch(scratch)
         confine(spec, scratch)
         offer_package()
-        batcher = make_batcher(spec, core)
+        answer = make_answer(spec, core, listener)
     except (CannotServe, OSError) as error:
         traceback.print_exc()
         reason = str(error) if isinstance(error, CannotServe) else f"the server cannot be set up: {error}"
         status.say("failed", reason)
         return 1
-    return serve(batcher, listener, status)
+    return serve(answer, listener, status, one_by_one=spec.get("handler") == "function")
 
 
 if __name__ == "__main__":
