@@ -34,10 +34,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import accelerator, printed, sandbox
+from . import accelerator, function, printed, sandbox
 from .answers import ModelError
 from .batches import DEFAULT_MAX_BATCH_ROWS, Answer, Batcher
-from .handlers import function
 from .listener import Listener
 from .loading import CannotServe, load_model
 from .signature import InputError, Signature

@@ -1,4 +1,4 @@
-"""Handler ``function``: a project's ``handler(event, context)``, one request at a time, behind a route of its own.
+"""A function: a project's ``handler(event, context)``, one request at a time, behind a route of its own.
 
 ``event``: {"method", "path", "query", "headers", "body", "body_base64"}: JSON bodies are decoded, texts are texts, and
 everything else is in ``body_base64`` with ``body`` None. ``context``: ``request_id``, ``function``, ``deadline``
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from .. import printed
-from ..answers import error_body
-from ..loading import CannotServe, explain
+from . import printed
+from .answers import error_body
+from .loading import CannotServe, explain
 
 LENGTH = struct.Struct(">I")
 JSON_TYPE = "application/json"
