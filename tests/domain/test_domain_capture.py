@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.domain.capture import HEADER, META_FIELDS, encode_compact, encode_record, iter_records
+from loopline.domain.capture import HEADER, META_FIELDS, encode_compact, encode_record, iter_records, read_columns
 
 RECORDS = st.lists(st.tuples(st.dictionaries(st.text(), st.integers()), st.binary(), st.binary()), max_size=5)
 
@@ -78,3 +79,41 @@ def test_a_reader_that_changes_a_meta_does_not_change_the_next_one():
     record = encode_compact(b'{"endpoint": "e"}', IDENTIFIER, 1.0, 200, 5, b"", b"")
     iter_records(record)[0][0].meta["endpoint"] = "other"
     assert iter_records(record)[0][0].meta["endpoint"] == "e"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(), st.floats(0, 4e9), st.integers(200, 599), st.binary(max_size=80), st.binary(max_size=9)
+        )
+    ),
+    st.integers(0, 60),
+)
+def test_columns_say_what_the_records_say(given_, torn):
+    contexts = [CONTEXT, {**CONTEXT, "join": None, "purpose": "test"}]
+    data, metas = b"", []
+    for number, (compact, at, status, body, answer) in enumerate(given_):
+        context = contexts[number % 2]
+        metas.append({"id": IDENTIFIER.decode(), "at": at, "status": status, "latency_us": number, **context})
+        if compact:
+            data += encode_compact(json.dumps(context).encode(), IDENTIFIER, at, status, number, body, answer)
+        else:
+            data += encode_record(metas[-1], body, answer)
+    data = data[: len(data) - torn] if torn < len(data) else data
+    records, size = iter_records(data)
+    columns, consumed = read_columns(data)
+    everything = np.arange(len(columns))
+    assert consumed == size and len(columns) == len(records)
+    assert columns.bodies(everything) == [record.body for record in records]
+    assert columns.answers(everything) == [record.answer for record in records]
+    for number, record in enumerate(records):
+        told = columns.contexts[columns.context[number]]
+        assert {name: told.get(name) for name in CONTEXT} == {name: record.meta[name] for name in CONTEXT}
+        assert told.get("purpose") == record.meta.get("purpose")
+        values = [columns.at[number], columns.status[number], columns.latency_us[number]]
+        assert values == [record.meta["at"], record.meta["status"], record.meta["latency_us"]]
+
+
+def test_what_is_no_number_is_nan_in_columns():
+    columns, _ = read_columns(encode_record({"at": "soon", "status": None, "latency_us": [1]}))
+    assert np.isnan([columns.at, columns.status, columns.latency_us]).all()

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from loopline.domain import captured
-from loopline.domain.captured import Prediction
 
 
 @pytest.mark.parametrize(
@@ -60,14 +59,6 @@ def test_rows_are_arranged_and_typed() -> None:
         True,
         None,
     ]
-
-
-def test_answers_become_the_columns_of_a_baseline() -> None:
-    answers = [Prediction("a", 0.5), Prediction(None, None), Prediction("b", None)]
-    assert captured.prediction_columns(answers, ["@prediction", "@score", "age"]) == {
-        "@prediction": ["a", "b"],
-        "@score": [0.5],
-    }
 
 
 def test_segments_are_chosen_by_the_time_in_an_id() -> None:

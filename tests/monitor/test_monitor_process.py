@@ -15,6 +15,7 @@ import pytest
 
 from loopline import config
 from loopline.domain.baselines import baseline_from_columns
+from loopline.domain.capture import encode_compact
 from loopline.domain.latency import GAMMA
 from loopline.monitor.process import Monitor
 from loopline.monitor.reports import ReportStream
@@ -66,8 +67,8 @@ def test_a_torn_record_at_the_end_of_a_finished_segment_is_left_behind(spool: An
 
 def test_a_record_longer_than_one_read_is_read(spool: Any) -> None:
     spool.write(1.0, body=b"x" * (3 << 20))
-    records = [r for piece in Tail(spool.dir / "spool", {}).read(1 << 20) for r in piece.records]
-    assert [len(record.body) for record in records] == [3 << 20]
+    records = [piece.records for piece in Tail(spool.dir / "spool", {}).read(1 << 20)]
+    assert [len(each.bodies(np.array([0]))[0]) for each in records] == [3 << 20]
 
 
 def test_several_gateways_are_read(spool: Any) -> None:
@@ -116,6 +117,34 @@ def test_a_record_that_cannot_be_counted_does_not_stop_the_others(spool: Any) ->
     m.step(1001.0)
     m.flush(1001.0)
     assert totals(spool.rows()) == (1, 0, 0)
+
+
+def test_what_the_platform_tries_out_is_no_traffic_and_a_shadow_counts_under_its_own_name(spool: Any) -> None:
+    spool.watch(baseline(), FEATURES, window_seconds=60, every_seconds=1, min_rows=1)
+    m = monitor(spool)
+    given = body([0.0] * len(NAMES))
+    spool.write(1000.0, given)
+    spool.write(1000.0, given, purpose="test")
+    spool.write(1000.0, given, purpose="async")
+    spool.write(1000.0, given, shadow=True, variant="v2")
+    m.step(1000.5)
+    m.flush(1000.5)
+    assert {row["variant"]: row["count"] for row in spool.rows()} == {"v1": 2, "v2": 1}
+    window = m._windows["patients", "v1"]
+    window.count()
+    assert window.buckets[1000].requests == 2 and window.buckets[1000].counts["f0"].rows == 2
+
+
+def test_both_forms_of_a_record_are_counted_and_named_ones_are_listed(spool: Any) -> None:
+    context = {"endpoint": "patients", "variant": "v1", "content_type": "application/json", "join": "order-7"}
+    first = spool.write(1000.0, b"{}", status=500)
+    with spool.segment.open("ab") as file:
+        file.write(encode_compact(json.dumps(context).encode(), b"rq_" + b"0" * 20, 1000.5, 200, 7, b"", b""))
+    m = monitor(spool)
+    m.step(1001.0)
+    m.flush(1001.0)
+    assert totals(spool.rows()) == (2, 0, 1)
+    assert json.loads(spool.segment.with_suffix(".joins").read_text()) == [len(first), "order-7"]
 
 
 def test_a_restart_goes_on_behind_the_last_whole_line(spool: Any) -> None:

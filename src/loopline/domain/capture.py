@@ -23,6 +23,7 @@ from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 HEADER = struct.Struct(">IIII")
 LENGTHS = struct.Struct(">III")
@@ -48,7 +49,14 @@ PURPOSES = ("async", "function", "test")
 COMPACT = 1
 _COMPACT = struct.Struct(">BHI23sd")
 _WHOLE = struct.Struct(">III" + _COMPACT.format[1:])
-_PREFIX = struct.Struct(HEADER.format + _COMPACT.format[1:])
+_FIXED = np.dtype(  # HEADER and _COMPACT
+    {
+        "names": ["meta", "body", "answer", "form", "status", "latency_us", "at"],
+        "formats": [">u4", ">u4", ">u4", "u1", ">u2", ">u4", ">f8"],
+        "offsets": [4, 8, 12, 16, 17, 19, 46],
+        "itemsize": HEADER.size + _COMPACT.size,
+    }
+)
 _MAX_LATENCY = 2**32 - 1
 _MAX_CONTEXTS = 4096
 _contexts: dict[bytes, dict[str, Any]] = {}
@@ -75,20 +83,20 @@ class Columns:
     at: npt.NDArray[np.float64]
     status: npt.NDArray[np.float64]
     latency_us: npt.NDArray[np.float64]
-    places: list[tuple[int, int, int, int]]  # where in `data` the record, its body, its answer begin, and the end
+    places: npt.NDArray[np.int64]  # where in `data` the record, its body and its answer begin, and the end: n x 4
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def body(self, number: int) -> bytes:
-        """The body of a record."""
-        _, start, end, _ = self.places[number]
-        return self.data[start:end]
+    def bodies(self, numbers: npt.NDArray[np.int64]) -> list[bytes]:
+        """The bodies of these records."""
+        data = self.data
+        return [data[start:end] for start, end in self.places[numbers, 1:3].tolist()]
 
-    def answer(self, number: int) -> bytes:
-        """The answer of a record."""
-        _, _, start, end = self.places[number]
-        return self.data[start:end]
+    def answers(self, numbers: npt.NDArray[np.int64]) -> list[bytes]:
+        """The answers of these records."""
+        data = self.data
+        return [data[start:end] for start, end in self.places[numbers, 2:4].tolist()]
 
 
 def encode_record(meta: Mapping[str, Any] | bytes, body: bytes = b"", answer: bytes = b"") -> bytes:
@@ -145,27 +153,22 @@ def iter_records(buffer: bytes | bytearray | memoryview) -> tuple[list[CaptureRe
 
 
 def read_columns(data: bytes) -> tuple[Columns, int]:
-    """What ``iter_records`` reads, side by side: the whole records at the front of ``data``, and the bytes they take."""
-    at, size, view = 0, len(data), memoryview(data)
+    """As ``iter_records``, side by side: the whole records at the front of ``data``, and the bytes they take."""
+    at, size, view, unpack = 0, len(data), memoryview(data), HEADER.unpack_from
     contexts: list[dict[str, Any]] = []
     known: dict[bytes, int] = {}
+    starts: list[int] = []
     numbers: list[int] = []
-    values: list[tuple[float, float, float]] = []
-    places: list[tuple[int, int, int, int]] = []
     while size - at >= HEADER.size:
-        compact = size - at >= _PREFIX.size and data[at + HEADER.size] == COMPACT
-        if compact:
-            crc, meta_length, body_length, answer_length, _, status, latency, _, time = _PREFIX.unpack_from(data, at)
-        else:
-            crc, meta_length, body_length, answer_length = HEADER.unpack_from(data, at)
+        crc, meta_length, body_length, answer_length = unpack(data, at)
         if meta_length > MAX_META_BYTES or body_length > MAX_PART_BYTES or answer_length > MAX_PART_BYTES:
             break
-        body = at + HEADER.size + meta_length
-        answer = body + body_length
-        end = answer + answer_length
+        meta = at + HEADER.size
+        body = meta + meta_length
+        end = body + body_length + answer_length
         if end > size or crc32(view[at + 4 : end]) != crc:
             break
-        raw = data[at + (_PREFIX.size if compact else HEADER.size) : body]
+        raw = data[meta + _COMPACT.size if meta_length >= _COMPACT.size and data[meta] == COMPACT else meta : body]
         number = known.get(raw)
         if number is None:
             context = _context(raw)
@@ -173,14 +176,25 @@ def read_columns(data: bytes) -> tuple[Columns, int]:
                 break
             number = known[raw] = len(contexts)
             contexts.append(context)
-        if not compact:
-            time, status, latency = (_number(contexts[number].get(name)) for name in ("at", "status", "latency_us"))
+        starts.append(at)
         numbers.append(number)
-        values.append((time, status, latency))
-        places.append((at, body, answer, end))
         at = end
-    table = np.array(values, dtype=np.float64).reshape(-1, 3).T
-    return Columns(data, contexts, np.array(numbers, dtype=np.int64), table[0], table[1], table[2], places), at
+    return _columns(data, contexts, numbers, starts), at
+
+
+def _columns(data: bytes, contexts: list[dict[str, Any]], numbers: list[int], starts: list[int]) -> Columns:
+    """What stands at the same place in every record, taken out of all of them at once."""
+    begin, context = np.array(starts, dtype=np.int64), np.array(numbers, dtype=np.int64)
+    room = np.frombuffer(data + bytes(_FIXED.itemsize), dtype=np.uint8)  # a short record may stand at the end
+    fixed = sliding_window_view(room, _FIXED.itemsize)[begin].view(_FIXED)[:, 0]
+    body = begin + HEADER.size + fixed["meta"]
+    answer = body + fixed["body"]
+    values = [fixed[name].astype(np.float64) for name in ("at", "status", "latency_us")]
+    for place in np.flatnonzero(fixed["form"] != COMPACT).tolist():
+        for column, name in zip(values, ("at", "status", "latency_us"), strict=True):
+            column[place] = _number(contexts[numbers[place]].get(name))
+    places = np.column_stack([begin, body, answer, answer + fixed["answer"]])
+    return Columns(data, contexts, context, values[0], values[1], values[2], places)
 
 
 def _number(value: Any) -> float:

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from loopline.domain.baselines import PREDICTION, SCORE
-
 SUFFIX = ".seg"
 JOINS_SUFFIX = ".joins"
 LONGEST_REQUEST_SECONDS = 3700.0  # the longest time-out that an endpoint may have, and the time to write the record
@@ -137,10 +135,11 @@ def predictions_of(answer: bytes, positive: Any = None) -> list[Prediction] | No
     found = value.get("predictions") if isinstance(value, dict) else None
     if not isinstance(found, list):
         return None
-    return [_prediction(each, positive) for each in found]
+    return [prediction_of(each, positive) for each in found]
 
 
-def _prediction(value: Any, positive: Any) -> Prediction:
+def prediction_of(value: Any, positive: Any) -> Prediction:
+    """One entry of the predictions of an answer."""
     if not isinstance(value, dict):
         score = value if type(value) is float and 0.0 <= value <= 1.0 else None
         return Prediction(value if _is_scalar(value) else None, score)
@@ -163,17 +162,6 @@ def class_key(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
-
-
-def prediction_columns(predictions: Sequence[Prediction], wanted: Iterable[str]) -> dict[str, list[Any]]:
-    """The columns ``@prediction`` and ``@score`` of a baseline, without the rows that have none."""
-    columns: dict[str, list[Any]] = {}
-    for name in wanted:
-        if name == PREDICTION:
-            columns[name] = [each.value for each in predictions if each.value is not None]
-        elif name == SCORE:
-            columns[name] = [each.score for each in predictions if each.score is not None]
-    return columns
 
 
 def _is_scalar(value: Any) -> bool:

@@ -21,6 +21,11 @@ SMALLEST = 1.0
 _LOG_GAMMA = math.log(GAMMA)
 
 
+def bucket_numbers(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The bucket of each value; they must be finite and not negative."""
+    return np.ceil(np.log(np.maximum(values, SMALLEST)) / _LOG_GAMMA).astype(np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Histogram:
     """Counts of non-negative values (microseconds for latencies); `buckets` holds the occupied ones only."""
@@ -39,8 +44,7 @@ class Histogram:
             return cls()
         if not np.isfinite(array).all() or array.min() < 0.0:
             raise InvalidInput("A histogram takes finite values of 0 or more only.")
-        index = np.ceil(np.log(np.maximum(array, SMALLEST)) / _LOG_GAMMA).astype(np.int64)
-        counts = np.bincount(index)
+        counts = np.bincount(bucket_numbers(array))
         occupied = np.flatnonzero(counts)
         return cls(
             count=int(array.size),

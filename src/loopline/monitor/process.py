@@ -7,10 +7,12 @@ import socket
 import sys
 from typing import Any
 
+import numpy as np
+
 from loopline.config import Settings
-from loopline.domain.capture import CaptureRecord
+from loopline.domain.capture import Columns
 from loopline.errors import InvalidInput
-from loopline.monitor.counters import Counters
+from loopline.monitor.counters import UNCOUNTED, Counters
 from loopline.monitor.reports import ReportStream
 from loopline.monitor.tail import READ_BYTES, Position, Tail, delete_old
 from loopline.monitor.windows import Watched, Window
@@ -77,15 +79,19 @@ class Monitor:
         temporary.write_text(json.dumps(state, separators=(",", ":")))
         temporary.replace(self._folder / "state.json")
 
-    def _look(self, records: list[CaptureRecord]) -> None:
-        windows = self._windows
-        if not windows:
+    def _look(self, records: Columns) -> None:
+        """Show the windows what was answered; what the platform asked to try a version out is no traffic."""
+        if not self._windows:
             return
-        for record in records:
-            meta = record.meta
-            window = windows.get((str(meta.get("endpoint")), str(meta.get("variant") or "")))
-            if window is not None and meta.get("status") == 200 and isinstance(meta.get("at"), int | float):
-                window.add(record)
+        wanted: dict[tuple[str, str], list[int]] = {}
+        for number, context in enumerate(records.contexts):
+            key = (str(context.get("endpoint")), str(context.get("variant") or ""))
+            if key in self._windows and context.get("purpose") != UNCOUNTED:
+                wanted.setdefault(key, []).append(number)
+        answered = (records.status == 200) & np.isfinite(records.at)
+        for key, numbers in wanted.items():
+            mine = np.isin(records.context, numbers) if len(numbers) < len(records.contexts) else True
+            self._windows[key].add(records, np.flatnonzero(answered & mine))
 
     def _evaluate(self, now: float) -> None:
         for key, window in self._windows.items():

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from loopline.domain.capture import HEADER, CaptureRecord, iter_records
+from loopline.domain.capture import Columns, read_columns
 from loopline.domain.captured import JOINS_SUFFIX, SUFFIX, encode_join, segments
 
 READ_BYTES = 1 << 20
@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     """Records that stand together in one segment, and the position after them."""
 
     folder: str
-    records: list[CaptureRecord]
+    records: Columns
     after: Position
 
 
@@ -50,7 +50,7 @@ class Tail:
                 if piece is None:
                     break
                 left -= size
-                if piece.records:
+                if len(piece.records):
                     yield piece
 
     def _folders(self) -> list[str]:
@@ -74,14 +74,14 @@ class Tail:
         if stop is not None and offset >= stop:
             return None, 0
         records, size = self._records(folder, current, offset, stop)
-        if records:
+        if len(records):
             self.positions[folder] = (current, offset + size)
             return Piece(folder, records, (current, offset + size)), size
         following = [name for name in names if name > current]
         if not following:
             return None, 0
         self.positions[folder] = (following[0], 0)
-        return Piece(folder, [], (following[0], 0)), 1
+        return Piece(folder, read_columns(b"")[0], (following[0], 0)), 1
 
     def _stop(self, folder: str, current: str) -> int | None:
         """Where to stop in this segment; None is its end."""
@@ -92,7 +92,7 @@ class Tail:
             return offset
         return 0 if current > segment else None
 
-    def _records(self, folder: str, name: str, offset: int, stop: int | None) -> tuple[list[CaptureRecord], int]:
+    def _records(self, folder: str, name: str, offset: int, stop: int | None) -> tuple[Columns, int]:
         wanted = READ_BYTES
         path = self._spool / folder / name
         while True:
@@ -101,27 +101,26 @@ class Tail:
                     file.seek(offset)
                     data = file.read(wanted if stop is None else min(wanted, stop - offset))
             except FileNotFoundError:
-                return [], 0
-            records, size = iter_records(data)
-            if records or len(data) < wanted or wanted >= LARGEST_READ_BYTES:
+                return read_columns(b"")
+            records, size = read_columns(data)
+            if len(records) or len(data) < wanted or wanted >= LARGEST_READ_BYTES:
                 break
             wanted *= 8  # one record is longer than what was read
-        if self._index and records:
-            _write_joins(path, offset, data, records)
+        if self._index:
+            _write_joins(path, offset, records)
         return records, size
 
 
-def _write_joins(path: Path, offset: int, data: bytes, records: list[CaptureRecord]) -> None:
+def _write_joins(path: Path, offset: int, records: Columns) -> None:
     """Note where the records stand that a client named. Written twice after a crash, which does no harm."""
-    if not any(record.meta.get("join") for record in records):
+    named = {number: str(context["join"]) for number, context in enumerate(records.contexts) if context.get("join")}
+    if not named:
         return
-    lines = []
-    at = 0
-    for record in records:
-        if record.meta.get("join"):
-            lines.append(encode_join(offset + at, str(record.meta["join"])))
-        _, meta, body, answer = HEADER.unpack_from(data, at)
-        at += HEADER.size + meta + body + answer
+    lines = [
+        encode_join(offset + place, named[number])
+        for number, place in zip(records.context.tolist(), records.places[:, 0].tolist(), strict=True)
+        if number in named
+    ]
     with path.with_suffix(JOINS_SUFFIX).open("ab") as file:
         file.write(b"".join(lines))
 

@@ -11,16 +11,22 @@ within one whole window near alpha for all of them together. A literal rule ("ps
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from loopline.domain.baselines import PREDICTION, SCORE, Baseline, Counts
-from loopline.domain.capture import CaptureRecord
-from loopline.domain.captured import Row, arrange, prediction_columns, predictions_of, rows_of, typed
+import numpy as np
+import numpy.typing as npt
+
+from loopline.domain.baselines import PREDICTION, SCORE, Baseline, Counts, Numeric
+from loopline.domain.capture import Columns
+from loopline.domain.captured import typed
 from loopline.domain.drift import DriftPolicy, DriftReport, report
 from loopline.errors import InvalidInput
+from loopline.monitor.rows import Column, RowReader, read_answers
 
-MAX_ROWS_PER_SECOND = 1000  # of one variant; the rest of a second is counted but not looked at
+MAX_ROWS_PER_SECOND = 20_000  # of one variant; the rest of a second is counted but not looked at
 MAX_BUFFERED_ROWS = 4096
+MANY_REQUESTS = 256  # are read at once: a larger text costs more than it saves
+MANY_SECONDS = 64  # gateways may be apart by this much
 MAX_STEP_SECONDS = 10.0  # windows are looked at this often at least, so that an alarm follows within a minute
 SHORTER = 4
 _ANSWERS = frozenset({PREDICTION, SCORE})
@@ -122,71 +128,106 @@ class Watched:
         )
 
 
+class _Waiting(NamedTuple):
+    """What was read and is not counted yet."""
+
+    matrices: list[npt.NDArray[np.float64]]
+    rows: list[Sequence[Any]]
+    predictions: list[Column]
+    scores: list[Column]
+
+
 class Window:
     """The trailing windows of one variant, made of whole buckets of ``step_seconds``."""
 
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
         self.buckets: dict[int, Bucket] = {}
-        self._rows: dict[int, list[list[Any]]] = {}
-        self._answers: dict[int, list[Any]] = {}
+        self._waiting: dict[int, _Waiting] = {}  # rows by bucket that are not counted yet
         self._buffered = 0
-        self._second, self._in_second = 0, 0
+        self._taken: dict[int, int] = {}  # rows looked at, by second
+        self._rows_per_request = 1.0
         self._reported_at, self._fired = 0.0, False
         self._features = [name for name in watched.policy.features if name not in _ANSWERS]
-        self._columns = [watched.names.index(name) for name in self._features]
+        self._kinds = [watched.kinds[watched.names.index(name)] for name in self._features]
         self._wants_answers = [name for name in watched.policy.features if name in _ANSWERS]
+        numeric = [name for name in self._features if self._is_numeric(name)]
+        self._reader = RowReader(watched.names, watched.kinds, self._features, numeric)
 
-    def add(self, record: CaptureRecord) -> None:
-        """Take in one answered request; rows beyond ``MAX_ROWS_PER_SECOND`` are not looked at."""
-        at = float(record.meta["at"])
-        number = math.floor(at / self.watched.step_seconds)
-        bucket = self.buckets.get(number)
-        if bucket is None:
-            bucket = self.buckets[number] = Bucket()
-        bucket.requests += 1
-        if int(at) != self._second:
-            self._second, self._in_second = int(at), 0
-        if self._in_second >= MAX_ROWS_PER_SECOND or not record.body:
-            return
-        rows = rows_of(str(record.meta.get("content_type") or ""), record.body)
-        if rows is None:
-            return
-        bucket.sampled += 1
-        self._in_second += len(rows)
-        self._buffer(number, rows, record)
+    def add(self, records: Columns, chosen: npt.NDArray[np.int64]) -> None:
+        """Take in answered requests; ``chosen`` holds their places in ``records``. Of what was made in one second, rows
+        beyond ``MAX_ROWS_PER_SECOND`` are not looked at."""
+        seconds = np.floor(records.at[chosen])
+        numbers = np.floor(records.at[chosen] / self.watched.step_seconds)
+        for number in np.unique(numbers).tolist():
+            mine = numbers == number
+            bucket = self.buckets.setdefault(int(number), Bucket())
+            bucket.requests += int(np.count_nonzero(mine))
+            for second in np.unique(seconds[mine]).tolist():
+                self._sample(int(number), int(second), records, chosen[mine & (seconds == second)])
         if self._buffered >= MAX_BUFFERED_ROWS:
             self.count()
 
-    def _buffer(self, number: int, rows: Sequence[Row], record: CaptureRecord) -> None:
-        names = self.watched.names
-        text = str(record.meta.get("content_type") or "").startswith("text/csv")
-        kept = self._rows.setdefault(number, [])
-        for row in rows[:MAX_ROWS_PER_SECOND]:
-            values = arrange(row, names)
-            if values is not None:
-                kept.append(typed(values, self.watched.kinds) if text else values)
-                self._buffered += 1
+    def _sample(self, number: int, second: int, records: Columns, chosen: npt.NDArray[np.int64]) -> None:
+        """Look at as many requests of one second as still fit, a few at a time: only reading tells how many rows."""
+        if second not in self._taken and len(self._taken) >= MANY_SECONDS:
+            del self._taken[min(self._taken)]
+        chosen = chosen[records.places[chosen, 2] > records.places[chosen, 1]]  # those whose body was kept
+        types: dict[str, list[int]] = {}
+        for context in np.unique(records.context[chosen]).tolist():
+            types.setdefault(str(records.contexts[context].get("content_type") or ""), []).append(context)
+        for content_type, contexts in types.items():
+            mine = chosen if len(types) == 1 else chosen[np.isin(records.context[chosen], contexts)]
+            at = 0
+            while at < len(mine) and (left := MAX_ROWS_PER_SECOND - self._taken.get(second, 0)) > 0:
+                size = max(1, min(MANY_REQUESTS, int(left / self._rows_per_request)))
+                part, at = mine[at : at + size], at + size
+                self._taken[second] = self._taken.get(second, 0) + self._read(number, content_type, records, part)
+
+    def _read(self, number: int, content_type: str, records: Columns, places: npt.NDArray[np.int64]) -> int:
+        """Buffer the rows of these requests; gives how many there were."""
+        found = self._reader.read(content_type, records.bodies(places))
+        if not found.requests:
+            return 0
+        requests, rows = len(found.requests), found.total()
+        self.buckets[number].sampled += requests
+        self._rows_per_request = max(1.0, rows / requests)
+        waiting = self._waiting.setdefault(number, _Waiting([], [], [], []))
+        if found.matrix is not None:
+            waiting.matrices.append(found.matrix)
+        waiting.rows.extend(found.rows)
         if self._wants_answers:
-            found = predictions_of(record.answer, self.watched.positive)
-            self._answers.setdefault(number, []).extend((found or [])[:MAX_ROWS_PER_SECOND])
+            answers = records.answers(places[list(found.requests)])
+            predictions, scores = read_answers(answers, self.watched.positive)
+            waiting.predictions.append(predictions)
+            waiting.scores.append(scores)
+        self._buffered += max(rows, requests)
+        return max(rows, requests)
 
     def count(self) -> None:
         """Turn the buffered rows into counts."""
-        for number, rows in self._rows.items():
-            if rows:
-                columns = list(zip(*rows, strict=True))
-                for name, place in zip(self._features, self._columns, strict=True):
-                    counted = self._count(name, columns[place], self.watched.kinds[place])
-                    self.buckets[number].add({name: counted})
-        for number, answers in self._answers.items():
-            for name, column in prediction_columns(answers, self._wants_answers).items():
-                if column:
-                    kind = "number" if hasattr(self.watched.baseline.features[name], "edges") else "string"
-                    self.buckets[number].add({name: self._count(name, column, kind)})
-        self._rows, self._answers, self._buffered = {}, {}, 0
+        for number, waiting in self._waiting.items():
+            bucket = self.buckets[number]
+            if waiting.matrices:
+                table = np.ascontiguousarray(np.concatenate(waiting.matrices).T)
+                for name, kind, column in zip(self._features, self._kinds, table, strict=True):
+                    bucket.add({name: self._count(name, column, kind)})
+            if waiting.rows:
+                columns = zip(*waiting.rows, strict=True)
+                for name, kind, values in zip(self._features, self._kinds, columns, strict=True):
+                    bucket.add({name: self._count(name, values, kind)})
+            for name, parts in ((PREDICTION, waiting.predictions), (SCORE, waiting.scores)):
+                if name in self._wants_answers:
+                    kind = "number" if self._is_numeric(name) else "string"
+                    for part in parts:
+                        if len(part):
+                            bucket.add({name: self._count(name, part, kind)})
+        self._waiting, self._buffered = {}, 0
 
-    def _count(self, name: str, column: Sequence[Any], kind: str) -> Counts:
+    def _is_numeric(self, name: str) -> bool:
+        return isinstance(self.watched.baseline.features[name], Numeric)
+
+    def _count(self, name: str, column: Column, kind: str) -> Counts:
         feature = self.watched.baseline.features[name]
         try:
             return feature.count(column)
