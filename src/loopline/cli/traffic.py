@@ -97,6 +97,7 @@ def _told(found: dict[str, Any]) -> dict[str, Any]:
         "copies": "none any more" if copies is None else f"{copies:g} % of the requests",
         "since": found["start_at"],
         "compared": f"{found['compared']} requests",
+        "dropped": f"{found['dropped']} copies: the shadow was behind" if found["dropped"] else None,
         "differing": None if share is None else f"{found['differing']} requests ({share:.1%})",
         "p50 ms": f"{_number(latency['shadow']['p50'])} against {_number(latency['caller']['p50'])} of callers",
         "p99 ms": f"{_number(latency['shadow']['p99'])} against {_number(latency['caller']['p99'])} of callers",

@@ -23,6 +23,7 @@ TASK = "shadow.compare"
 EVERY_SECONDS = 30.0
 LAG_SECONDS = 10.0  # beyond the endpoint's time limit: the copy's answer comes after the caller's
 MAX_WINDOW_SECONDS = 300.0  # what is compared at once after a standstill
+DROPPED_STATUS = 429  # noted by a gateway where a copy would have had to wait
 _ANSWERED = (200, 600)
 
 
@@ -104,6 +105,7 @@ def _differences(ctx: Context, shadow: Row, start: float, end: float) -> Differe
     """The differences of requests made in ``start <= t < end``."""
     callers: dict[str, Answered] = {}
     copies: dict[str, Answered] = {}
+    dropped = 0
     for record in requests.scan(ctx, shadow["endpoint"], start, end):
         meta = record.meta
         status = int(meta["status"])
@@ -113,8 +115,11 @@ def _differences(ctx: Context, shadow: Row, start: float, end: float) -> Differe
         if not meta.get("shadow"):
             callers[str(meta["id"])] = side
         elif meta.get("variant") == shadow["name"]:
-            copies[str(meta["id"])] = side
-    return compare([(each, callers[each], copies[each]) for each in sorted(copies) if each in callers])
+            if status == DROPPED_STATUS and not record.answer:
+                dropped += 1
+            else:
+                copies[str(meta["id"])] = side
+    return compare([(each, callers[each], copies[each]) for each in sorted(copies) if each in callers], dropped)
 
 
 def show(ctx: Context, actor: Actor, *, endpoint: str, variant: str | None = None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
             "timeout_ms": int(settings.get("timeout_seconds", 30) * 1000),
             "max_concurrent": settings.get("max_concurrent", 256),
             "queue_ms": int(settings.get("queue_seconds", 1.0) * 1000),
+            **({"sticky": settings["sticky"]} if settings.get("sticky") else {}),
             **({"multi_model": True} if settings.get("multi_model") else {}),
             "variants": [
                 {
@@ -48,6 +49,7 @@ def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
                     "version": variant["number"],
                     "model": variant["model"],
                     "weight": variant["weight"],
+                    **({"shadow": variant["shadow"] / 100} if variant["shadow"] else {}),
                     "servers": [entry["socket"] for entry in variant["server"] or () if _takes(entry)],
                     **_demand(variant, settings),
                 }

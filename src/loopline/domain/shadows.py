@@ -34,7 +34,7 @@ class Differences:
     """``compared`` requests of which ``differing`` were answered otherwise; ``rows`` of them had a prediction each.
 
     ``amounts``: absolute differences of numbers, in units of 1e-9; ``labels``: how often (caller's, shadow's) occurred;
-    latencies in microseconds; ``examples``: ids of requests that differ.
+    latencies in microseconds; ``dropped`` copies were not sent, because the shadow was behind; ``examples``: ids of requests that differ.
     """
 
     compared: int = 0
@@ -43,6 +43,7 @@ class Differences:
     differing_rows: int = 0
     errors: int = 0
     shadow_errors: int = 0
+    dropped: int = 0
     amounts: Histogram = field(default_factory=Histogram)
     labels: Mapping[tuple[str, str], int] = field(default_factory=dict)
     latency: Histogram = field(default_factory=Histogram)
@@ -57,6 +58,7 @@ class Differences:
             self.differing_rows + other.differing_rows,
             self.errors + other.errors,
             self.shadow_errors + other.shadow_errors,
+            self.dropped + other.dropped,
             self.amounts + other.amounts,
             _capped(Counter(self.labels) + Counter(other.labels)),
             self.latency + other.latency,
@@ -88,6 +90,7 @@ class Differences:
         amounts = self.amounts
         return {
             "compared": self.compared,
+            "dropped": self.dropped,
             "differing": self.differing,
             "differing_share": self.differing / self.compared if self.compared else None,
             "rows": self.rows,
@@ -110,7 +113,7 @@ class Differences:
         }
 
 
-_COUNTS = ("compared", "differing", "rows", "differing_rows", "errors", "shadow_errors")
+_COUNTS = ("compared", "differing", "rows", "differing_rows", "errors", "shadow_errors", "dropped")
 _HISTOGRAMS = ("amounts", "latency", "shadow_latency")
 
 
@@ -129,8 +132,8 @@ def _capped(counts: Counter[tuple[str, str]]) -> dict[tuple[str, str], int]:
     return kept
 
 
-def compare(pairs: Sequence[tuple[str, Answered, Answered]]) -> Differences:
-    """The differences in (request id, what the caller got, what the shadow said)."""
+def compare(pairs: Sequence[tuple[str, Answered, Answered]], dropped: int = 0) -> Differences:
+    """The differences in (request id, what the caller got, what the shadow said); ``dropped`` copies were not sent."""
     labels: Counter[tuple[str, str]] = Counter()
     amounts: list[float] = []
     examples: list[str] = []
@@ -151,6 +154,7 @@ def compare(pairs: Sequence[tuple[str, Answered, Answered]]) -> Differences:
         differing_rows,
         sum(ours.status >= _FAILED for _, ours, _ in pairs),
         sum(theirs.status >= _FAILED for _, _, theirs in pairs),
+        dropped,
         Histogram.of([amount * UNIT for amount in amounts]),
         _capped(labels),
         Histogram.of([max(ours.latency_us, 0.0) for _, ours, _ in pairs]),

@@ -21,6 +21,7 @@ _FIELDS = {
     b"x-loopline-inference-id": 7,
     b"x-loopline-timeout-ms": 8,
     b"x-loopline-model": 9,
+    b"x-loopline-variant": 10,
 }
 ENDPOINTS, INVOCATIONS = b"/endpoints/", b"/invocations"
 _BEARER = b"bearer "
@@ -68,6 +69,7 @@ class Head:
         "path",
         "target",
         "timeout_ms",
+        "variant",
     )
 
     def __init__(self, method: bytes, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> None:
@@ -86,7 +88,8 @@ class Head:
                 if found[place] is not None:
                     raise malformed(f"the header {name.lower().decode('latin-1')} may be sent only once")
                 found[place] = value
-        host, length, coding, expect, authorization, api_key, self.content_type, self.join, timeout, self.model = found
+        host, length, coding, expect, authorization, api_key, self.content_type, self.join, timeout = found[:9]
+        self.model, self.variant = found[9:]
         if host is None:
             raise malformed("a Host header is needed")
         self._host = host

@@ -24,6 +24,7 @@ from loopline.gateway.head import MAX_HEAD_BYTES, Head
 from loopline.gateway.limits import Admission
 from loopline.gateway.links import Link
 from loopline.gateway.routing import Endpoint, Key, Table, Variant
+from loopline.gateway.shadow import Original
 
 if TYPE_CHECKING:
     from loopline.gateway.connection import Connection
@@ -50,6 +51,7 @@ class Invocation(Exchange):
         "admission",
         "allowed",
         "at",
+        "copied",
         "deadline",
         "endpoint",
         "expired",
@@ -79,7 +81,7 @@ class Invocation(Exchange):
         self.started = self.deadline = 0.0
         self.admission: Admission | None = None
         self.allowed = b""  # header lines that say what is left of the key's limits
-        self.submitted = self.expired = False
+        self.submitted = self.expired = self.copied = False
 
     # while the request arrives
 
@@ -162,13 +164,13 @@ class Invocation(Exchange):
         self.choose()
 
     def choose(self) -> None:
-        """Choose a variant by the weights in force, or by the model that is named, and go on to ``enter``."""
-        endpoint = self.endpoint
-        if endpoint.models is None:
-            self.variant = endpoint.choose(self.connection.gateway.chance)
+        """Choose a variant by the weights in force, or by what the request says, and go on to ``enter``."""
+        endpoint, chance = self.endpoint, self.connection.gateway.chance
+        if self.head.variant is None and not endpoint.by_request:
+            self.variant = endpoint.choose(chance)
         else:
             try:
-                self.variant = endpoint.models.find(self.head.model)
+                self.variant = endpoint.pick(self.head, chance)
             except LooplineError as error:
                 self.refuse(error)
                 return
@@ -249,7 +251,27 @@ class Invocation(Exchange):
         if not self.done:
             if status >= 400:
                 body = with_request_id(body, self.request_id)
-            self._finish(status, content_type, body)
+            if self.endpoint.shadows and self.purpose != b"test":
+                self._finish_and_copy(status, content_type, body)
+            else:
+                self._finish(status, content_type, body)
+
+    def _finish_and_copy(self, status: int, content_type: bytes, body: bytes) -> None:
+        """Answer, then send copies of the request to the shadows whose turn it is; both answers are captured."""
+        gateway, payload = self.connection.gateway, bytes(self.payload)
+        name = None if self.variant is None else self.variant.name
+        due = [
+            shadow
+            for shadow in self.endpoint.shadows
+            if shadow.name != name and (shadow.share >= 1.0 or gateway.chance() < shadow.share)
+        ]
+        self.copied = bool(due)
+        self._finish(status, content_type, body)
+        for shadow in due:
+            where = shadow.meta + b',"shadow":true'
+            context = self.head.contexts.get(where) or self._context(where)
+            kind = self.head.content_type or JSON_TYPE
+            shadow.copy(Original(context, self.request_id, self.at, kind, payload), gateway.spool)
 
     # the ways out
 
@@ -317,7 +339,7 @@ class Invocation(Exchange):
         context = self.head.contexts.get(where) or self._context(where)
         gateway = self.connection.gateway
         latency_us = int((time.perf_counter() - self.started) * 1e6)
-        if variant is not None and (endpoint.capture >= 1.0 or gateway.chance() < endpoint.capture):
+        if variant is not None and (endpoint.capture >= 1.0 or self.copied or gateway.chance() < endpoint.capture):
             body = self.payload
         else:
             body = answer = b""

@@ -10,10 +10,12 @@ from itertools import accumulate
 from loopline.domain.access import ROLES, Permission, parse_key, secret_matches
 from loopline.domain.frames import MAX_FRAME_BYTES
 from loopline.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
+from loopline.gateway import sticky
 from loopline.gateway.allowances import Allowance, Allowances
-from loopline.gateway.head import MAX_HEAD_BYTES
+from loopline.gateway.head import MAX_HEAD_BYTES, Head
 from loopline.gateway.limits import Admission, Limits
 from loopline.gateway.links import Link
+from loopline.gateway.shadow import Shadow
 from loopline.gateway.snapshot import EndpointSpec, KeySpec, Snapshot, VariantSpec
 
 
@@ -114,12 +116,16 @@ class Endpoint:
     __slots__ = (
         "_bounds",
         "_total",
+        "by_request",
         "capture",
         "max_body_bytes",
         "meta",
         "models",
         "name",
+        "named",
+        "shadows",
         "spec",
+        "sticky",
         "timeout_seconds",
         "variants",
     )
@@ -132,11 +138,20 @@ class Endpoint:
         self.timeout_seconds = spec.timeout_ms / 1000
         self.meta = _meta(name, None, None, None)
         self.models = Models(name, spec, links, limits) if spec.multi_model else None
-        self.variants = [
+        every = [
             Variant(name, variant, links, limits.of(name, variant.name, spec.max_concurrent, spec.queue_ms / 1000))
             for variant in spec.variants
-            if variant.weight > 0 and not spec.multi_model
+            if not spec.multi_model
         ]
+        self.variants = [variant for variant in every if variant.weight > 0]
+        self.named = {variant.name.encode(): variant for variant in every}
+        self.shadows = [
+            Shadow(variant, self.named[variant.name.encode()].links, self.named[variant.name.encode()].meta, spec)
+            for variant in spec.variants
+            if variant.shadow > 0 and not spec.multi_model
+        ]
+        self.sticky = spec.sticky.lower().encode() or None
+        self.by_request = self.models is not None or self.sticky is not None  # which variant depends on the request
         self._bounds = list(accumulate(variant.weight for variant in self.variants))
         self._total = self._bounds[-1] if self._bounds else 0.0
 
@@ -144,6 +159,26 @@ class Endpoint:
     def ready(self) -> bool:
         """Whether every variant that gets traffic can be asked."""
         return bool(self.models or self.variants) and all(variant.ready for variant in self.variants)
+
+    def pick(self, head: Head, chance: Callable[[], float]) -> Variant | None:
+        """The variant of the model that a request names, the one asked for by name, the one of its sticky key, or
+        any by ``choose``.
+
+        Raises ``NotFound`` for a name that nothing has, and ``InvalidInput`` where it has to name a model.
+        """
+        if self.models is not None:
+            return self.models.find(head.model)
+        if head.variant is not None:
+            variant = self.named.get(head.variant)
+            if variant is None:
+                known = ", ".join(sorted(each.name for each in self.named.values())) or "none"
+                raise NotFound(f"this endpoint has no variant by that name; variants: {known}")
+            return variant
+        if self.sticky is not None and len(self.variants) > 1:
+            for name, value in head.headers:
+                if name.lower() == self.sticky:
+                    return sticky.choose(self.variants, value)
+        return self.choose(chance)
 
     def choose(self, chance: Callable[[], float]) -> Variant | None:
         """A variant with a probability in proportion to its weight; ``chance`` gives numbers from [0, 1)."""

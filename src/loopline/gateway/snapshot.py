@@ -15,6 +15,7 @@ KeyId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-z]{8}\Z")]  # becomes a fi
 class VariantSpec(msgspec.Struct, frozen=True):
     """One variant of an endpoint; ``servers`` are paths of Unix sockets.
 
+    ``shadow``: the share of the endpoint's requests that it gets copies of.
     ``on_demand``: the first of them runs only while somebody asks; a request waits ``cold_start_ms`` for it at most.
     """
 
@@ -23,6 +24,7 @@ class VariantSpec(msgspec.Struct, frozen=True):
     servers: tuple[str, ...]
     version: int | None = None
     model: str | None = None
+    shadow: Fraction = 0.0
     on_demand: bool = False
     cold_start_ms: Count = 30_000
 
@@ -41,6 +43,7 @@ class EndpointSpec(msgspec.Struct, frozen=True):
     max_concurrent: Count = 256  # of each variant
     queue_ms: Annotated[int, msgspec.Meta(ge=0)] = 1000  # how long a request may wait for its turn
     multi_model: bool = False
+    sticky: str = ""  # the header by which callers are kept on one variant
 
 
 class KeySpec(msgspec.Struct, frozen=True):
