@@ -5,6 +5,7 @@ A setting comes from, in this order: the caller (a command-line option), the env
 """
 
 import hashlib
+import ipaddress
 import os
 import re
 import tomllib
@@ -36,6 +37,12 @@ SETTINGS = (
     Setting("database_url", str, "", "SQLAlchemy URL; empty is SQLite in the data directory"),
     Setting("max_jobs", int, 4, "jobs that may run at the same time on this host"),
     Setting("allowed_hosts", str, "", "comma-separated Host names beside the bound address and localhost"),
+    Setting("tls", str, "", "local: the public port speaks TLS with a certificate made for this machine"),
+    Setting("tls_certificate", str, "", "path of the PEM certificate (chain) that the public port speaks TLS with"),
+    Setting("tls_key", str, "", "path of the PEM private key of tls_certificate"),
+    Setting("behind_proxy", str, "", "trusted: a proxy in front speaks TLS, so that the public port need not"),
+    Setting("connections", int, 20000, "connections that one gateway takes at the same time"),
+    Setting("address_connections", int, 2000, "of those, how many from one address"),
     Setting("outbound_allow", str, "", "comma-separated host:port that webhooks may reach although they are private"),
     Setting("job_memory_mb", int, 4096, "memory limit of a job that declares none"),
     Setting("job_disk_mb", int, 4096, "disk limit of a job that declares none"),
@@ -64,6 +71,12 @@ class Settings:
     database_url: str
     max_jobs: int
     allowed_hosts: tuple[str, ...]
+    tls: str
+    tls_certificate: str
+    tls_key: str
+    behind_proxy: str
+    connections: int
+    address_connections: int
     outbound_allow: tuple[str, ...]
     job_memory_mb: int
     job_disk_mb: int
@@ -84,6 +97,23 @@ class Settings:
     def database(self) -> str:
         """The SQLAlchemy URL in force."""
         return self.database_url or f"sqlite:///{self.dir / 'loopline.db'}"
+
+    @property
+    def secure(self) -> bool:
+        """Whether the public port speaks TLS."""
+        return bool(self.tls or self.tls_certificate)
+
+    @property
+    def tls_dir(self) -> Path:
+        """Where the certificates of ``tls = local`` are; ``ca.pem`` is what clients have to trust."""
+        return self.dir / "tls"
+
+    @property
+    def url(self) -> str:
+        """The public port, as a client on this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        scheme = "https" if self.secure else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def command_line(self) -> list[str]:
         """The options that make another process load the same settings for this data directory."""
@@ -135,9 +165,31 @@ def load(environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
             values[setting.name] = setting.default
     for name in ("allowed_hosts", "outbound_allow"):
         values[name] = tuple(part.strip() for part in values[name].split(",") if part.strip())
+    _check_tls(values)
     if values["port"] > 65535:
         raise InvalidInput(f"port must be at most 65535, not {values['port']}")
     return Settings(dir=directory, run_dir=run_dir_for(directory), **values)
+
+
+def _check_tls(values: Mapping[str, Any]) -> None:
+    if values["tls"] not in ("", "local"):
+        raise InvalidInput(
+            f"tls must be local or empty, not {values['tls']!r}; a certificate of yours: tls_certificate"
+        )
+    if bool(values["tls_certificate"]) != bool(values["tls_key"]):
+        raise InvalidInput("tls_certificate and tls_key go together: set both, or neither")
+    if values["tls"] and values["tls_certificate"]:
+        raise InvalidInput("tls = local makes a certificate; leave it out where tls_certificate names one")
+    if values["behind_proxy"] not in ("", "trusted"):
+        raise InvalidInput(f"behind_proxy must be trusted or empty, not {values['behind_proxy']!r}")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address, or the name ``localhost``, can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 def _settings_file(path: Path) -> dict[str, Any]:
@@ -161,6 +213,12 @@ def client_defaults(environ: Mapping[str, str] | None = None) -> tuple[str | Non
     """URL and API key that a client takes when it is told none: ``LOOPLINE_URL`` and ``LOOPLINE_KEY``."""
     environ = os.environ if environ is None else environ
     return environ.get("LOOPLINE_URL"), environ.get("LOOPLINE_KEY")
+
+
+def client_ca(environ: Mapping[str, str] | None = None) -> str | None:
+    """The file of certificates that a client trusts beside the system's: ``LOOPLINE_CA``."""
+    environ = os.environ if environ is None else environ
+    return environ.get("LOOPLINE_CA")
 
 
 def search_path(environ: Mapping[str, str] | None = None) -> str:

@@ -100,8 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.load(dir=given.dir)
     lock = _become_the_only_one(settings.dir)
     ctx = open_context(settings)
-    url = f"http://{settings.host}:{settings.port}"
-    first_key = access.bootstrap(ctx, url)
+    first_key = access.bootstrap(ctx, settings.url)
     if first_key is not None:
         _show_once(settings.dir / "admin-token", first_key)
     recover(ctx)
