@@ -59,7 +59,7 @@ class Classes:
     def __init__(self, values: Sequence[Any]) -> None:
         self.values = [value.item() if hasattr(value, "item") else value for value in values]
         self.names = [str(value) for value in self.values]
-        shape = ",".join(f"{json.dumps(name)}:%b".replace("%", "%%").replace("%%b", "%b") for name in self.names)
+        shape = ",".join(json.dumps(name).replace("%", "%%") + ":%b" for name in self.names)
         self.templates = [
             f'{{"prediction":{_dumps(value)},"probabilities":{{'.replace("%", "%%").encode() + shape.encode() + b"}}"
             for value in self.values

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 SHOWN = 3
-MAX_LINE_BYTES = 64 * 1024  # a longer one is cut into several
+MAX_LINE_BYTES = 16 * 1024  # a longer one is cut into several
 Call = tuple[bytes, bytes, bytes]  # content type, request id, body
 
 _current: Sequence[Call] = ()
