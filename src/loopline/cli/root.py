@@ -37,6 +37,7 @@ COMMANDS: dict[str, Entry] = {
     "live": Entry("endpoints:live", "Which version serves (or served) which share."),
     "why": Entry("requests:why", "Everything that one prediction rests on."),
     "loadtest": Entry("loadtest:loadtest", "What callers see of an endpoint under load."),
+    "export": Entry("export:export", "A version as a folder that serves it elsewhere."),
     "logs": Entry("logs:logs", "What predict code prints, by request id."),
     "serve": Entry("serve:serve", "Serve a model file, or a project's predict code, from here."),
     "status": Entry("status:status", "The whole loop at a glance."),

@@ -15,8 +15,8 @@ from loopline.control import artifacts, assets, events, jobs, outputs, registry,
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import names, states
 from loopline.domain.access import Actor
-from loopline.domain.states import BatchStatus, JobStatus, VersionStatus
-from loopline.errors import Conflict, GateRefused, InvalidInput, NotFound
+from loopline.domain.states import BatchStatus, JobStatus
+from loopline.errors import Conflict, InvalidInput, NotFound
 from loopline.runtime import folder as files
 from loopline.store import records
 from loopline.store.db import Row, Tx
@@ -70,9 +70,9 @@ def run(
     """
     _check_numbers(workers, rows_per_call, max_bad_share, timeout_seconds)
     with ctx.db.transaction(durable=True) as tx:
-        version = _version(tx, model, number)
+        version = registry.champion_or(tx, model, number)
         project = registry.model_row(tx, model)["project"]
-        _check_approved(tx, version, actor, force=force, reason=reason)
+        registry.check_deployable(tx, version, actor, force=force, reason=reason)
         artifacts.check_trust(ctx, version["artifact"])
         if not version["environment"]:
             raise Conflict(f"{model} version {version['number']} names no environment to run in")
@@ -116,29 +116,6 @@ def _check_numbers(workers: int, rows_per_call: int, max_bad_share: float, timeo
         raise InvalidInput(f"max_bad_share must be between 0 and 1, not {max_bad_share}")
     if timeout_seconds is not None and timeout_seconds <= 0:
         raise InvalidInput(f"timeout_seconds must be more than 0, not {timeout_seconds}")
-
-
-def _version(tx: Tx, model: str, number: int | None) -> Row:
-    if number is not None:
-        return registry.version_row(tx, model, number)
-    registry.model_row(tx, model)
-    champion = registry.by_alias(tx, model, registry.CHAMPION)
-    if champion is None:
-        raise NotFound(f"the model {model!r} has no champion; say which version: {model}:1")
-    return champion
-
-
-def _check_approved(tx: Tx, version: Row, actor: Actor, *, force: bool, reason: str) -> None:
-    """The rule of a release: Approved where the gate is enforced, or an approver's force with a reason."""
-    model, number = version["model"], version["number"]
-    enforced = registry.model_row(tx, model)["gate_mode"] == "enforce"
-    if version["status"] == VersionStatus.APPROVED or not enforced:
-        return
-    problem = f"{model} version {number} is {version['status']}, not Approved; run: loopline approve {model} {number}"
-    if not force:
-        raise GateRefused(problem)
-    registry.require_force(actor, reason)
-    records.note(tx, "version", version["id"], "forced", actor=actor.name, reason=reason, problem=problem)
 
 
 def _input(

@@ -13,6 +13,7 @@ from loopline.control import (
     environments,
     events,
     executions,
+    exports,
     firings,
     gates,
     invocations,
@@ -28,6 +29,7 @@ from loopline.control import (
     retraining,
     rollbacks,
     rollouts,
+    scaling,
     shadows,
     status,
     topics,
@@ -131,6 +133,7 @@ _REGISTRY = (
     # The champion is what the gate compares with: who moves aliases decides what passes.
     Route("PUT", "/api/models/{model}/aliases/{alias}", APPROVE, registry.set_alias),
     Route("DELETE", "/api/models/{model}/aliases/{alias}", APPROVE, registry.delete_alias),
+    Route("GET", "/api/models/{model}/export", WRITE, exports.export, download=True),
     Route("GET", "/api/evaluations", READ, gates.list_),
     Route("GET", "/api/evaluations/{evaluation}", READ, gates.show),
 )
@@ -146,6 +149,7 @@ _TRAFFIC = (
     Route("POST", "/api/endpoints/{endpoint}/variants/{variant}/stop", WRITE, weights.stop),
     Route("GET", "/api/endpoints/{endpoint}/shadow", READ, shadows.show),
     Route("GET", "/api/endpoints/{endpoint}/comparison", READ, comparisons.show),
+    Route("PUT", "/api/endpoints/{endpoint}/scaling", WRITE, scaling.scale),
     Route("GET", "/api/rollouts", READ, rollouts.list_),
     Route("GET", "/api/rollouts/{rollout}", READ, rollouts.show),
     Route("GET", "/api/endpoints/{endpoint}/rollouts", READ, rollouts.list_),
