@@ -328,7 +328,10 @@ class Child:
     def want(self, spec: Spec | None, now: float) -> None:
         """What should run under this id from now on; a new program does not wait for the old one's backoff."""
         changed = spec is not None and (self.running is None or spec.launch() != self.running.launch())
+        kept_up = self.spec is not None and self.spec.on_demand and spec is not None and not spec.on_demand
         self.spec = spec
+        if kept_up and self.process is None and self.start_due is None:
+            self.start_due = now  # it slept, and is to run all the time from now on
         if changed and self.process is None and spec is not None and not spec.on_demand:
             self.quick_deaths, self.start_due = 0, now
 

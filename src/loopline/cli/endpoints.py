@@ -108,6 +108,26 @@ def create(session: Session, name: str, model: str | None, settings: tuple[str, 
 
 @endpoints.command()
 @click.argument("endpoint")
+@click.option("--min", type=int, help="0: the last server stops when nobody asks.")
+@click.option("--max", type=int)
+@click.option("--target-in-flight", type=float, help="Requests in flight per server, on average.")
+@click.option("--target-latency-ms", type=float, help="p95.")
+@click.option("--scale-out-cooldown-seconds", type=float)
+@click.option("--scale-in-cooldown-seconds", type=float)
+@click.option("--idle-seconds", type=float, help="With --min 0: after so long without requests.")
+@click.option("--cold-start-seconds", type=float, help="How long a request waits for a server that starts.")
+@click.option("--off", is_flag=True, help="Leave the number of servers as it is.")
+@options
+def scale(session: Session, endpoint: str, off: bool, **changes: Any) -> None:
+    """How many model servers each version gets, and by what they are counted."""
+    made = session.client.put("endpoints", endpoint, "scaling", off=off or None, **changes)
+    table = made["settings"].get("scaling") or {}
+    said = ", ".join(f"{key} {value:g}" for key, value in table.items() if value is not None)
+    session.done(made, f"{endpoint}: {said or 'the number of servers is fixed'}")
+
+
+@endpoints.command()
+@click.argument("endpoint")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @options
 def delete(session: Session, endpoint: str, yes: bool) -> None:

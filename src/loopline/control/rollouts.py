@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from loopline.control import endpoints, fleets, registry, variants
 from loopline.control.context import SYSTEM, Context
-from loopline.domain import loopfile, states
+from loopline.domain import loopfile, scaling, states
 from loopline.domain import rollouts as rules
 from loopline.domain.access import Actor
 from loopline.domain.states import EndpointStatus, VersionStatus
@@ -174,8 +174,9 @@ def _check_there(endpoint: Row, version: Row, before: Row | None, strategy: str,
 
 def _servers(settings: dict[str, Any], before: Row | None, strategy: str) -> int:
     """How many servers the new version gets: as many as it replaces, where they replace one another."""
-    wanted = int(settings.get("instances", 1))
-    if before is None or strategy not in ("rolling", "blue-green"):
+    policy = scaling.policy_from(settings)
+    wanted = int(settings.get("instances", 1)) if policy is None else policy.least
+    if before is None or (policy is None and strategy not in ("rolling", "blue-green")):
         return wanted
     return max(wanted, len(fleets.staying(before)))
 

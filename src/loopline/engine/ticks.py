@@ -13,6 +13,7 @@ from loopline.control import (
     jobs,
     monitoring,
     repositories,
+    scaling,
     snapshots,
 )
 from loopline.control.context import Context
@@ -35,6 +36,7 @@ TICKS = (
     Tick("invocations.prune", 60.0, invocations.prune),
     Tick("snapshots.publish", 5.0, snapshots.publish),
     Tick("endpoints.retire", 5.0, endpoints.retire),
+    Tick("scaling.adjust", 1.0, scaling.adjust),
     Tick("monitoring.ingest", 0.5, monitoring.ingest),
     Tick("monitoring.prune", 60.0, monitoring.prune),
     Tick("alarms.evaluate", 1.0, alarms.evaluate),
