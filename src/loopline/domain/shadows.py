@@ -101,7 +101,7 @@ class Differences:
                 "rows": amounts.count,
                 "mean_abs": (amounts.mean or 0.0) / UNIT,
                 "max_abs": amounts.maximum / UNIT,
-                **{f"p{percent}_abs": (amounts.percentile(percent) or 0.0) / UNIT for percent in (50, 90, 99)},
+                **{f"p{percent}_abs": _amount(amounts.percentile(percent)) for percent in (50, 90, 99)},
             },
             "labels": [
                 {"caller": ours, "shadow": theirs, "rows": times, "same": ours == theirs}
@@ -115,6 +115,11 @@ class Differences:
 
 _COUNTS = ("compared", "differing", "rows", "differing_rows", "errors", "shadow_errors", "dropped")
 _HISTOGRAMS = ("amounts", "latency", "shadow_latency")
+
+
+def _amount(found: float | None) -> float:
+    """A difference; what is below the unit is none."""
+    return 0.0 if found is None or found <= 1.0 else found / UNIT
 
 
 def _milliseconds(found: Histogram) -> dict[str, float | None]:
