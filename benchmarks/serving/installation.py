@@ -106,8 +106,8 @@ class Installation:
         self._log = work / "loopline.log"
         self._write_project(pins)
         self._process: subprocess.Popen[bytes] | None = None
-        self.up()
         try:
+            self.up()
             self._release()
             key = self._run("keys", "create", "--role", "invoker", "--endpoint", NAME).split()[-1]
             self.load = Load(
@@ -216,15 +216,15 @@ class Installation:
         os.kill(self.processes()["monitor"], signal.SIGCONT if on else signal.SIGSTOP)
 
     def processes(self) -> dict[str, int]:
-        """{name: pid} of the processes that stay."""
+        """{name: pid} of the processes of the platform itself; the rest are model servers and forkservers."""
         run_dir = config.load({}, dir=str(self.folder)).run_dir
         state = json.loads((run_dir / "supervisor.json").read_text())
         own = ("control", "gateway", "monitor")
-        found = {"supervisor": int(state["pid"])}
-        for child in state["children"]:
-            if child["pid"]:
-                found[child["id"] if child["id"].startswith(own) else "model server"] = int(child["pid"])
-        return found
+        children = {child["id"]: int(child["pid"]) for child in state["children"] if child["pid"]}
+        return {
+            "supervisor": int(state["pid"]),
+            **{name: pid for name, pid in children.items() if name.startswith(own)},
+        }
 
     def watched_rows(self) -> int:
         """How many rows the newest drift report counted; 0 when there is none."""

@@ -175,6 +175,9 @@ def fire(load: Load, connections: int, seconds: float, folder: Path) -> dict[str
         raise BenchError("no request was answered")
     late = wait_until_quiet() if load.leaves_work else 0.0
     spent = cpu_seconds() - used if load.leaves_work else within
+    each = {name: 1e6 * (cpu_of(pid) - before[name]) / found["requests"] for name, pid in parts.items()}
+    if each:
+        each["rest"] = 1e6 * spent / found["requests"] - sum(each.values())
     return {
         "rps": found["requests"] / found["seconds"],
         "p50_ms": found["p50_ms"],
@@ -182,7 +185,7 @@ def fire(load: Load, connections: int, seconds: float, folder: Path) -> dict[str
         "errors": found["errors"],
         "requests": found["requests"],
         "cpu_us": 1e6 * spent / found["requests"],
-        "parts_us": {name: 1e6 * (cpu_of(pid) - before[name]) / found["requests"] for name, pid in parts.items()},
+        "parts_us": each,
         "cores": within / elapsed,
         "late_cpu_share": (spent - within) / spent if spent else 0.0,
         "late_seconds": late,

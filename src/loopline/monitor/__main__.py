@@ -9,7 +9,7 @@ import time
 from loopline import config
 from loopline.monitor.process import Monitor
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.25  # each look costs a little, however few requests there are
 
 
 def main() -> int:
