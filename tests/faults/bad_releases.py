@@ -197,7 +197,9 @@ def judge(
         return outcome(None, f"{len(times)} callers met it" if times else "")
     if not times:
         return outcome(None)  # a test told before any caller met it
-    found = [at for at in (evidence_at(times), failed_at(there, rollout["id"])) if at is not None]
+    begun = [0.0, *(seconds_of(note["at"]) for note in rollout["decisions"] if note["verdict"] == "go")]
+    shown = [evidence_at([each for each in times if each[0] >= at]) for at in begun]  # a step is judged by its own
+    found = [at for at in (*shown, failed_at(there, rollout["id"])) if at is not None]
     if not found:
         return outcome(None, "it left without any evidence")
     left = max(times[-1][0] - min(found), 0.0)

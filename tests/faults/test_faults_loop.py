@@ -30,3 +30,19 @@ def test_rollbacks_under_load_lose_no_request() -> None:
     assert (document["non_2xx"], document["wrong"]) == (0, 0)
     assert document["requests"] > 100
     assert document["rollback_max_seconds"] <= 1.0
+
+
+def test_bad_releases_leave_by_themselves_or_never_come() -> None:
+    document = report_of("bad_releases.py", "--n", "22", "--only", "golden request wrongly", "--rate", "60")
+    assert (document["releases"], document["left"], document["never_took_traffic"]) == (1, 1, 1)
+    document = report_of("bad_releases.py", "--n", "22", "--only", "5xx on some rows", "--rate", "60")
+    assert (document["releases"], document["left"]) == (1, 1)
+    assert document["failed_by_bad"] > 0 and document["slowest_seconds_after_evidence"] <= document["limit_seconds"]
+    assert (document["wrong"], document["non_2xx_of_good"], document["violations"]) == (0, 0, [])
+
+
+def test_everything_at_once_under_load_loses_nothing_but_what_a_killed_server_had() -> None:
+    document = report_of("soak.py", "--minutes", "0.3", "--rate", "60", "--control-seconds", "3", "--seed", "3")
+    assert (document["wrong"], document["failed"], document["failed_without_control"]) == (0, 0, 0)
+    assert document["requests"] > 60 * 20 and document["answers_without_control"] > 60
+    assert document["done"] and document["gateway_gone_seconds"] <= 1.0
