@@ -61,6 +61,7 @@ class Link(asyncio.Protocol):
         self.sick = False
         self.looked_at = self.quiet_since = self.asked_at = self.well_at = -math.inf
         self.pending: dict[int, Waiting] = {}
+        self.on_call: Callable[[int, bytes, Callable[[bytes], None]], None] | None = None  # of a function's server
         self.tried = asyncio.Event()  # the first attempt to connect is over, well or badly
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -186,6 +187,8 @@ class Link(asyncio.Protocol):
                 elif number == LEAVING:
                     self._leaving, self.connected = True, False
             self.heard, self.failures = True, failures
+            if self._reader.calls:
+                self._take_calls()
         except Corrupt as error:
             log("model server broke the framing", path=self.path, error=error.message)
             self.broke = True
@@ -209,6 +212,15 @@ class Link(asyncio.Protocol):
             self._close()
             return True
         return False
+
+    def _take_calls(self) -> None:
+        """Pass on what a function asks. Raises ``Corrupt`` where a server is no function."""
+        calls, self._reader.calls = self._reader.calls, []
+        transport = self._transport
+        if self.on_call is None or transport is None:
+            raise Corrupt("a call from a server that is no function")
+        for number, payload in calls:
+            self.on_call(number, payload, transport.write)
 
     def eject(self) -> None:
         """Take no requests until another process is there, or ``take_back``; those that wait are lost."""

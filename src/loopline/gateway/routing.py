@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 
-from loopline.domain.access import ROLES, Permission, parse_key, secret_matches
+from loopline.domain.access import FUNCTION_SCOPE, ROLES, Permission, parse_key, secret_matches
 from loopline.domain.frames import MAX_FRAME_BYTES
 from loopline.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 from loopline.gateway import sticky
@@ -219,6 +219,14 @@ class Table:
         self.hosts = frozenset(host.lower().encode() for host in snapshot.allowed_hosts)
         self.endpoints = {
             name.encode(): Endpoint(name, spec, links, limits) for name, spec in snapshot.endpoints.items()
+        }
+        self.functions = {
+            name.encode(): Endpoint(f"{FUNCTION_SCOPE}:{name}", spec, links, limits)
+            for name, spec in snapshot.functions.items()
+        }
+        self.calls = {  # which endpoints each function may ask
+            name.encode(): frozenset(endpoint.encode() for endpoint in spec.calls)
+            for name, spec in snapshot.functions.items()
         }
         self._keys = {key_id: Key(key_id, spec, allowances.of(key_id, spec)) for key_id, spec in snapshot.keys.items()}
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 
+from loopline.domain.access import FUNCTION_SCOPE
 from loopline.errors import InvalidInput
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -46,6 +47,12 @@ class EndpointSpec(msgspec.Struct, frozen=True):
     sticky: str = ""  # the header by which callers are kept on one variant
 
 
+class FunctionSpec(EndpointSpec, frozen=True):
+    """One function, which serves as an endpoint does; ``calls`` are the endpoints that it may ask."""
+
+    calls: tuple[str, ...] = ()
+
+
 class KeySpec(msgspec.Struct, frozen=True):
     """One API key: the hash of its secret, its role, the endpoints that it may ask (``*``: all), and when it ends.
 
@@ -70,12 +77,17 @@ class Snapshot(msgspec.Struct, frozen=True):
     allowed_hosts: tuple[str, ...]
     endpoints: dict[str, EndpointSpec]
     keys: dict[KeyId, KeySpec]
+    functions: dict[str, FunctionSpec] = {}
+
+    def served(self) -> dict[str, EndpointSpec]:
+        """Endpoints and functions; a function by the name that a key's scope has for it."""
+        return {**self.endpoints, **{f"{FUNCTION_SCOPE}:{name}": spec for name, spec in self.functions.items()}}
 
     def sockets(self) -> tuple[set[str], set[str]]:
         """The paths of the model servers that always run, and of those on demand."""
         always: set[str] = set()
         on_demand: set[str] = set()
-        for endpoint in self.endpoints.values():
+        for endpoint in self.served().values():
             for variant in endpoint.variants:
                 asleep = variant.servers[:1] if variant.on_demand else ()
                 on_demand.update(asleep)

@@ -1,0 +1,223 @@
+"""Functions: requests to ``/functions/NAME`` as events for a function's process, and what that process asks endpoints.
+
+A function has no key and no network of its own: it asks by the connection on which its requests come, and may ask the
+endpoints that its declaration names. The gateway decides; what the function's process says of itself counts nothing.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from loopline.domain.frames import decode_call, encode_reply
+from loopline.errors import Forbidden, LooplineError, NotFound, Timeout
+from loopline.gateway.answers import error_body, with_request_id
+from loopline.gateway.exchange import Exchange
+from loopline.gateway.head import Head
+from loopline.gateway.invocation import JSON_TYPE, Invocation
+from loopline.gateway.links import Link
+from loopline.gateway.routing import Table
+
+if TYPE_CHECKING:
+    from loopline.gateway.connection import Connection
+    from loopline.gateway.gateway import Gateway
+
+ROUTE = b"/functions/"
+METHODS = frozenset((b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"))
+EVENT_TYPE = b"application/vnd.loopline.event"
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 16 * 1024
+# What a function answers shares its origin with the console: as a document it must not act in a user's name.
+SAFE = b"content-security-policy: sandbox\r\nx-content-type-options: nosniff\r\n"
+_HOP = frozenset(
+    ("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect")
+)
+_SECRETS = frozenset(("authorization", "x-api-key", "cookie", "proxy-authorization"))
+_OWN = _HOP | {
+    "content-length",
+    "content-type",
+    "content-security-policy",
+    "x-content-type-options",
+    "set-cookie",
+    "x-request-id",
+}
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_VALUE = re.compile(r"[\x20-\x7e\xa0-\xff]{0,4096}")
+
+
+class FunctionFailed(LooplineError):
+    """The function failed."""
+
+    code = "function_failed"
+    status = 502
+
+
+class FunctionInvocation(Invocation):
+    """A request to a function. Its key must open ``function:NAME``, which is the name of its endpoint here."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, connection: "Connection", head: Head, request_id: bytes, table: Table, name: bytes) -> None:
+        super().__init__(connection, head, request_id, table.functions[name], time.time())
+        self._path = head.path[len(ROUTE) + len(name) :] or b"/"
+
+    def _follow(self, table: Table) -> bool:
+        name = self.endpoint.name.partition(":")[2].encode()
+        if name not in table.functions:
+            self.refuse(NotFound("there is no function by that name"))
+            return False
+        self.table, self.endpoint = table, table.functions[name]
+        return self._authorise()
+
+    def submit(self, link: Link) -> None:
+        """Send the request as an event."""
+        self.submitted = True
+        self.payload = bytes(self.payload)
+        head = json.dumps(
+            {
+                "method": self.head.method.decode("latin-1"),
+                "path": self._path.decode("latin-1"),
+                "query": self.head.target.partition(b"?")[2].decode("latin-1"),
+                "headers": _visible(self.head.headers),
+                "deadline": time.time() + self.deadline - time.perf_counter(),
+            }
+        ).encode()
+        link.submit(self, EVENT_TYPE, self.request_id, len(head).to_bytes(4, "big") + head + self.payload)
+
+    def answered(self, status: int, content_type: bytes, body: bytes) -> None:  # noqa: ARG002 - stands in the envelope
+        """The function's answer."""
+        self.submitted = False
+        self.release(good=status < 500)
+        if self.done:
+            return
+        try:
+            said, body = _open(body)
+            kind, lines = _headers(said.get("headers") or {})
+        except (ValueError, TypeError, AttributeError) as error:
+            self.refuse(FunctionFailed(f"the function's answer cannot be sent: {error}"))
+            return
+        if said.get("failed"):
+            kind, body = JSON_TYPE, with_request_id(body, self.request_id)
+        self.allowed += SAFE + lines
+        self._finish(status, kind, body)
+
+    def lost(self) -> None:
+        """The function's process died."""
+        self.submitted = False
+        self.release()
+        if not self.done:
+            self.refuse(FunctionFailed("the function ended while it had this request"))
+
+    def expire_if_late(self, now: float) -> None:
+        """Answer 504; the place stays taken until the function has finished."""
+        if not self.done and now >= self.deadline:
+            self.expired = True
+            self.refuse(Timeout("the function did not answer in time"))
+
+
+def _visible(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """What a function sees of the request's headers: no credentials, nothing of this hop, nothing of the platform's."""
+    seen: dict[str, str] = {}
+    for name, value in headers:
+        lower = name.decode("latin-1").lower()
+        if lower not in _HOP and lower not in _SECRETS and not lower.startswith("x-loopline-"):
+            text = value.decode("latin-1")
+            seen[lower] = f"{seen[lower]}, {text}" if lower in seen else text
+    return seen
+
+
+def _open(envelope: bytes) -> tuple[dict[str, Any], bytes]:
+    """(what is said about the answer, its body). Raises ``ValueError``."""
+    size = int.from_bytes(envelope[:4], "big")
+    said = json.loads(envelope[4 : 4 + size])
+    if not isinstance(said, dict):
+        raise ValueError("it is no answer")
+    return said, envelope[4 + size :]
+
+
+def _headers(headers: dict[str, Any]) -> tuple[bytes, bytes]:
+    """(content type, other header lines) of an answer. Raises ``ValueError`` for what would not be headers."""
+    kind, lines = "application/json", []
+    if len(headers) > MAX_HEADERS:
+        raise ValueError(f"it has more than {MAX_HEADERS} headers")
+    for name, value in headers.items():
+        if not (isinstance(value, str) and _NAME.fullmatch(name) and _VALUE.fullmatch(value)):
+            raise ValueError(f"{name[:100]!r} is not a header that can be sent")
+        lower = name.lower()
+        if lower == "content-type":
+            kind = value
+        elif lower not in _OWN and not lower.startswith("x-loopline-"):
+            lines.append(f"{lower}: {value}\r\n")
+    joined = "".join(lines).encode("latin-1")
+    if len(joined) > MAX_HEADER_BYTES:
+        raise ValueError(f"its headers take more than {MAX_HEADER_BYTES} bytes")
+    return kind.encode("latin-1"), joined
+
+
+class _Inside:
+    """Stands where a client's connection does, for a request that comes from within."""
+
+    private = True
+    closing_soon = False
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self.gateway = gateway
+
+    def deliver(self, exchange: Exchange, data: bytes, last: bool) -> None:
+        """Nobody reads HTTP here: ``FunctionCall`` replies by itself."""
+
+    def is_turn_of(self, exchange: Exchange) -> bool:
+        """Nothing is ahead of it."""
+        return exchange is not None
+
+
+class FunctionCall(Invocation):
+    """What a function asks an endpoint: an invocation like any other, whose answer goes back by the function's link."""
+
+    __slots__ = ("_number", "_write")
+
+    def __init__(
+        self, gateway: "Gateway", table: Table, name: bytes, number: int, write: Callable[[bytes], None], head: Head
+    ) -> None:
+        inside = cast("Connection", _Inside(gateway))
+        now = time.time()
+        super().__init__(inside, head, gateway.request_ids.new(now), table.endpoints[name], now)
+        self._number = number
+        self._write = write
+
+    def _finish(self, status: int, content_type: bytes, body: bytes, headers: bytes = b"") -> None:  # noqa: ARG002
+        self.done = True
+        self._record(status, body)
+        self._write(encode_reply(self._number, status, content_type, body))
+
+
+def ask(gateway: "Gateway", function: bytes, number: int, payload: bytes, write: Callable[[bytes], None]) -> None:
+    """A function's process asks an endpoint. Raises ``Corrupt`` for what is no call."""
+    name, kind, milliseconds, body = decode_call(payload)
+    table = gateway.table_in_force
+    error: LooplineError | None = None
+    if name not in table.calls.get(function, ()):
+        error = Forbidden(f"the function {function.decode()} may not invoke that endpoint: name it in its endpoints")
+    elif name not in table.endpoints:
+        error = NotFound("there is no endpoint by that name")
+    if error is not None:
+        request_id = gateway.request_ids.new(time.time())
+        write(encode_reply(number, error.status, JSON_TYPE, error_body(error.code, error.message, request_id)))
+        return
+    head = Head(
+        b"POST",
+        b"/endpoints/%b/invocations" % name,
+        "1.1",
+        [
+            (b"host", b"function"),
+            (b"content-type", kind[:256]),
+            (b"x-loopline-purpose", b"function"),
+            (b"x-loopline-timeout-ms", b"%d" % min(max(1, milliseconds), 999_999_999)),
+        ],
+    )
+    call = FunctionCall(gateway, table, name, number, write, head)
+    call.received = True
+    call.start()
+    call.body(body)
+    call.complete()
