@@ -132,7 +132,7 @@ def compare(native: list[Any], converted: list[Any], tolerance: float) -> dict[s
     examples = [{"row": row, "native": native[row], "converted": converted[row]} for row in different[:MAX_EXAMPLES]]
     reason = None
     if labels:
-        reason = f"{labels} of {len(native)} rows get another label, the first is row {examples[0]['row']}"
+        reason = f"{labels} of {len(native)} rows get another answer, the first is row {examples[0]['row']}"
     elif different:
         reason = (
             f"{len(different)} of {len(native)} rows differ by more than {tolerance:g}, "
@@ -150,5 +150,6 @@ def _distance(one: Any, other: Any) -> float:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return max(map(_distance, one, other), default=0.0)
     if type(one) in (int, float) and type(other) in (int, float):
-        return float(abs(one - other) / max(1.0, abs(one)))
+        distance = float(abs(one - other) / max(1.0, abs(one)))
+        return math.inf if math.isnan(distance) else distance
     return 0.0 if one == other else math.inf
