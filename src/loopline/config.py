@@ -184,6 +184,17 @@ def _check_tls(values: Mapping[str, Any]) -> None:
         raise InvalidInput(f"behind_proxy must be trusted or empty, not {values['behind_proxy']!r}")
 
 
+def check_exposure(settings: Settings, address: str) -> None:
+    """Raises ``InvalidInput`` for an address that other machines reach, unless what is sent there is encrypted."""
+    if is_loopback(address) or settings.secure or settings.behind_proxy:
+        return
+    raise InvalidInput(
+        f"other machines can reach {address}, and keys and data would pass in the clear: add --tls local, or "
+        "--tls-certificate FILE --tls-key FILE; where a proxy in front speaks TLS and nobody can pass it by, set "
+        'behind_proxy = "trusted" in settings.toml'
+    )
+
+
 def is_loopback(address: str) -> bool:
     """Whether an IP address, or the name ``localhost``, can be reached from this machine only."""
     try:

@@ -15,6 +15,7 @@ from loopline.domain.capture import iter_records
 from loopline.gateway import headcache
 from loopline.gateway.allowances import Allowances
 from loopline.gateway.answers import RequestIds
+from loopline.gateway.callers import Callers
 from loopline.gateway.connection import Connection
 from loopline.gateway.headcache import HeadCache
 from loopline.gateway.limits import Limits
@@ -94,11 +95,12 @@ class Rig:
         self.link = EchoLink()
         limits = Limits(folder, 0, 1, time.perf_counter, lambda _seconds, _call: None)
         self.table = self.table_in_force = Table(SNAPSHOT, {"s": self.link}, limits, Allowances(folder))
-        self.heads = HeadCache(self.table) if cached else None
+        self.heads = HeadCache(self.table, exposed=False) if cached else None
         self.request_ids = RequestIds(random.Random(1))
         self.chance = random.Random(1).random
         self.now = itertools.count().__next__
-        self.stopping = False
+        self.stopping = self.exposed = False
+        self.callers = Callers(100, 0)
         self.connections = set()
         self.spool = self
         self.records = []
@@ -122,12 +124,14 @@ class Rig:
             if not pipe.closed:
                 connection.data_received(piece)
                 self.link.answer()
+        receiving, written, closed = connection._receiving, pipe.written, pipe.closed
         records = iter_records(b"".join(self.records))[0]
         told = [
             ({name: value for name, value in meta.items() if name not in ("id", "at", "latency_us")}, body, answer)
             for meta, body, answer in records
         ]
-        return re.sub(rb"rq_[0-9a-z]{20}", b"rq", pipe.written), pipe.closed, connection._receiving, told
+        connection.connection_lost(None)
+        return re.sub(rb"rq_[0-9a-z]{20}", b"rq", written), closed, receiving, told
 
 
 def message(extra="", body=b'{"x": 1}', key="abcdefgh", path="/endpoints/e/invocations", length=None, method="POST"):
@@ -310,7 +314,7 @@ def test_a_new_table_forgets_what_was_known():
     connection.connection_made(pipe)
     connection.data_received(message())
     rig.table = rig.table_in_force = other.table
-    rig.heads = HeadCache(other.table)
+    rig.heads = HeadCache(other.table, exposed=False)
     connection.data_received(message())
     rig.link.answer()
     assert re.findall(rb"HTTP/1.1 (\d+)", pipe.written) == [b"200", b"401"]

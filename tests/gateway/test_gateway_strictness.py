@@ -10,6 +10,7 @@ import pytest
 from loopline.domain import names
 from loopline.gateway import connection as connection_module
 from loopline.gateway.answers import RequestIds
+from loopline.gateway.callers import Callers
 
 PATH = "/endpoints/e/invocations"
 SPLIT = b"POST / HTTP/1.1\r\nHost: evil\r\n\r\n"
@@ -170,6 +171,7 @@ class Clock:
         self.stopping = False
         self.table = None
         self.heads = None
+        self.callers = Callers(100, 0)
 
     def now(self):
         return self.time
@@ -184,6 +186,9 @@ class Pipe:
 
     def write(self, data):
         self.written += data
+
+    def get_extra_info(self, _):
+        return None
 
     def can_write_eof(self):
         return True

@@ -11,6 +11,7 @@ import httptools
 from loopline.errors import InvalidInput
 from loopline.gateway.answers import CLOSE, RETRY_AFTER, error_body, whole_answer
 from loopline.gateway.exchange import Exchange, Reply
+from loopline.gateway.functions import METHODS, ROUTE, FunctionInvocation
 from loopline.gateway.head import ENDPOINTS, MAX_HEAD_BYTES, MAX_HEADERS, Head, malformed, refusal, too_big
 from loopline.gateway.headcache import KnownHead
 from loopline.gateway.invocation import Invocation
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 HEADER_SECONDS = 10.0
 BODY_SECONDS = 60.0
+LEAST_BODY_RATE = 32 * 1024  # bytes a second, beside those sixty seconds
 IDLE_SECONDS = 75.0
 WRITE_SECONDS = 60.0
 LINGER_SECONDS = 2.0
@@ -52,6 +54,10 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._unparsed = 0
         self._refusal: InvalidInput | None = None
+        self._secure = False
+        self._caller: str | None = None
+        self._body_began = 0.0
+        self._body_bytes = 0
         self._repeats = not private  # whether the next request may begin with a head that is known
         self._last: KnownHead | None = None
         self._body_head = b""  # set between the head of an upgrade that is declined and its body
@@ -61,18 +67,36 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.gateway.connections.add(self)
+        if not self.private:
+            self._secure = transport.get_extra_info("ssl_object") is not None
+            peer = transport.get_extra_info("peername")
+            self._caller = self.gateway.callers.enter(peer[0] if peer else "")
+            if self._caller is None:
+                self._turn_away()
+
+    def _turn_away(self) -> None:
+        """There are too many connections: say so, and do not wait for the request."""
+        self._finished = True
+        request_id = self.gateway.request_ids.new(time.time())
+        body = error_body("overloaded", "there are too many connections; keep some open and use them again", request_id)
+        if self.transport is not None:
+            self.transport.write(whole_answer(503, body, request_id, RETRY_AFTER + CLOSE))
+            self.transport.close()
 
     def connection_lost(self, _: Exception | None) -> None:
         self.transport = None
         self._finished = True
         self.gateway.connections.discard(self)
+        if self._caller is not None:
+            self.gateway.callers.leave(self._caller)
+            self._caller = None
         for exchange in self._queue:
             exchange.abandon()
         self._queue.clear()
 
     def eof_received(self) -> bool:
-        """A client that has finished sending may still wait for answers."""
-        if not self._queue or self._receiving:
+        """A client that has finished sending may still wait for answers; TLS ends both ways at once."""
+        if not self._queue or self._receiving or self._secure:
             return False
         self.closing_after_answers()
         return True
@@ -112,7 +136,8 @@ class Connection(asyncio.Protocol):
         if self._paused & UPSTREAM:
             self._resume(UPSTREAM)
             if self._receiving:
-                self.deadline = self.gateway.now() + BODY_SECONDS
+                self._body_began, self._body_bytes = self.gateway.now(), 0
+                self.deadline = self._body_began + BODY_SECONDS
 
     def data_received(self, data: bytes) -> None:
         if self._finished:
@@ -226,7 +251,8 @@ class Connection(asyncio.Protocol):
             self._refuse(error)
             return
         self._headers = []  # what follows are trailers: counted, and dropped
-        self.deadline = self.gateway.now() + BODY_SECONDS
+        self._body_began, self._body_bytes = self.gateway.now(), 0
+        self.deadline = self._body_began + BODY_SECONDS
         if parser.should_upgrade() and (head.length or head.chunked):
             # httptools takes the body for another protocol's bytes; a second parser reads it under this head
             framing = b"transfer-encoding: chunked" if head.chunked else b"content-length: %d" % head.length
@@ -258,6 +284,8 @@ class Connection(asyncio.Protocol):
             return self._invocation(head, request_id, name, now)
         if path.startswith(ENDPOINTS) and head.method in (b"GET", b"HEAD") and path.endswith(PING):
             return self._ping(head, request_id, path[len(ENDPOINTS) : -len(PING)])
+        if path.startswith(ROUTE):
+            return self._function(head, request_id, path[len(ROUTE) :].partition(b"/")[0])
         if self.private:
             body = error_body("not_found", "this socket answers /endpoints/NAME/invocations and .../ping", request_id)
             return Reply(self, head, request_id, (404, body, b""))
@@ -276,6 +304,15 @@ class Connection(asyncio.Protocol):
             return Invocation(self, head, request_id, endpoint, now)
         return Reply(self, head, request_id, self.gateway.unknown_endpoint(head, name, request_id))
 
+    def _function(self, head: Head, request_id: bytes, name: bytes) -> Exchange:
+        table = self.gateway.table_in_force
+        if head.method not in METHODS:
+            body = error_body("not_allowed", "a function answers GET, POST, PUT, PATCH and DELETE", request_id)
+            return Reply(self, head, request_id, (405, body, b"allow: GET, POST, PUT, PATCH, DELETE\r\n"))
+        if name in table.functions:
+            return FunctionInvocation(self, head, request_id, table, name)
+        return Reply(self, head, request_id, self.gateway.unknown_endpoint(head, b"function:" + name, request_id))
+
     def _ping(self, head: Head, request_id: bytes, name: bytes) -> Exchange:
         endpoint = self.gateway.table_in_force.endpoints.get(name)
         if endpoint is not None and endpoint.ready:
@@ -285,6 +322,9 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         if self._current is not None:
+            self._body_bytes += len(data)
+            if self.deadline < math.inf:  # a large body has its time; one that trickles in has not
+                self.deadline = self._body_began + BODY_SECONDS + self._body_bytes / LEAST_BODY_RATE
             self._current.body(data)
 
     def on_message_complete(self) -> None:

@@ -5,18 +5,22 @@ import contextlib
 import json
 import os
 import random
+import resource
 import socket
 import time
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loopline.config import Settings
+from loopline.config import Settings, check_exposure, is_loopback
 from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
+from loopline.gateway import functions
 from loopline.gateway.activation import Activation
 from loopline.gateway.allowances import Allowances
 from loopline.gateway.answers import RequestIds, error_body
-from loopline.gateway.connection import Connection
+from loopline.gateway.callers import SPARE_DESCRIPTORS, Callers
+from loopline.gateway.connection import HEADER_SECONDS, Connection
 from loopline.gateway.head import Head
 from loopline.gateway.headcache import HeadCache
 from loopline.gateway.health import Health
@@ -27,10 +31,12 @@ from loopline.gateway.logs import log
 from loopline.gateway.routing import Table
 from loopline.gateway.snapshot import Snapshot, parse_snapshot
 from loopline.gateway.spool import Spool
+from loopline.gateway.tls import Certificate
 
 TICK_SECONDS = 0.05
 SNAPSHOT_POLL_SECONDS = 0.2
 SWEEP_SECONDS = 0.5
+REFRESH_SECONDS = 10.0
 OPEN_WAIT_SECONDS = 1.0
 STOP_SECONDS = 10.0
 
@@ -62,6 +68,12 @@ class Gateway:
         self.activation = Activation(settings.run_dir, time.perf_counter)
         self._health = Health(settings.run_dir)
         self._allowances = Allowances(settings.dir / "allowances")
+        self.callers = _callers(settings)
+        self.exposed = False  # whether other machines can reach the public port
+        self._settings = settings
+        self._certificate: Certificate | None = None
+        self._next_refresh = 0.0
+        self._reported_refusals = 0
         self._servers: list[asyncio.Server] = []
         self._datagrams: socket.socket | None = None
         self._look = asyncio.Event()
@@ -84,7 +96,14 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
     async def start(self, listening: socket.socket) -> None:
-        """Load the snapshot when there is one, then accept connections."""
+        """Load the snapshot when there is one, then accept connections.
+
+        Raises ``InvalidInput`` where the certificate is none, and for an address that TLS is needed for.
+        """
+        settings, address = self._settings, listening.getsockname()[0]
+        check_exposure(settings, address)
+        self.exposed = bool(settings.behind_proxy) or not is_loopback(address)
+        self._certificate = Certificate(settings) if settings.secure else None
         self._run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._open_datagrams()
         await self._reload()
@@ -92,9 +111,14 @@ class Gateway:
         self.spawn(self._tick())
         path = self._run_dir / f"{self.name}.http.sock"
         path.unlink(missing_ok=True)
-        self._servers = [
+        context = self._certificate.context if self._certificate else None
+        seconds = HEADER_SECONDS if context else None
+        public = self._loop.create_server(
+            lambda: Connection(self), sock=listening, backlog=1024, ssl=context, ssl_handshake_timeout=seconds
+        )
+        self._servers = [  # the public one first: who gets an answer from the private one knows that both are there
+            await public,
             await self._loop.create_unix_server(lambda: Connection(self, private=True), str(path)),
-            await self._loop.create_server(lambda: Connection(self), sock=listening, backlog=1024),
         ]
         log("listening", gateway=self.name, snapshot=self.table.number if self.table else None)
 
@@ -140,8 +164,8 @@ class Gateway:
             return
         await self._switch(snapshot)
 
-    async def _switch(self, snapshot: Snapshot) -> None:
-        """Open connections to new servers, then change the table at once, then let go of the old servers."""
+    async def _open_links(self, snapshot: Snapshot) -> Links:
+        """The links that the snapshot needs: those that there are, and new ones once they have tried to connect."""
         wanted, on_demand = snapshot.sockets()
         links = Links({path: self._links.get(path) or Link(path) for path in wanted})
         for link in links.values():
@@ -155,16 +179,28 @@ class Gateway:
             _, late = await asyncio.wait(fresh, timeout=OPEN_WAIT_SECONDS)
             for waiting in late:
                 waiting.cancel()
+        return links
+
+    async def _switch(self, snapshot: Snapshot) -> None:
+        """Open connections to new servers, then change the table at once, then let go of the old servers."""
+        links = await self._open_links(snapshot)
         self.table = Table(snapshot, links, self._limits, self._allowances)
-        self.heads = HeadCache(self.table)
+        self.heads = HeadCache(self.table, self.exposed)
         for path, link in self._links.items():
             if path not in links:
                 link.retire()
                 self._retired.append(link)
         self._links = links
-        self._limits.keep({(name, v.name) for name, spec in snapshot.endpoints.items() for v in spec.variants})
+        self._limits.keep({(name, v.name) for name, spec in snapshot.served().items() for v in spec.variants})
+        self._let_functions_ask(self.table)
         self._allowances.keep(set(snapshot.keys))
         self._acknowledge()
+
+    def _let_functions_ask(self, table: Table) -> None:
+        for name, function in table.functions.items():
+            for variant in function.variants:
+                for link in variant.links:
+                    link.on_call = partial(functions.ask, self, name)
 
     def _acknowledge(self) -> None:
         number = self.table_in_force.number
@@ -215,7 +251,8 @@ class Gateway:
             self._retired = [link for link in self._retired if not link.sweep(moment)]
             self._limits.look()
             self.activation.look()
-            if self.table is not None and self._health.look(self.table.endpoints.values(), moment):
+            table = self.table
+            if table and self._health.look([*table.endpoints.values(), *table.functions.values()], moment):
                 self._write_state()
             now = self.now()
             if now >= next_sweep:
@@ -230,6 +267,12 @@ class Gateway:
         if self.spool.dropped != self._reported_drops or use != self._use:
             self._reported_drops, self._use = self.spool.dropped, use
             self._write_state()
+        if self.callers.refused != self._reported_refusals:
+            self._reported_refusals = self.callers.refused
+            log("connections refused: too many", so_far=self.callers.refused)
+        if self._certificate is not None and now >= self._next_refresh:
+            self._next_refresh = now + REFRESH_SECONDS
+            self._refresh(self._certificate)
         if os.getppid() != self._parent:
             log("parent ended", gateway=self.name)
             self.request_stop()
@@ -239,6 +282,13 @@ class Gateway:
         now = round(time.time(), 1)
         asked = [link for link in self._links.values() if link.on_demand and link.look(now)]
         return {Path(link.path).name.removesuffix(".sock"): (len(link.pending), link.used_at) for link in asked}
+
+    def _refresh(self, certificate: Certificate) -> None:
+        try:
+            if certificate.refresh():
+                log("another certificate is in force")
+        except InvalidInput as error:
+            log("certificate not read again", reason=error.message)
 
     def request_stop(self) -> None:
         """Make ``run_until_stopped`` go on."""
@@ -267,3 +317,10 @@ class Gateway:
             self._datagrams.close()
         await self.spool.close()
         log("stopped", gateway=self.name)
+
+
+def _callers(settings: Settings) -> Callers:
+    """No more connections than there are descriptors; a trusted proxy is one address for everybody behind it."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = min(settings.connections, max(1, descriptors - SPARE_DESCRIPTORS))
+    return Callers(most, 0 if settings.behind_proxy else settings.address_connections)

@@ -143,9 +143,10 @@ def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
         return target
     if method == b"OPTIONS" and target == b"*":
         return target
-    if target[:7].lower() != b"http://":
+    scheme, _, rest = target.partition(b"://")
+    if scheme.lower() not in (b"http", b"https"):
         raise malformed("the request target must be a path")
-    authority, _, path = target[7:].partition(b"/")
+    authority, _, path = rest.partition(b"/")
     if authority.lower() != host.lower():
         raise misdirected()
     return b"/" + path

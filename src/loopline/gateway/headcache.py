@@ -36,9 +36,10 @@ class KnownHead:
 
 
 class HeadCache:
-    """The known heads of one table."""
+    """The known heads of one table. ``exposed``: other machines reach the gateway, so every request needs a key."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, exposed: bool) -> None:
+        self._exposed = exposed
         self._known: dict[bytes, KnownHead] = {}
         self._table = table
         self._seen: set[int] = set()
@@ -90,7 +91,7 @@ class HeadCache:
         if endpoint is None or head.chunked or head.expects or head.old or head.join is not None:
             return None
         head.check_host(self._table.hosts)
-        if head.length > endpoint.max_body_bytes:
+        if head.length > endpoint.max_body_bytes or (self._exposed and not endpoint.spec.auth):
             return None
         key = self._table.authorise(head.credential, endpoint.name) if endpoint.spec.auth else None
         return KnownHead(self, raw, head, endpoint, key)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from loopline.domain.capture import encode_compact
 from loopline.domain.frames import MAX_FRAME_BYTES
-from loopline.errors import LooplineError, NotFound, Overloaded, RateLimited, Timeout, TooLarge, Unavailable
+from loopline.errors import Forbidden, LooplineError, NotFound, Overloaded, RateLimited, Timeout, TooLarge, Unavailable
 from loopline.gateway.answers import CONTINUE, RETRY_AFTER, error_body, status_line, with_request_id
 from loopline.gateway.exchange import CLIENT_GONE, Exchange
 from loopline.gateway.head import MAX_HEAD_BYTES, Head
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 JSON_TYPE = b"application/json"
 NO_VARIANT = b"x-loopline-version: none\r\nx-loopline-variant: none\r\n"
 MAX_TYPE_BYTES = 256
+KEYLESS = "this endpoint asks for no key, and is not served to other machines: give it auth = true"
 MAX_PRIVATE_BODY_BYTES = MAX_FRAME_BYTES - MAX_HEAD_BYTES
 
 
@@ -98,12 +99,16 @@ class Invocation(Exchange):
 
     def _authorise(self) -> bool:
         """Whether the key may invoke the endpoint; refuses when it may not."""
-        if self.endpoint.spec.auth and not self.connection.private:
-            try:
+        if self.connection.private:
+            return True
+        try:
+            if self.endpoint.spec.auth:
                 self.key = self.table.authorise(self.head.credential, self.endpoint.name)
-            except LooplineError as error:
-                self.refuse(error)
-                return False
+            elif self.connection.gateway.exposed:
+                raise Forbidden(KEYLESS)
+        except LooplineError as error:
+            self.refuse(error)
+            return False
         return True
 
     def _follow(self, table: Table) -> bool:

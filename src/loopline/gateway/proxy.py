@@ -67,7 +67,8 @@ class Proxied(Exchange):
         head = self.head
         lines = [b"%b %b HTTP/1.1" % (head.method, head.target)]
         for lower, name, value in _end_to_end(head.headers):
-            if lower != _REQUEST_ID and not lower.startswith(_OWN):
+            # an underscore: where headers become variables of a CGI program it is the same as a dash
+            if lower != _REQUEST_ID and not lower.replace(b"_", b"-").startswith(_OWN):
                 lines.append(b"%b: %b" % (name, value))
         lines.append(b"x-request-id: " + self.request_id)
         lines.append(b"x-loopline-client: " + self.connection.client_address())

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from loopline import config, errors
 from loopline.domain.states import is_terminal
 from loopline.errors import InvalidInput, LooplineError, Timeout, Unavailable
+
+if TYPE_CHECKING:
+    import ssl
 
 CHUNK_BYTES = 1 << 16
 TRIES = 5
@@ -38,7 +41,7 @@ class Client:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidInput(f"{self.url!r} is not the address of a server; write http://HOST:PORT")
-        self._connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self.tls = _trust(self.url) if parts.scheme == "https" else None
         self._host, self._port = parts.hostname, parts.port
         self._prefix = parts.path.rstrip("/")
 
@@ -59,6 +62,12 @@ class Client:
     def delete(self, *path: str | int, **query: Any) -> dict[str, Any]:
         """Remove."""
         return self._json("DELETE", path, query)
+
+    def invoke_function(self, name: str, body: bytes) -> tuple[str, bytes]:
+        """Ask ``/functions/NAME``, with JSON; gives the answer's content type and body."""
+        kind = {"content-type": "application/json"}
+        with self._send("POST", (name,), {}, body, kind, root="functions") as answer:
+            return answer.getheader("content-type", ""), answer.read()
 
     def upload(
         self,
@@ -175,10 +184,11 @@ class Client:
         query: dict[str, Any],
         data: bytes | Iterable[bytes] | None = None,
         headers: dict[str, str] | None = None,
+        root: str = "api",
     ) -> "_Answer":
-        target = f"{self._prefix}/api/{'/'.join(quote(str(part), safe='') for part in path)}"
+        target = f"{self._prefix}/{root}/{'/'.join(quote(str(part), safe='') for part in path)}"
         pairs = urlencode({name: _in_query(value) for name, value in _present(query).items()}, doseq=True)
-        connection = self._connect(self._host, self._port, timeout=self.timeout)
+        connection = self._connection()
         given = {"accept": "application/json", **(headers or {})}
         if self.key:
             given["authorization"] = f"Bearer {self.key}"
@@ -196,13 +206,19 @@ class Client:
             raise Timeout(f"{self.url} did not answer within {self.timeout:g} seconds") from None
         except (OSError, HTTPException) as error:
             connection.close()
-            raise Unavailable(
-                f"no loopline answers at {self.url} ({error}); start it with `loopline up`, or set LOOPLINE_URL"
-            ) from None
+            cure = "start it with `loopline up`, or set LOOPLINE_URL"
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                cure = "set LOOPLINE_CA to tls/ca.pem of the server's data directory, or a copy of it"
+            raise Unavailable(f"no loopline answers at {self.url} ({error}); {cure}") from None
         except LooplineError:
             connection.close()
             raise
         return _Answer(connection, answer)
+
+    def _connection(self) -> HTTPConnection:
+        if self.tls is None:
+            return HTTPConnection(self._host, self._port, timeout=self.timeout)
+        return HTTPSConnection(self._host, self._port, timeout=self.timeout, context=self.tls)
 
 
 class _Answer:
@@ -251,6 +267,26 @@ def _address(url: str | None, key: str | None) -> tuple[str, str | None]:
     if not key and url == str(stored.get("url", "")).rstrip("/"):
         key = stored.get("key")
     return url, key
+
+
+def _trust(url: str) -> "ssl.SSLContext":
+    """The system's authorities, those of ``LOOPLINE_CA``, and, for this machine's own server, its local one."""
+    import ssl  # costs as much as everything else here, and http:// has no use for it
+
+    context = ssl.create_default_context()
+    path = config.client_ca()
+    if path is None:
+        settings = config.load()
+        stored = str(_stored(settings.dir / "client.json").get("url", "")).rstrip("/")
+        own = settings.tls_dir / "ca.pem"
+        if stored != url or not own.exists():
+            return context
+        path = str(own)
+    try:
+        context.load_verify_locations(path)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput(f"LOOPLINE_CA: {path} holds no certificates in PEM form: {error}") from None
+    return context
 
 
 def _stored(path: Path) -> dict[str, Any]:
