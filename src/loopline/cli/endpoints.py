@@ -99,11 +99,66 @@ def _servers(variant: dict[str, Any]) -> str:
 @click.argument("name")
 @click.option("--model", help="The model whose versions it serves.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="As in [endpoint] of loop.toml.")
+@click.option("--multi-model", is_flag=True, help="Each request names its model; they are loaded on demand.")
+@click.option("--memory-mb", type=int, help="With --multi-model: of all its servers together.")
+@click.option("--follow", multiple=True, metavar="PATTERN", help="With --multi-model: models served by themselves.")
 @options
-def create(session: Session, name: str, model: str | None, settings: tuple[str, ...]) -> None:
+def create(
+    session: Session,
+    name: str,
+    model: str | None,
+    settings: tuple[str, ...],
+    multi_model: bool,
+    memory_mb: int | None,
+    follow: tuple[str, ...],
+) -> None:
     """Create an endpoint by hand."""
-    made = session.client.post("endpoints", name=name, model=model, settings=assignments(settings) or None)
+    given: dict[str, Any] = assignments(settings)
+    if multi_model:
+        given["multi_model"] = {"memory_mb": memory_mb, **({"follow": list(follow)} if follow else {})}
+    elif memory_mb is not None:
+        given["memory_mb"] = memory_mb
+    made = session.client.post("endpoints", name=name, model=model, settings=given or None)
     session.done(made, f"endpoint {name} {made['status']}")
+
+
+@endpoints.command()
+@click.argument("endpoint")
+@options
+def models(session: Session, endpoint: str) -> None:
+    """The models of an endpoint with many: which run, and their memory."""
+    columns = (
+        ("MODEL", "model"),
+        ("VERSION", "version"),
+        ("BY NAME", lambda row: "yes" if row["default"] else ""),
+        ("STATE", "state"),
+        ("MEMORY MB", "memory_mb"),
+    )
+    found = session.client.get("endpoints", endpoint, "models")
+    session.table(found, columns, empty="no models; add one: loopline endpoints add-model")
+    session.note(f"{found['memory_mb']:g} of {found['limit_mb']:g} MB")
+
+
+@endpoints.command("add-model")
+@click.argument("endpoint")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL[:VERSION|@ALIAS]...")
+@click.option("--force", is_flag=True, help="Although a version is not Approved; needs --reason, is audited.")
+@click.option("--reason")
+@options
+def add_model(session: Session, endpoint: str, models: tuple[str, ...], force: bool, reason: str | None) -> None:
+    """Serve more models (default: the newest Approved version of each)."""
+    made = session.client.post("endpoints", endpoint, "models", models=list(models), force=force or None, reason=reason)
+    session.done(made, ", ".join(f"{row['model']} v{row['version']}" for row in made["items"]) + f" on {endpoint}")
+
+
+@endpoints.command("remove-model")
+@click.argument("endpoint")
+@click.argument("model", metavar="MODEL[:VERSION]")
+@options
+def remove_model(session: Session, endpoint: str, model: str) -> None:
+    """Serve a model, or one version of it, no longer."""
+    gone = session.client.delete("endpoints", endpoint, "models", model)
+    session.done(gone, f"{model} taken from {endpoint}")
 
 
 @endpoints.command()

@@ -53,6 +53,8 @@ def create(
     with ``rollout`` and ``monitor`` as tables in them."""
     names.check_name(name, "an endpoint")
     loopfile.check_endpoint(name, name, settings or {})
+    if model is not None and (settings or {}).get("multi_model"):
+        raise InvalidInput("an endpoint with many models follows none: leave model out")
     with ctx.db.transaction() as tx:
         if model is not None and records.find(tx, "model", name=model) is None:
             raise NotFound(f"there is no model {model!r}")

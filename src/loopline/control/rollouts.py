@@ -52,7 +52,7 @@ def release(
         name = model or row["model"]
         if name is None:
             raise InvalidInput(f"the endpoint {endpoint} follows no model; say which: model and number")
-        version = registry.version_row(tx, name, number) if number else _newest_approved(tx, name)
+        version = registry.version_row(tx, name, number) if number else newest_approved(tx, name)
         problem = unreleasable(tx, version)
         if problem and not force:
             raise GateRefused(problem)
@@ -74,7 +74,8 @@ def release(
         )
 
 
-def _newest_approved(tx: Tx, model: str) -> Row:
+def newest_approved(tx: Tx, model: str) -> Row:
+    """The newest Approved version of a model; raises ``NotFound``."""
     query = sa.select(versions).where(versions.c.model == model, versions.c.status == VersionStatus.APPROVED)
     row = tx.row(query.order_by(versions.c.number.desc()).limit(1))
     if row is None:
@@ -119,6 +120,8 @@ def begin(
     if endpoint["model"] is not None and endpoint["model"] != version["model"]:
         raise InvalidInput(f"{endpoint['name']} follows {endpoint['model']}, not {version['model']}")
     stored = endpoint["settings"] or {}
+    if stored.get("multi_model"):
+        raise Conflict(f"{endpoint['name']} serves many models; add one: loopline endpoints add-model")
     table = {**(stored.get("rollout") or {}), **(settings or {})}
     chosen = strategy or table.get("strategy", "canary")
     idle = chosen in rules.IDLE

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from loopline.domain import looprules
-from loopline.domain.projects import EndpointTest, Loop
+from loopline.domain.projects import EndpointTest, Loop, MultiModelTable
 from loopline.domain.tomllines import Path, key_lines
 from loopline.errors import InvalidInput
 
@@ -71,17 +71,29 @@ def check_endpoint(name: str, model: str, settings: Mapping[str, Any]) -> None:
     ``[monitor]`` as tables in it. Raises ``InvalidInput`` with every mistake.
     """
     tables = {key: value for key, value in settings.items() if key in ("rollout", "comparison", "monitor", "scaling")}
-    own = {key: value for key, value in settings.items() if key not in tables}
+    own = {key: value for key, value in settings.items() if key not in tables and key != "multi_model"}
     if "name" in own:
         raise InvalidInput("name: it is the endpoint's own, and no setting")
     names = {"project": {"name": model}, "model": {"name": model}}
     reader = _Reader("settings", {}, set())
     cleaned = reader.table({**names, **tables, "endpoint": {**own, "name": name}}, Loop, ())
+    _many(settings, reader)
     if not any(problem.level == "error" for problem in reader.problems):
         looprules.check(msgspec.convert(cleaned, Loop), frozenset(), reader.say, None)
     errors = [problem for problem in reader.problems if problem.level == "error"]
     if errors:
         raise InvalidInput("\n".join(f"{problem.key}: {problem.message} ({problem.cure})" for problem in errors))
+
+
+def _many(settings: Mapping[str, Any], reader: "_Reader") -> None:
+    if settings.get("multi_model") is None:
+        return
+    path = ("multi_model",)
+    cleaned = reader.value(settings["multi_model"], MultiModelTable, path)
+    if cleaned is not _DROP and not reader.problems:
+        looprules.check_ranges(path, msgspec.convert(cleaned, MultiModelTable), reader.say)
+    if "scaling" in settings:
+        reader.say(path, "many models are not scaled: each has one server, on demand", "leave scaling out")
 
 
 def check_test(endpoint: str, definition: Mapping[str, Any]) -> EndpointTest:

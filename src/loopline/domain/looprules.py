@@ -73,6 +73,9 @@ RANGES: dict[tuple[str, str], Range] = {
     ("endpoint", "keep_warm_seconds"): Range(0),
     ("endpoint", "memory_mb"): Range(64, 1 << 20),
     ("endpoint", "threads"): Range(1, 1024),
+    ("multi_model", "memory_mb"): Range(64, 1 << 24),
+    ("multi_model", "idle_seconds"): Range(1),
+    ("multi_model", "cold_start_seconds"): Range(0, 600, open_low=True),
     ("scaling", "min"): Range(0, scaling.MAX_SERVERS),
     ("scaling", "max"): Range(1, scaling.MAX_SERVERS),
     ("scaling", "target_in_flight"): _POSITIVE,
@@ -168,11 +171,16 @@ def _tables(loop: Loop) -> Iterator[tuple[Path, Any]]:
 
 def _ranges(loop: Loop, say: Say) -> None:
     for path, table in _tables(loop):
-        for key in table.__struct_fields__:
-            allowed = RANGES.get((str(path[0]), key))
-            value = getattr(table, key)
-            if allowed and value is not None and not allowed.holds(value):
-                say((*path, key), f"{key} cannot be {value:g}", f"it must be {allowed}")
+        check_ranges(path, table, say)
+
+
+def check_ranges(path: Path, table: msgspec.Struct, say: Say) -> None:
+    """Judge the numbers of one table, by their keys."""
+    for key in table.__struct_fields__:
+        allowed = RANGES.get((str(path[0]), key))
+        value = getattr(table, key)
+        if allowed and value is not None and not allowed.holds(value):
+            say((*path, key), f"{key} cannot be {value:g}", f"it must be {allowed}")
 
 
 def _name(value: str, what: str, path: Path, say: Say) -> None:

@@ -121,6 +121,15 @@ class ScalingTable(_Table, frozen=True):
     cold_start_seconds: float = 30  # how long a request waits for a server that starts
 
 
+class MultiModelTable(_Table, frozen=True):
+    """The setting ``multi_model`` of an endpoint made by hand: it serves many models, each request names its own."""
+
+    memory_mb: int  # of all its servers together
+    follow: tuple[str, ...] = ()  # patterns of model names whose newest Approved version is served by itself
+    idle_seconds: float = 3600  # a model that nobody asked for so long is put down
+    cold_start_seconds: float = 30  # how long a request waits for its model
+
+
 class RolloutTable(_Table, frozen=True):
     """``[rollout]``: how traffic moves, and the built-in alarms that turn it back."""
 

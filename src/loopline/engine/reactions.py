@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from loopline.control import audit, endpoint_tests, firings, monitoring, retraining, rollouts, topics
+from loopline.control import audit, endpoint_tests, firings, monitoring, multimodel, retraining, rollouts, topics
 from loopline.control.context import Context
 from loopline.store.db import Row, Tx
 from loopline.store.schema import NOUNS
@@ -23,6 +23,7 @@ TOLD = frozenset(NOUNS) - {"attempt", "delivery", "job", "run", "subscription", 
 REACTIONS = (
     Reaction("audit", audit.chain),
     Reaction("release", rollouts.react, frozenset({"version"})),
+    Reaction("multimodel", multimodel.react, frozenset({"endpoint", "version"})),
     Reaction("notify", topics.notify, TOLD),
     Reaction("triggers", firings.react, frozenset({"asset"})),
     Reaction("retraining", retraining.react, frozenset({"execution", "push", "retraining"})),

@@ -1,0 +1,127 @@
+"""Many models behind one endpoint: which versions may come, which answers to a name, and what is followed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from loopline.control import endpoints, events, multimodel, pushes, registry, rollouts
+from loopline.domain.access import Actor
+from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
+from loopline.testing.boxes import LOOP, follow, project
+from loopline.testing.fleet import Fleet
+from loopline.testing.world import World
+
+EDITOR = Actor("eve", "editor")
+
+
+@pytest.fixture
+def world(tmp_path: Any) -> Iterator[World]:
+    """Two versions of boxes (the first Approved), one Approved version of jars, and an endpoint for many."""
+    world = World(tmp_path / "data")
+    for name, shifts in (("boxes", (0.0, 0.05)), ("jars", (0.0,))):
+        for shift in shifts:
+            files = project(loop_toml=LOOP.replace('name = "boxes"', f'name = "{name}"'))
+            push = pushes.run(world.ctx, world.actor, tree=world.tree(files), parameters={"shift": shift})["id"]
+            assert follow(world, push)["status"] == "Succeeded"
+        registry.approve(world.ctx, world.actor, model=name, number=1)
+    endpoints.create(world.ctx, world.actor, name="many", settings={"multi_model": {"memory_mb": 900}})
+    yield world
+    world.close()
+
+
+def published(world: World) -> dict[str, Any]:
+    return dict(Fleet(world.ctx).snapshot()["endpoints"]["many"])
+
+
+def served(world: World) -> dict[str, bool]:
+    """{model:version: whether it answers to the name} in the published snapshot."""
+    return {f"{v['model']}:{v['version']}": v["weight"] > 0 for v in published(world)["variants"]}
+
+
+def test_versions_come_and_go_and_the_last_added_answers_to_the_name(world: World) -> None:
+    ctx, actor = world.ctx, world.actor
+    assert multimodel.add(ctx, EDITOR, endpoint="many", models=["boxes", "jars@champion"[:4]])["items"] == [
+        {"model": "boxes", "version": 1, "variant": "boxes-v1"},
+        {"model": "jars", "version": 1, "variant": "jars-v1"},
+    ]
+    assert published(world)["multi_model"] is True
+    assert endpoints.show(ctx, actor, endpoint="many")["status"] == "InService"
+    servers = Fleet(ctx).processes()
+    assert {(s["on_demand"], s["group"], s["idle_seconds"]) for s in servers} == {(True, "many", 3600)}
+    assert len({s["fork"] for s in servers}) == 1
+    registry.approve(ctx, actor, model="boxes", number=2)
+    registry.set_alias(ctx, actor, model="boxes", alias="blue", number=2)
+    multimodel.add(ctx, EDITOR, endpoint="many", models=["boxes@blue"])
+    assert served(world) == {"boxes:1": False, "boxes:2": True, "jars:1": True}
+    multimodel.remove(ctx, EDITOR, endpoint="many", model="boxes:2")
+    assert served(world) == {"boxes:1": True, "jars:1": True}
+    multimodel.remove(ctx, EDITOR, endpoint="many", model="boxes")
+    assert served(world) == {"jars:1": True}
+    assert len(Fleet(ctx).processes()) == 1
+    listed = multimodel.list_(ctx, actor, endpoint="many")
+    assert [(row["model"], row["state"]) for row in listed["items"]] == [("jars", "asleep")]
+    assert listed["limit_mb"] == 900
+
+
+def test_the_supervisor_is_told_the_memory_of_all(world: World) -> None:
+    import json
+
+    multimodel.add(world.ctx, EDITOR, endpoint="many", models=["jars"])
+    document = json.loads((world.ctx.settings.dir / "processes.json").read_text())
+    assert document["budgets"] == {"many": 900}
+
+
+def test_a_version_that_is_not_approved_is_refused_and_nothing_is_added(world: World) -> None:
+    with pytest.raises(GateRefused, match="boxes version 2 is PendingManualApproval"):
+        multimodel.add(world.ctx, EDITOR, endpoint="many", models=["jars", "boxes:2"])
+    with pytest.raises(Forbidden):
+        multimodel.add(world.ctx, EDITOR, endpoint="many", models=["boxes:2"], force=True, reason="I want it")
+    assert Fleet(world.ctx).snapshot()["endpoints"]["many"]["variants"] == []
+    approver = Actor("ann", "approver")
+    multimodel.add(world.ctx, approver, endpoint="many", models=["boxes:2"], force=True, reason="a look at it")
+    forced = [
+        e for e in events.list_(world.ctx, world.actor, noun="version", limit=500)["items"] if e["kind"] == "forced"
+    ]
+    assert [event["reason"] for event in forced] == ["a look at it"]
+
+
+@pytest.mark.parametrize(
+    ("models", "error", "said"),
+    [
+        (["ghosts"], NotFound, "ghosts"),
+        (["boxes:9"], NotFound, "9"),
+        (["boxes@nobody"], NotFound, "no alias 'nobody'"),
+        (["../boxes"], InvalidInput, "model"),
+        ([], InvalidInput, "name at least one"),
+    ],
+)
+def test_mistakes_are_named(world: World, models: list[str], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        multimodel.add(world.ctx, EDITOR, endpoint="many", models=models)
+
+
+def test_what_does_not_fit_together_is_refused(world: World) -> None:
+    ctx, actor = world.ctx, world.actor
+    with pytest.raises(Conflict, match="add-model"):
+        rollouts.release(ctx, actor, endpoint="many", model="boxes", number=1)
+    with pytest.raises(InvalidInput, match="memory_mb"):
+        endpoints.create(ctx, actor, name="more", settings={"multi_model": {}})
+    with pytest.raises(InvalidInput, match="memory_mb cannot be 3"):
+        endpoints.create(ctx, actor, name="more", settings={"multi_model": {"memory_mb": 3}})
+    with pytest.raises(InvalidInput, match="leave scaling out"):
+        endpoints.create(ctx, actor, name="more", settings={"multi_model": {"memory_mb": 300}, "scaling": {"min": 1}})
+    endpoints.create(ctx, actor, name="one", model="boxes")
+    with pytest.raises(Conflict, match="one serves one model"):
+        multimodel.add(ctx, actor, endpoint="one", models=["boxes"])
+
+
+def test_an_endpoint_that_follows_serves_what_is_approved(world: World) -> None:
+    ctx, actor = world.ctx, world.actor
+    endpoints.delete(ctx, actor, endpoint="many")
+    endpoints.create(ctx, actor, name="many", settings={"multi_model": {"memory_mb": 900, "follow": ["box*"]}})
+    world.settle(lambda: served(world) == {"boxes:1": True})
+    registry.approve(ctx, actor, model="boxes", number=2)
+    world.settle(lambda: served(world) == {"boxes:2": True})
+    registry.reject(ctx, actor, model="boxes", number=2, comment="wrong after all")
+    world.settle(lambda: served(world) == {"boxes:1": True})
