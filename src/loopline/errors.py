@@ -120,6 +120,13 @@ class QuotaExceeded(RateLimited):
     code = "quota_exceeded"
 
 
+class FunctionFailed(LooplineError):
+    """The function failed."""
+
+    code = "function_failed"
+    status = 502
+
+
 class Timeout(LooplineError):
     """It took longer than its limit."""
 

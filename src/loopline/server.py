@@ -22,7 +22,18 @@ from loopline import config
 from loopline.compute.environments import Environments
 from loopline.compute.subprocess import SubprocessBackend
 from loopline.config import Settings
-from loopline.control import access, environments, executions, invocations, jobs, processes, pushes, rollouts, snapshots
+from loopline.control import (
+    access,
+    environments,
+    executions,
+    functions,
+    invocations,
+    jobs,
+    processes,
+    pushes,
+    rollouts,
+    snapshots,
+)
 from loopline.control.context import Clock, Context, Ids
 from loopline.engine.tasks import JOB_OWNERS
 from loopline.engine.worker import Engine
@@ -69,6 +80,7 @@ def recover(ctx: Context) -> None:
     pushes.recover(ctx)
     executions.recover(ctx)
     rollouts.recover(ctx)
+    functions.recover(ctx)
     invocations.recover(ctx)
 
 

@@ -53,6 +53,7 @@ COMMANDS: dict[str, Entry] = {
     "events": Entry("events:events", "Everything that happened."),
     "executions": Entry("executions:executions", "Executions of pipelines, their steps and logs."),
     "invocations": Entry("invocations:invocations", "Asynchronous invocations: asked now, answered later."),
+    "functions": Entry("functions:functions", "Functions behind routes of their own."),
     "gateway": Entry("gateway:gateway", "The public port, and proxies in front of it."),
     "jobs": Entry("jobs:jobs", "Work on compute, and its logs."),
     "keys": Entry("keys:keys", "API keys."),

@@ -18,7 +18,7 @@ from loopline.control.snapshots import replace_json
 from loopline.domain import scaling
 from loopline.store import records
 from loopline.store.db import Row, Tx
-from loopline.store.schema import endpoints, environments, projects, variants
+from loopline.store.schema import endpoints, environments, functions, projects, variants
 
 RUNTIME = Path(loopline.__file__).parent / "runtime"
 ACCELERATOR = str(Path(msgspec.__file__).parent)  # a model server of the same interpreter borrows its compiled code
@@ -68,7 +68,10 @@ def _forget(ctx: Context, wanted: set[str]) -> None:
 
 def _servers(tx: Tx) -> list[dict[str, Any]]:
     wanted = sa.select(variants).where(variants.c.status.in_(("Starting", "Ready", "Warm"))).order_by(variants.c.id)
-    return [entry["process"] for row in tx.rows(wanted) for entry in row["server"] or ()]
+    found = [entry["process"] for row in tx.rows(wanted) for entry in row["server"] or ()]
+    for row in tx.rows(sa.select(functions).where(functions.c.status != "Deleted").order_by(functions.c.id)):
+        found += [entry["process"] for entry in (*(row["server"] or ()), *(row["successor"] or ()))]
+    return found
 
 
 def _budgets(tx: Tx) -> dict[str, float]:

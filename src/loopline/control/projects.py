@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from loopline.config import MAX_LOOP_TOML_BYTES
-from loopline.control import alarms, assets, endpoint_tests, endpoints, registry, topics, triggers
+from loopline.control import alarms, assets, endpoint_tests, endpoints, functions, registry, topics, triggers
 from loopline.control.context import Context
 from loopline.domain import loopfile, names
 from loopline.domain import projects as loops
@@ -83,7 +83,7 @@ def _label(branch: str) -> str:
 def apply_in(
     ctx: Context, tx: Tx, loop: Loop, tree: str, moved: dict[str, Any], *, actor: str
 ) -> tuple[Row, list[dict[str, Any]]]:
-    """Bring project, model, endpoint, alarms, triggers and topics to the file. Gives the project and what changed."""
+    """Bring everything that the file declares to it. Gives the project and what changed."""
     changes: list[dict[str, Any]] = []
     row = _project(tx, loop, tree, moved, changes, actor)
     gate = {key: value for key, value in loops.to_dict(loop)["gate"].items() if key != "mode"}
@@ -117,6 +117,9 @@ def apply_in(
         changes += endpoint_tests.apply_tests(ctx, tx, actor=actor, endpoint=moved["endpoint"], loop=loop, tree=tree)
     if moved["model"] == loop.model.name:  # the main branch speaks for the project as a whole
         changes += triggers.apply_triggers(ctx, tx, actor=actor, project=loop.project.name, wanted=loop.triggers)
+        changes += functions.apply_functions(
+            ctx, tx, actor=actor, project=loop.project.name, wanted=loop.functions, tree=tree
+        )
         changes += topics.apply_notifications(
             ctx, tx, actor=actor, project=loop.project.name, notifications=loop.notifications
         )

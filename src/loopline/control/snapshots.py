@@ -15,12 +15,12 @@ import sqlalchemy as sa
 
 from loopline.control.context import Context
 from loopline.store.db import Row, Tx
-from loopline.store.schema import endpoints, gateways, keys, snapshots, variants
+from loopline.store.schema import endpoints, functions, gateways, keys, snapshots, variants
 
 
 def write(ctx: Context, tx: Tx, *, actor: str, reason: str) -> int:
     """Take a snapshot of what the tables say now; publish it after commit. Returns its number."""
-    body = {"endpoints": _endpoints(ctx, tx), "keys": _keys(tx)}
+    body = {"endpoints": _endpoints(ctx, tx), "keys": _keys(tx), "functions": _functions(ctx, tx)}
     result = tx.execute(snapshots.insert().values(at=tx.now, body=body, reason=reason, by=actor))
     number = int(result.inserted_primary_key[0])  # type: ignore[index]
     tx.after_commit.append(lambda: publish(ctx))
@@ -72,6 +72,24 @@ def _demand(variant: Row, settings: dict[str, Any]) -> dict[str, Any]:
     return {"on_demand": True, "cold_start_ms": int(table.get("cold_start_seconds", 30) * 1000)}
 
 
+def _functions(ctx: Context, tx: Tx) -> dict[str, Any]:
+    """Every function that has processes, also while new ones are on their way."""
+    found = {}
+    for row in tx.rows(sa.select(functions).where(functions.c.status != "Deleted").order_by(functions.c.name)):
+        settings = row["settings"]
+        if row["server"]:
+            servers = [entry["socket"] for entry in row["server"]]
+            found[row["name"]] = {
+                "auth": settings["auth"],
+                "capture": settings["capture"],
+                "max_body_bytes": ctx.settings.max_body_mb << 20,
+                "timeout_ms": int(settings["timeout_seconds"] * 1000),
+                "calls": settings["endpoints"],
+                "variants": [{"name": "live", "version": None, "model": None, "weight": 100.0, "servers": servers}],
+            }
+    return found
+
+
 def _keys(tx: Tx) -> dict[str, Any]:
     """Every live key, those too whose role may not ask: a gateway tells them so, rather than that they are unknown."""
     query = sa.select(keys).where(keys.c.revoked_at.is_(None))
@@ -113,6 +131,7 @@ def publish(ctx: Context) -> int:
             "allowed_hosts": allowed_hosts(ctx),
             "endpoints": body.get("endpoints", {}),
             "keys": body.get("keys", {}),
+            "functions": body.get("functions", {}),
         }
         replace_json(ctx.settings.dir / "snapshot.json", document)
         ctx.cache["published"] = number

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from loopline.domain import endpoint_tests, names, rolloutrules, scaling, states
+from loopline.domain import endpoint_tests, functionrules, names, rolloutrules, scaling, states
 from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
 from loopline.domain.drift import Rule
 from loopline.domain.measures import MEASURES
@@ -96,6 +96,7 @@ RANGES: dict[tuple[str, str], Range] = {
     ("rollout", "max_latency_ratio"): _POSITIVE,
     ("rollout", "max_p99_ms"): _POSITIVE,
     ("rollout", "start_timeout_seconds"): _POSITIVE,
+    **{key: Range(*bounds) for key, bounds in functionrules.RANGES.items()},
     ("tests", "timeout_seconds"): Range(0, 3600, open_low=True),
     ("tests", "absolute"): Range(0),
     ("tests", "relative"): Range(0),
@@ -150,6 +151,7 @@ def check(loop: Loop, present: frozenset[Path], say: Say, files: Collection[str]
     rolloutrules.check(loop, present, say, deploys=_deploys(loop))
     _scaling(loop, present, say)
     _tests(loop, present, say)
+    functionrules.check(loop.functions, files, say)
     for position, alarm in enumerate(loop.alarms):
         _alarm(alarm, ("alarms", position), loop, say)
     _monitor(loop, present, say)

@@ -208,6 +208,21 @@ class EndpointTest(_Table, frozen=True):
     min_rate: float | None = None  # good answers/s
 
 
+class FunctionTable(_Table, frozen=True):
+    """``[[functions]]``: ``handler(event, context)`` of a file, behind ``/functions/NAME``."""
+
+    name: str
+    file: str
+    handler: str = "handler"
+    endpoints: tuple[str, ...] = ()  # those that it may ask
+    timeout_seconds: float = 30
+    auth: bool = True
+    instances: int = 1  # each answers one request at a time
+    memory_mb: int | None = None
+    network: bool = False
+    capture: float = 1.0
+
+
 class MonitorTable(_Table, frozen=True):
     """``[monitor]``: drift and quality."""
 
@@ -297,6 +312,7 @@ class Loop(_Table, frozen=True):
     alarms: tuple[AlarmTable, ...] = ()
     retrain: Retrain = Retrain()
     triggers: tuple[TriggerTable, ...] = ()
+    functions: tuple[FunctionTable, ...] = ()
     notifications: tuple[Notification, ...] = ()
     tests: tuple[EndpointTest, ...] = ()
 

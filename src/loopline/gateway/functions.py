@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from loopline.domain.frames import decode_call, encode_reply
-from loopline.errors import Forbidden, LooplineError, NotFound, Timeout
+from loopline.errors import Forbidden, FunctionFailed, LooplineError, NotFound, Timeout
 from loopline.gateway.answers import error_body, with_request_id
 from loopline.gateway.exchange import Exchange
 from loopline.gateway.head import Head
@@ -44,13 +44,6 @@ _OWN = _HOP | {
 }
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _VALUE = re.compile(r"[\x20-\x7e\xa0-\xff]{0,4096}")
-
-
-class FunctionFailed(LooplineError):
-    """The function failed."""
-
-    code = "function_failed"
-    status = 502
 
 
 class FunctionInvocation(Invocation):

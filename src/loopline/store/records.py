@@ -40,6 +40,7 @@ _PREFIXES = {
     "endpoint": "ep",
     "variant": "va",
     "rollout": "ro",
+    "function": "fn",
     "test": "te",
     "test_run": "tu",
     "batch": "ba",

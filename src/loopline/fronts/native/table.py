@@ -15,6 +15,7 @@ from loopline.control import (
     executions,
     exports,
     firings,
+    functions,
     gates,
     invocations,
     jobs,
@@ -140,6 +141,9 @@ _REGISTRY = (
 )
 
 _TRAFFIC = (
+    Route("GET", "/api/functions", READ, functions.list_),
+    Route("GET", "/api/functions/{function}", READ, functions.show),
+    Route("DELETE", "/api/functions/{function}", APPROVE, functions.delete),
     Route("GET", "/api/endpoints", READ, endpoints.list_),
     Route("POST", "/api/endpoints", WRITE, endpoints.create, status=201),
     Route("GET", "/api/endpoints/{endpoint}", READ, endpoints.show),

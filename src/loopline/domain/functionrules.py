@@ -1,0 +1,48 @@
+"""``[[functions]]``: what would not run, found before anything is applied."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from loopline.domain import names
+from loopline.domain.projects import FunctionTable
+from loopline.errors import InvalidInput
+
+Say = Callable[..., None]
+
+RANGES: dict[tuple[str, str], tuple[float, float]] = {  # the least and the most of each number
+    ("functions", "timeout_seconds"): (0.001, 3600),
+    ("functions", "instances"): (1, 64),
+    ("functions", "memory_mb"): (16, 1 << 20),
+    ("functions", "capture"): (0, 1),
+}
+
+
+def check(functions: tuple[FunctionTable, ...], files: Collection[str] | None, say: Say) -> None:
+    """Report every mistake; ``files`` are the project's paths, None where they are not known."""
+    seen: dict[str, int] = {}
+    for position, function in enumerate(functions):
+        path = ("functions", position)
+        _name(function.name, "a function", (*path, "name"), say)
+        if function.name in seen:
+            cure = f"give one of functions[{seen[function.name]}] and functions[{position}] another name"
+            say((*path, "name"), f"two functions are called {function.name!r}", cure)
+        seen.setdefault(function.name, position)
+        for number, endpoint in enumerate(function.endpoints):
+            _name(endpoint, "an endpoint", (*path, "endpoints", number), say)
+        if not function.handler.isidentifier():
+            say((*path, "handler"), f"{function.handler!r} is not the name of a function", 'write e.g. "handler"')
+        parts = function.file.split("/")
+        if not all(parts) or {".", ".."} & set(parts) or not function.file.endswith(".py"):
+            cure = "write a relative path without '..' to a .py file"
+            say((*path, "file"), f"{function.file!r} is not a Python file of the project", cure)
+        elif files is not None and function.file not in files:
+            cure = f"write {function.handler}(event, context) in it"
+            say((*path, "file"), f"there is no file {function.file}", cure)
+
+
+def _name(value: str, what: str, path: tuple[Any, ...], say: Say) -> None:
+    try:
+        names.check_name(value, what)
+    except InvalidInput as error:
+        message, _, cure = error.message.partition(": ")
+        say(path, message, cure)
