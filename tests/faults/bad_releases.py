@@ -51,7 +51,7 @@ class Callers:
         self.times: list[tuple[float, int, int, bool]] = []
         self.bad: list[tuple[float, int, int, str]] = []
         self.slowest_seconds = 0.0
-        self.behind = 0
+        self.behind = self.most_behind = 0
 
     def report(self) -> None:
         """Take over what was seen."""
@@ -67,6 +67,7 @@ class Callers:
         self.bad += [tuple(each) for each in found["bad"]]
         self.slowest_seconds = max(self.slowest_seconds, found["slowest_seconds"])
         self.behind = found["behind"]
+        self.most_behind = max(self.most_behind, self.behind)
 
     @property
     def asked(self) -> int:

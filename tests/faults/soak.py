@@ -300,6 +300,7 @@ def measure(there: Installation, given: argparse.Namespace) -> dict[str, Any]:
         "answers_without_control": asked_alone,
         "failed_without_control": bad_alone,
         "gateway_gone_seconds": round(gateway_seconds, 3),
+        "most_late": seen.most_behind,
         "slowest_seconds": seen.slowest_seconds,
         "seed": given.seed,
         "load": round(os.getloadavg()[0], 1),
