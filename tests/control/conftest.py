@@ -8,6 +8,7 @@ import pytest
 
 from loopline.control import pushes
 from loopline.testing.boxes import follow
+from loopline.testing.stage import Stage
 from loopline.testing.world import World
 
 
@@ -16,6 +17,20 @@ def world(tmp_path: Path) -> Iterator[World]:
     opened = World(tmp_path / "data")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    opened = Stage(tmp_path / "data")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def versions(stage: Stage) -> Stage:
+    """Two versions that passed the gate, both waiting for approval."""
+    stage.register()
+    return stage
 
 
 Run = Callable[..., dict[str, Any]]

@@ -1,8 +1,5 @@
 """Release, canary, going back: what the tables, the snapshot and the registry say at each point."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
 
 from loopline.control import endpoints, registry, rollbacks, rollouts
@@ -11,82 +8,9 @@ from loopline.domain.latency import Histogram
 from loopline.errors import Conflict, Forbidden, GateRefused
 from loopline.store import metrics
 from loopline.store.metrics import Traffic
-from loopline.testing.boxes import LOOP, project
-from loopline.testing.clock import ManualClock
-from loopline.testing.fleet import Fleet
-from loopline.testing.world import World
+from loopline.testing.stage import Stage
 
 ADMIN = Actor("admin", "admin")
-Run = Callable[..., dict[str, Any]]
-
-ENDPOINT = """
-[endpoint]
-name = "boxes"
-keep_warm_seconds = 600
-
-[rollout]
-steps = [5, 50]
-bake_seconds = 30
-"""
-
-
-class Stage:
-    """A world with a fleet, three approved-able versions and a clock of its own."""
-
-    def __init__(self, world: World, clock: ManualClock) -> None:
-        self.world, self.clock, self.fleet = world, clock, Fleet(world.ctx)
-
-    def until(self, status: str, *, count: int = 1) -> dict[str, Any]:
-        """Move on until there are ``count`` rollouts and the newest has this status."""
-
-        def reached() -> bool:
-            self.fleet.act()
-            self.clock.advance(0.2)
-            items = self.rollouts()
-            return len(items) >= count and items[0]["status"] == status
-
-        self.world.settle(reached)
-        return self.rollouts()[0]
-
-    def rollouts(self) -> list[dict[str, Any]]:
-        return rollouts.list_(self.world.ctx, self.world.actor, endpoint="boxes")["items"]
-
-    def approve(self, number: int, **given: Any) -> None:
-        registry.approve(self.world.ctx, self.world.actor, model="boxes", number=number, **given)
-
-    def status(self, number: int) -> str:
-        return str(registry.show_version(self.world.ctx, self.world.actor, model="boxes", number=number)["status"])
-
-    def answer(self, variant: str, requests: int, errors: int = 0, milliseconds: float = 2.0) -> None:
-        """Count requests in each second of the current step so far."""
-        latency = {str(bucket): n for bucket, n in Histogram.of([milliseconds * 1000] * requests).buckets.items()}
-        row = Traffic("boxes", variant, 1, int(self.clock.now()) - 1, requests, 0, errors, latency)
-        with self.world.ctx.db.transaction() as tx:
-            metrics.add_traffic(tx, [row])
-
-
-@pytest.fixture
-def stage(tmp_path: Any) -> Iterator[Stage]:
-    world = World(tmp_path / "data")
-    clock = ManualClock(world.ctx.clock.now())
-    world.ctx.clock = clock  # type: ignore[assignment]
-    world.ctx.db.use_clock(clock.now)
-    yield Stage(world, clock)
-    world.close()
-
-
-@pytest.fixture
-def versions(stage: Stage) -> Stage:
-    """Two versions that passed the gate, both waiting for approval."""
-    from loopline.control import pushes
-    from loopline.testing.boxes import follow
-
-    for shift in (0.0, 0.05):
-        tree = stage.world.tree(project(loop_toml=LOOP + ENDPOINT))
-        push = pushes.run(stage.world.ctx, stage.world.actor, tree=tree, parameters={"shift": shift})["id"]
-        shown = follow(stage.world, push)
-        assert shown["status"] == "Succeeded", shown["reason"]
-    return stage
 
 
 def test_the_first_approved_version_takes_all_traffic_at_once(versions: Stage) -> None:
