@@ -39,7 +39,7 @@ class Health:
         """To be called every tick; whether a server was taken out of service."""
         before = self.ejections[-1] if self.ejections else None
         for endpoint in endpoints:
-            for variant in endpoint.variants:
+            for variant in endpoint.asked:
                 for link in variant.links:
                     if link.sick:
                         self._look_after(link, now)

@@ -4,7 +4,7 @@ import json
 import random
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 
 from loopline.domain.access import FUNCTION_SCOPE, ROLES, Permission, parse_key, secret_matches
@@ -95,6 +95,11 @@ class Models:
             if variant.weight > 0:
                 self._known[str(variant.model).encode()] = variant
 
+    @property
+    def made(self) -> Iterable[Variant]:
+        """The variants that were asked for so far."""
+        return self._made.values()
+
     def find(self, wanted: bytes | None) -> Variant:
         """The variant that serves ``NAME`` or ``NAME:VERSION``. Raises ``InvalidInput`` for none, ``NotFound``."""
         if wanted is None:
@@ -154,6 +159,11 @@ class Endpoint:
         self.by_request = self.models is not None or self.sticky is not None  # which variant depends on the request
         self._bounds = list(accumulate(variant.weight for variant in self.variants))
         self._total = self._bounds[-1] if self._bounds else 0.0
+
+    @property
+    def asked(self) -> list[Variant]:
+        """Every variant that may have been asked, also those that get no traffic by weight."""
+        return [*self.named.values(), *(self.models.made if self.models is not None else ())]
 
     @property
     def ready(self) -> bool:
