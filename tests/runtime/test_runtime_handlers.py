@@ -11,6 +11,7 @@ from loopline.runtime.answers import Labelled
 from loopline.runtime.arrays import matrix_of
 from loopline.runtime.handlers import joblib as handler
 from loopline.runtime.loading import CannotServe, load_model
+from loopline.runtime.shortcuts import probabilities_of
 
 joblib = pytest.importorskip("joblib")
 sklearn = pytest.importorskip("sklearn")
@@ -100,6 +101,28 @@ def test_a_model_whose_label_is_not_its_most_probable_class_is_asked_for_both(tm
     assert {row["prediction"] for row in answers} == {"no"}
     machine = svm.SVC(probability=True) if "probability" in svm.SVC().get_params() else None
     assert machine is None or not handler._labels_by_probability(machine)
+
+
+@pytest.mark.parametrize("scalers", [0, 1, 2])
+def test_the_short_way_through_a_small_model_gives_the_same_bits(scalers):
+    steps = [preprocessing.StandardScaler(with_mean=number == 0) for number in range(scalers)]
+    model = pipeline.make_pipeline(*steps, linear_model.LogisticRegression()).fit(TABLE * 100, TWO)
+    ask = probabilities_of(model, [step for _, step in model.steps])
+    assert ask is not None
+    for table in (NEW, NEW * 1e5, NEW[:1], NEW[:3]):
+        assert np.array_equal(ask(table), model.predict_proba(table))
+    for wrong in (np.full((1, 3), 1e308) * 10, np.array([[np.nan, 1.0, 1.0]]), np.zeros((1, 2))):
+        with pytest.raises(ValueError, match="infinity|NaN|features"):
+            ask(wrong)
+
+
+def test_a_short_way_that_does_not_give_the_same_bits_is_not_taken():
+    model = linear_model.LogisticRegression().fit(TABLE, TWO)
+    assert probabilities_of(model, [model]) is not None
+    model.predict_proba = lambda table: np.full((len(table), 2), 0.5)
+    assert probabilities_of(model, [model]) is None
+    three = linear_model.LogisticRegression().fit(TABLE, THREE)
+    assert probabilities_of(three, [three]) is None
 
 
 def test_columns_go_to_a_model_in_the_order_that_it_was_trained_in(tmp_path):

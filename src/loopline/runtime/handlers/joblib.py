@@ -14,6 +14,7 @@ from typing import Any
 
 from ..answers import Classes, Labelled
 from ..loading import CannotServe, Model
+from ..shortcuts import probabilities_of
 
 NAMES = ("model.joblib", "model.pkl", "model.pickle")
 SUFFIXES = (".joblib", ".pkl", ".pickle")
@@ -89,8 +90,8 @@ def _predict_of(model: Any) -> Callable[[Any], Any]:
         probabilities = ask(table)
         chosen = probabilities.argmax(axis=1)
         if probabilities.shape[1] > 1:
-            best = numpy.partition(probabilities, -2, axis=1)
-            near = best[:, -1] - best[:, -2] < _NEAR
+            best = probabilities if probabilities.shape[1] == 2 else numpy.partition(probabilities, -2, axis=1)
+            near = abs(best[:, -1] - best[:, -2]) < _NEAR
             if near.any():
                 chosen[near] = [places[label] for label in model.predict(table[near]).tolist()]
         return Labelled(classes, chosen.tolist(), probabilities.tolist())
@@ -119,8 +120,12 @@ def _inside(model: Any) -> Callable[[Any], Any]:
     bookkeeping, which costs as much as a small model.
     """
     probabilities: Callable[[Any], Any] = model.predict_proba
-    if not _is_pipeline(model) or any(step in (None, "passthrough") for _, step in model.steps):
+    pipeline = _is_pipeline(model)
+    if pipeline and any(step in (None, "passthrough") for _, step in model.steps):
         return probabilities
+    quick = probabilities_of(model, [step for _, step in model.steps] if pipeline else [model])
+    if quick is not None or not pipeline:
+        return quick or probabilities
     transforms = [step.transform for _, step in model.steps[:-1]]
     last = _inside(model.steps[-1][1])
 
