@@ -25,8 +25,7 @@ def main() -> int:
     while not stopping.is_set() and os.getppid() == parent:
         if not monitor.step(time.time()):
             stopping.wait(POLL_SECONDS)
-    monitor.step(time.time())
-    monitor.save(time.time())
+    monitor.close(time.time())
     return 0
 
 

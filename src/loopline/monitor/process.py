@@ -12,6 +12,7 @@ import numpy as np
 from loopline.config import Settings
 from loopline.domain.capture import Columns
 from loopline.errors import InvalidInput
+from loopline.monitor.compaction import Compaction
 from loopline.monitor.counters import UNCOUNTED, Counters
 from loopline.monitor.reports import ReportStream
 from loopline.monitor.tail import READ_BYTES, Position, Tail, delete_old
@@ -40,6 +41,7 @@ class Monitor:
         self._flushed_at = self._saved_at = self._cleaned_at = now
         self._recover(now)
         self._tail = Tail(self._spool, self._stream.positions)
+        self._compaction = Compaction(settings, now)
 
     def step(self, now: float) -> bool:
         """Read, judge, report; says whether there was so much that it should be called again at once."""
@@ -66,6 +68,12 @@ class Monitor:
             self._stream.append(now, self._tail.positions, rows)
             self._findings = []
             self._wake()
+
+    def close(self, now: float) -> None:
+        """Report and keep everything, and end what was started."""
+        self.step(now)
+        self.save(now)
+        self._compaction.stop()
 
     def save(self, now: float) -> None:
         """Write the state of the windows. It may lag behind the report stream: a restart reads the gap once more."""
@@ -149,6 +157,7 @@ class Monitor:
 
     def _clean(self, now: float) -> None:
         self._cleaned_at = now
+        self._compaction.poll(now)
         self.save(now)  # what is deleted must not be needed again
         before = now - self._settings.capture_days * 86_400
         for folder, (segment, _) in self._tail.positions.items():
