@@ -361,7 +361,7 @@ def test_a_server_that_takes_too_much_memory_ends(start):
 
 
 def test_an_unknown_handler_is_named(start):
-    assert "handlers: joblib, predict" in start(handler="../predict").wait()["error"]
+    assert "handlers: joblib, onnx, predict" in start(handler="../predict").wait()["error"]
 
 
 def test_sigterm_finishes_what_has_arrived_and_exits_zero(start):
