@@ -6,7 +6,6 @@ the kernel's queue for the next one. What control wants to run stands in ``DIR/p
 ``run/supervisor.json``. Jobs are not its children: they outlive it.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -21,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from loopline import listening
 from loopline.children import (
     DRAIN_SECONDS,
     KINDS,
@@ -42,8 +42,6 @@ POLL_SECONDS = 0.5
 PROBE_SECONDS = 0.05
 BLOCKED_SECONDS = 0.02  # between two looks at a start that waits for room or for a forkserver
 MAX_OPEN_FILES = 65536
-BACKLOG = 1024
-PORTS_TO_TRY = 100
 TROUBLE = 3  # quick deaths in a row, after which the caller is told
 
 Programs = Callable[[Settings, int, int], list[Spec]]
@@ -76,44 +74,6 @@ def _write_json(path: Path, value: Any) -> None:
     draft = path.with_name(f".{path.name}.new")
     draft.write_text(json.dumps(value))
     draft.replace(path)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """The public port, listening. Errors name the setting, and the next free port when this one is taken."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise InvalidInput(f"host {host!r} is no address of this machine: {error.strerror}") from None
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            free = _next_free(host, port)
-            hint = f"; port {free} is free: loopline up --port {free}" if free else ""
-            raise Conflict(f"port {port} on {host} is in use{hint}", port=port, free_port=free) from None
-        if error.errno == errno.EACCES:
-            raise Forbidden(f"this user may not listen on port {port}; ports from 1024 are open to all") from None
-        raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    listener.setblocking(False)
-    return listener
-
-
-def _next_free(host: str, port: int) -> int | None:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    for candidate in range(port + 1, min(port + 1 + PORTS_TO_TRY, 65536)):
-        with socket.socket(family, kind, protocol) as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                attempt.bind((address[0], candidate, *address[2:]))
-                attempt.listen(1)
-            except OSError:
-                continue
-            return candidate
-    return None
 
 
 def _private_folder(path: Path) -> None:
@@ -155,52 +115,6 @@ def _clear_leftovers(state: Path) -> None:
         time.sleep(0.02)
 
 
-class Probe:
-    """Whether the tree serves: control's socket takes a connection, and a gateway has answered on the public port."""
-
-    def __init__(self, control: Path, address: tuple[Any, ...], family: int) -> None:
-        self.control, self.family = str(control), family
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
-        self.address = (host, *address[1:])
-        self.gateway_answered = False
-        self._open: socket.socket | None = None
-
-    def look(self) -> bool:
-        """One look, which never waits."""
-        if not self.gateway_answered:
-            self.gateway_answered = self._gateway()
-        return self.gateway_answered and self._control()
-
-    def close(self) -> None:
-        if self._open:
-            self._open.close()
-            self._open = None
-
-    def _control(self) -> bool:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
-            attempt.setblocking(False)
-            return attempt.connect_ex(self.control) == 0
-
-    def _gateway(self) -> bool:
-        try:
-            if self._open is None:
-                # The kernel completes this connection whether or not a gateway is there yet.
-                self._open = socket.socket(self.family, socket.SOCK_STREAM)
-                self._open.settimeout(POLL_SECONDS)
-                self._open.connect(self.address)
-                self._open.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                self._open.setblocking(False)
-            if self._open.recv(64):
-                self.close()
-                return True
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
-        self.close()  # that gateway died before it answered: ask the next
-        return False
-
-
 class Supervisor:
     """The loop. ``run`` below prepares what it owns."""
 
@@ -221,9 +135,7 @@ class Supervisor:
         own = programs(settings, listener.fileno(), self.port)
         self.own_ids = [spec.id for spec in own]
         self.children = {spec.id: Child(spec) for spec in own}
-        self.probe: Probe | None = Probe(
-            settings.run_dir / "control.sock", listener.getsockname(), int(listener.family)
-        )
+        self.probe: listening.Probe | None = self._probe()
         self.started_at = time.time()
         self.seen: tuple[int, int, int] | None = None
         self.described: list[dict[str, Any]] | None = None
@@ -237,6 +149,12 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.commands, selectors.EVENT_READ, self._read_commands)
         self.selector.register(self.signalled, selectors.EVENT_READ, self._drain_signals)
+
+    def _probe(self) -> listening.Probe:
+        control = self.settings.run_dir / "control.sock"
+        if self.settings.secure:
+            return listening.Probe(control, str(self.settings.run_dir / "gateway-0.http.sock"), socket.AF_UNIX)
+        return listening.Probe(control, self.listener.getsockname(), int(self.listener.family))
 
     def _bind_commands(self) -> socket.socket:
         path = self.settings.run_dir / "supervisor.sock"
@@ -472,6 +390,7 @@ def run(
     come up. Call it from the main thread of a process with one thread. Raises ``Conflict`` when the data directory
     is served already or the port is taken, ``Forbidden`` and ``InvalidInput`` where it may not or cannot listen.
     """
+    listening.check(settings)
     os.umask(0o077)
     for folder in (settings.dir, settings.run_dir, settings.dir / "logs"):
         _private_folder(folder)
@@ -480,7 +399,7 @@ def run(
         _clear_leftovers(settings.run_dir / "supervisor.json")
         _raise_open_files()
         adopt_orphans()
-        supervisor = Supervisor(settings, bind(settings.host, settings.port), programs, on_ready, say)
+        supervisor = Supervisor(settings, listening.bind(settings.host, settings.port), programs, on_ready, say)
         try:
             with supervisor.signals():
                 supervisor.serve()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from loopline.children import start_time
-from loopline.supervisor import bind
+from loopline.listening import bind
 
 FAKE = Path(__file__).with_name("fake_process.py")
 SOURCE = Path(bind.__code__.co_filename).parents[1]

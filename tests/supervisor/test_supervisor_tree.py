@@ -14,7 +14,8 @@ import pytest
 
 from loopline.config import load
 from loopline.errors import Conflict, InvalidInput
-from loopline.supervisor import bind, programs
+from loopline.listening import bind
+from loopline.supervisor import programs
 
 sys.path.insert(0, str(Path(__file__).parent))
 
