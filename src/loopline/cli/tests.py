@@ -151,8 +151,8 @@ def _tell(session: Session, run: dict[str, Any]) -> None:
         click.echo(clean(f"{line} {figures}".rstrip()))
         for each in result["failed"]:
             click.echo(clean(f"          {each['check']}: expected {each['expected']}, got {each['got']}"))
-    if run["reason"] and not any(result["failed"] for result in run["results"] or ()):
-        session.note(run["reason"])
+    if not run["results"] or run["status"] == "Stopped":
+        session.note(run["reason"] or "no test has run yet")
 
 
 @tests.command()
