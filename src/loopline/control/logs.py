@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from loopline.control import endpoints
+from loopline.control import endpoints, functions
 from loopline.control.context import Context
-from loopline.domain.access import Actor
+from loopline.domain.access import FUNCTION_SCOPE, Actor
 from loopline.errors import InvalidInput, NotFound
 from loopline.store.schema import variants
 
@@ -54,6 +54,7 @@ def read(
     cursor: str | None = None,
 ) -> dict[str, Any]:
     """The last ``lines`` of an endpoint's log, by time, and from then on, with ``next`` as ``cursor``, what is new.
+    ``endpoint`` may also be ``function:NAME``.
 
     ``request``: only what was printed while this request was predicted, possibly with others. ``contains``: only lines
     with this text. ``start``: only what is not older. Each item: at, variant, server, requests, text.
@@ -79,9 +80,13 @@ def read(
 
 def _servers(ctx: Context, endpoint: str, variant: str | None) -> list[_Server]:
     query = sa.select(variants).where(variants.c.endpoint == endpoint).order_by(variants.c.created_at)
+    kind, _, function = endpoint.partition(":")
     with ctx.db.read() as tx:
-        endpoints.endpoint_row(tx, endpoint)
-        rows = tx.rows(query)
+        if kind == FUNCTION_SCOPE and function:
+            rows = [{**functions.function_row(tx, function), "name": FUNCTION_SCOPE}]
+        else:
+            endpoints.endpoint_row(tx, endpoint)
+            rows = tx.rows(query)
     if variant is not None and variant not in [row["name"] for row in rows]:
         there = ", ".join(row["name"] for row in rows) or "none"
         raise NotFound(f"{endpoint} has no variant {variant!r}; it has: {there}")

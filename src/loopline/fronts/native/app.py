@@ -174,8 +174,8 @@ def _endpoint(
     return answer
 
 
-async def _in_thread(limiter: anyio.CapacityLimiter, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    return await anyio.to_thread.run_sync(functools.partial(function, *given, **named), limiter=limiter)
+async def _in_thread(limiter: anyio.CapacityLimiter, work: Callable[..., Any], /, *given: Any, **named: Any) -> Any:
+    return await anyio.to_thread.run_sync(functools.partial(work, *given, **named), limiter=limiter)
 
 
 def bearer(request: Request) -> str | None:
