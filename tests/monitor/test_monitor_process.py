@@ -119,7 +119,7 @@ def test_a_record_that_cannot_be_counted_does_not_stop_the_others(spool: Any) ->
     assert totals(spool.rows()) == (1, 0, 0)
 
 
-def test_what_the_platform_tries_out_is_no_traffic_and_a_shadow_counts_under_its_own_name(spool: Any) -> None:
+def test_what_the_platform_tries_out_is_no_traffic_and_copies_are_counted_apart(spool: Any) -> None:
     spool.watch(baseline(), FEATURES, window_seconds=60, every_seconds=1, min_rows=1)
     m = monitor(spool)
     given = body([0.0] * len(NAMES))
@@ -129,7 +129,7 @@ def test_what_the_platform_tries_out_is_no_traffic_and_a_shadow_counts_under_its
     spool.write(1000.0, given, shadow=True, variant="v2")
     m.step(1000.5)
     m.flush(1000.5)
-    assert {row["variant"]: row["count"] for row in spool.rows()} == {"v1": 2, "v2": 1}
+    assert {row["variant"]: row["count"] for row in spool.rows()} == {"v1": 2, "v2/shadow": 1}
     window = m._windows["patients", "v1"]
     window.count()
     assert window.buckets[1000].requests == 2 and window.buckets[1000].counts["f0"].rows == 2

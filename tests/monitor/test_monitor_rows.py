@@ -85,3 +85,18 @@ def test_answers_become_predictions_and_scores(answers: list[bytes], predictions
     assert [list(each) for each in found] == [predictions, scores]
     single = [each for answer in answers for each in predictions_of(answer) or ()]
     assert [each.value for each in single if each.value is not None] == predictions
+
+
+spreads = st.dictionaries(st.sampled_from(["0", "1", "a"]), st.floats(0, 1) | st.just(1) | st.none(), max_size=3)
+labelled = st.fixed_dictionaries(
+    {"prediction": st.sampled_from([0, 1, "a", True, None, 1.5]), "probabilities": spreads}
+)
+
+
+@given(st.lists(labelled | st.just({"prediction": "a"}), min_size=1), st.sampled_from([None, 1, "a", True]))
+def test_labels_with_probabilities_say_what_each_says(given_: list[dict[str, Any]], positive: Any) -> None:
+    answer = json.dumps({"predictions": given_}).encode()
+    single = predictions_of(answer, positive) or []
+    predictions, scores = read_answers([answer], positive)
+    assert list(predictions) == [each.value for each in single if each.value is not None]
+    assert list(scores) == [each.score for each in single if each.score is not None]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loopline.domain.capture import Columns
+from loopline.domain.capture import COPIES, Columns
 from loopline.domain.latency import bucket_numbers
 
 LARGEST_LATENCY_US = 86_400_000_000.0  # a day; anything longer can only be a clock that was set
@@ -25,7 +25,7 @@ class Counters:
     def add(self, records: Columns) -> None:
         """Count these requests; a record without endpoint or time cannot be told apart and is passed over.
 
-        Requests with the purpose ``test`` are not counted, shadow copies are, under their variant.
+        Requests with the purpose ``test`` are not counted; copies are, under their variant's name and ``COPIES``.
         """
         if not len(records):
             return
@@ -49,6 +49,8 @@ class Counters:
         endpoint, variant = context.get("endpoint"), context.get("variant") or ""
         if not isinstance(endpoint, str) or not isinstance(variant, str) or context.get("purpose") == UNCOUNTED:
             return -1
+        if context.get("shadow") is True:
+            variant += COPIES
         return self._series.setdefault((endpoint, variant), len(self._series))
 
     def take(self) -> list[dict[str, Any]]:

@@ -12,11 +12,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from loopline.domain.captured import Row, arrange, prediction_of, predictions_of, rows_of, typed
+from loopline.domain.captured import Row, arrange, class_key, prediction_of, predictions_of, rows_of, typed
 
 Column = Sequence[Any] | npt.NDArray[Any]
 
 _CLASSES = {int, str, bool}
+_LABELLED = {"prediction", "probabilities"}
 _TYPES: dict[str, Any] = {"number": float | None, "integer": float | None}
 
 
@@ -145,6 +146,9 @@ def read_answers(answers: Sequence[bytes], positive: Any) -> tuple[Column, Colum
             return numbers, numbers[(numbers >= 0.0) & (numbers <= 1.0)]
         if kinds <= _CLASSES:
             return values, []
+        labelled = _labelled(values, positive) if kinds == {dict} else None
+        if labelled is not None:
+            return labelled
         found = [prediction_of(value, positive) for value in values]
     else:
         found = [each for answer in answers for each in predictions_of(answer, positive) or ()]
@@ -152,3 +156,21 @@ def read_answers(answers: Sequence[bytes], positive: Any) -> tuple[Column, Colum
         [each.value for each in found if each.value is not None],
         [each.score for each in found if each.score is not None],
     )
+
+
+def _labelled(values: Sequence[dict[str, Any]], positive: Any) -> tuple[Column, Column] | None:
+    """Labels and scores of predictions with their probabilities, as the built-in handlers give them; else None."""
+    if any(each.keys() != _LABELLED for each in values):
+        return None
+    labels, spreads = [each["prediction"] for each in values], [each["probabilities"] for each in values]
+    if not set(map(type, labels)) <= _CLASSES or set(map(type, spreads)) != {dict} or not all(spreads):
+        return None
+    try:
+        if positive is None:
+            scores = [max(spread.values()) for spread in spreads]
+        else:
+            key = class_key(positive)
+            scores = [spread[key] for spread in spreads]
+    except (KeyError, TypeError):
+        return None
+    return (labels, np.array(scores)) if set(map(type, scores)) == {float} else None
