@@ -51,6 +51,10 @@ def config(
             return settings.port
 
     settings = load(dir=directory)
+    if settings.secure and not passthrough:
+        raise InvalidInput("loopline speaks TLS itself here (tls): add --passthrough, or leave TLS to the proxy alone")
+    if passthrough and not settings.secure:
+        raise InvalidInput("there is no TLS to pass through: set tls or tls_certificate, or give the proxy --tls-cert")
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound
     host = everywhere.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
     proxy = proxies.Proxy(
