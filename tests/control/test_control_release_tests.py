@@ -460,3 +460,13 @@ def test_an_invocation_says_what_went_wrong(world: World, gateway: Gateway) -> N
     gateway.close()
     with pytest.raises(Unavailable, match="no gateway is running"):
         invoking.invoke(world.ctx, "boxes", b"{}", **asked)  # type: ignore[arg-type]
+
+
+def test_a_call_may_take_another_route(world: World, gateway: Gateway) -> None:
+    gateway.answer = lambda asking: (200, {"by": asking.path}) if asking.path == "/functions/f" else None
+    add_variant(world, 2, 100.0)
+    call = {"path": "/functions/f", "body": {}, "json": {"by": "/functions/f"}, "headers": {"X-Way": "there"}}
+    put(world, "way", {"kind": "call", "calls": [call]})
+    done = ended(world, release_tests.start(world.ctx, ANA, endpoint="boxes")["id"])
+    assert done["status"] == "Passed", done["reason"]
+    assert gateway.asked[0].headers["x-loopline-variant"] is None and gateway.asked[0].headers["x-way"] == "there"
