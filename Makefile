@@ -21,7 +21,7 @@ WHEELS := $(VENV)/.done/wheels-$(shell cat $(wildcard $(DEMO_REQUIREMENTS)) requ
 script = $(if $(wildcard $(2)),,$(1))
 ABSENT := $(strip none $(call script,demo,examples/demo/run.py) $(call script,faults,tests/faults/run.py) \
 	$(call script,rollouts,tests/faults/rollouts.py) $(call script,bad-releases,tests/faults/bad_releases.py) \
-	$(call script,soak,tests/faults/soak.py) $(call script,bench-pipelines,benchmarks/pipelines/run.py) \
+	$(call script,multimodel,tests/faults/multimodel.py) $(call script,soak,tests/faults/soak.py) $(call script,bench-pipelines,benchmarks/pipelines/run.py) \
 	$(call script,bench-serving,benchmarks/serving/run.py))
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
@@ -82,6 +82,12 @@ ifeq (,$(filter bad-releases,$(ABSENT)))
 .PHONY: bad-releases
 bad-releases: $(DEV) ## N bad releases under load, and how each of them leaves; N=20 SEED=7
 	@$(RUN) tests/faults/bad_releases.py --n $(or $(N),20) --seed $(SEED) $(ARGS)
+endif
+
+ifeq (,$(filter multimodel,$(ABSENT)))
+.PHONY: multimodel
+multimodel: $(DEV) ## many models behind one endpoint, under a memory limit; N=200
+	@$(RUN) tests/faults/multimodel.py --models $(or $(N),200) $(ARGS)
 endif
 
 ifeq (,$(filter soak,$(ABSENT)))

@@ -80,7 +80,7 @@ def list_(ctx: Context, actor: Actor, *, project: str | None = None) -> dict[str
     with ctx.db.read() as tx:
         rows = tx.rows(query)
         for row in rows:
-            row["variants"] = _variants(tx, row["name"])
+            row["variants"] = _variants(ctx, tx, row["name"])
     return {"items": rows, "next": None}
 
 
@@ -88,21 +88,29 @@ def show(ctx: Context, actor: Actor, *, endpoint: str) -> dict[str, Any]:
     """An endpoint with its variants and the rollout that is going on, if any."""
     with ctx.db.read() as tx:
         row = endpoint_row(tx, endpoint)
-        row["variants"] = _variants(tx, endpoint)
+        row["variants"] = _variants(ctx, tx, endpoint)
         row["rollout"] = active_rollout(tx, endpoint)
     return row
 
 
-def _variants(tx: Tx, endpoint: str) -> list[dict[str, Any]]:
+def _variants(ctx: Context, tx: Tx, endpoint: str) -> list[dict[str, Any]]:
+    running = processes.children(ctx)
     query = sa.select(variants).where(variants.c.endpoint == endpoint, variants.c.status != VariantStatus.STOPPED)
     answer = []
     for row in tx.rows(query.order_by(variants.c.weight.desc(), variants.c.number.desc())):
         row["servers"] = [
-            {"id": entry["id"], "state": processes.server_state(entry).get("state")}
+            {"id": entry["id"], "state": _state(entry, running.get(entry["id"], {}))}
             for entry in row.pop("server") or ()
         ]
         answer.append(row)
     return answer
+
+
+def _state(entry: dict[str, Any], child: dict[str, Any]) -> Any:
+    """What a server last said of itself, unless it is not there to say anything."""
+    if entry["process"].get("on_demand") and child.get("state") == "asleep":
+        return "asleep"
+    return processes.server_state(entry).get("state")
 
 
 def active_rollout(tx: Tx, endpoint: str) -> Row | None:

@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from loopline.control import endpoints, fleets, processes, registry, rollouts, snapshots, variants
@@ -142,7 +141,7 @@ def list_(ctx: Context, actor: Actor, *, endpoint: str) -> dict[str, Any]:
     with ctx.db.read() as tx:
         row = _endpoint(tx, endpoint)
         found = tx.rows(_living(endpoint))
-    running = _processes(ctx)
+    running = processes.children(ctx)
     items = []
     for variant in found:
         child = running.get(variant["server"][0]["id"], {}) if variant["server"] else {}
@@ -161,15 +160,6 @@ def list_(ctx: Context, actor: Actor, *, endpoint: str) -> dict[str, Any]:
     used = sum(item["memory_mb"] or 0.0 for item in items)
     limit = row["settings"]["multi_model"]["memory_mb"]
     return {"items": items, "next": None, "memory_mb": round(used, 1), "limit_mb": limit}
-
-
-def _processes(ctx: Context) -> dict[str, dict[str, Any]]:
-    """What the supervisor last said of each process."""
-    try:
-        state = msgspec.json.decode((ctx.settings.run_dir / "supervisor.json").read_bytes())
-        return {child["id"]: child for child in state["children"]}
-    except (OSError, msgspec.DecodeError, KeyError, TypeError):
-        return {}
 
 
 def _pss_mb(pid: int) -> float | None:

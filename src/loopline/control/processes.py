@@ -161,6 +161,15 @@ def demand(settings: dict[str, Any], index: int) -> dict[str, Any]:
     return {}
 
 
+def children(ctx: Context) -> dict[str, dict[str, Any]]:
+    """What the supervisor last said of each process; nothing while there is none."""
+    try:
+        state = json.loads((ctx.settings.run_dir / "supervisor.json").read_bytes())
+        return {child["id"]: child for child in state["children"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
 def server_state(entry: dict[str, Any]) -> dict[str, Any]:
     """What a model server last said of itself; ``state`` is "absent" before it has said anything."""
     try:
