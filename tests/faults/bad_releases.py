@@ -33,7 +33,7 @@ LIMIT_SECONDS = EVALUATION_SECONDS + 5.0
 SETTLE_SECONDS = 1.0
 MAX_ERROR_RATE = 0.05  # [rollout]'s own
 LATENCY_NEEDS = ((200, 0.01), (30, 0.5))  # answers, and the share of slow ones that moves p99 or p50
-HOLDING = ("slow", "hang")  # callers may be refused because too many wait for such a version
+HOLDING = ("slow", "hang", "leak", "flood")  # callers may be refused because too many wait for such a version
 OVER = ("Succeeded", "RolledBack", "Failed")
 
 
