@@ -317,3 +317,15 @@ def test_a_matrix_of_rows_is_what_numpy_makes_of_them(given_rows):
 
 def test_json_without_a_signature_is_passed_on():
     assert read(None, JSON, json.dumps({"instances": [[1, "a"]]}).encode()) == [[1, "a"]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"instances":[[1,2],[3,4.5]]}', b'{"instances":[[1]]}', b'{"instances":[{"0":1,"1":2}]}', b'{"0":1,"1":2}'],
+)
+def test_a_model_without_a_signature_gets_the_same_rows_when_its_columns_are_known(body):
+    calls = [(JSON, b"id", body)]
+    assert Reader(None, CORE, matrices=True, columns=2).read(calls) in (
+        Reader(None).read(calls),
+        [[tuple(row) for row in Reader(None).read(calls)[0]]],
+    )

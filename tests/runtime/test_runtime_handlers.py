@@ -103,6 +103,7 @@ def test_a_model_whose_label_is_not_its_most_probable_class_is_asked_for_both(tm
     assert machine is None or not handler._labels_by_probability(machine)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("scalers", [0, 1, 2])
 def test_the_short_way_through_a_small_model_gives_the_same_bits(scalers):
     steps = [preprocessing.StandardScaler(with_mean=number == 0) for number in range(scalers)]

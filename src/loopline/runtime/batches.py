@@ -34,7 +34,7 @@ class Batcher:
         self._model = model
         self._signature = signature
         self._max_rows = max(1, max_rows)
-        self._reader = Reader(signature, core, matrices=model.takes_matrix)
+        self._reader = Reader(signature, core, matrices=model.takes_matrix, columns=model.columns)
         self._encoder = Encoder(core)
 
     def warm_up(self, rows: list[Any]) -> None:

@@ -22,9 +22,12 @@ _SHAPES = {
 
 
 class QuickDecoder:
-    """Decodes JSON and CSV bodies for one signature by ``core``, the compiled module of ``accelerator``."""
+    """Decodes JSON and CSV bodies for one signature by ``core``, the compiled module of ``accelerator``.
 
-    def __init__(self, core: Any, signature: Signature) -> None:
+    ``arrays_only``: the names of the signature are nobody's, so that objects are left to the careful way.
+    """
+
+    def __init__(self, core: Any, signature: Signature, *, arrays_only: bool = False) -> None:
         self._core = core
         self._width = len(signature.names)
         self._all_required = all(signature.required)
@@ -37,7 +40,8 @@ class QuickDecoder:
         self._fields = operator.attrgetter(*(f"f{at}" for at in range(self._width)))
         row: Any = tuple.__class_getitem__(tuple(self._types))
         self._arrays = self._instances(row)
-        record = None if any(":" in name for name in signature.names) else self._record(signature)
+        unnamed = arrays_only or any(":" in name for name in signature.names)
+        record = None if unnamed else self._record(signature)
         self._objects = None if record is None else self._instances(record)
         self._single = None if record is None else core.JSONDecoder(list[record]).decode  # type: ignore[valid-type]
 

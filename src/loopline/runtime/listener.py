@@ -36,8 +36,8 @@ from .frames import (
 )
 from .printed import Call
 
-WATCH_SECONDS = 0.25
-WAIT_SECONDS = 1.0  # a signal whose wake-up was lost is seen after this time
+WATCH_SECONDS = 0.5
+WAIT_SECONDS = 2.0  # a signal whose wake-up was lost is seen after this time
 FINISH_SECONDS = 10.0
 LEAVE_SECONDS = 0.5  # what a gateway sent before it read that this server leaves has arrived by then
 READ_BYTES = 256 * 1024

@@ -19,7 +19,8 @@ class Model:
     """A loaded model. It takes rows as lists of values, as a matrix of float64, or as either.
 
     ``rows`` takes a list of rows; ``matrix`` takes a matrix of one column per feature. At least one is given. Each
-    returns one prediction per row. ``width`` is the number of values that every row has, where it is known.
+    returns one prediction per row. ``width`` is the number of values that every row has, where it is known;
+    ``columns`` is that of a model without a signature, to which rows of another length may come.
     """
 
     def __init__(
@@ -27,11 +28,13 @@ class Model:
         rows: Callable[[list[Any]], Any] | None = None,
         matrix: Callable[[Any], Any] | None = None,
         width: int | None = None,
+        columns: int | None = None,
     ) -> None:
         self._rows = rows
         self._matrix = matrix
         self._width = width
         self.takes_matrix = matrix is not None
+        self.columns = columns
 
     def predict(self, rows: Any) -> Any:
         """One prediction per row of a list of rows or, where the model takes one, of a matrix."""

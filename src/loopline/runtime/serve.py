@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import faulthandler
 import functools
+import gc
 import importlib.util
 import json
 import shutil
@@ -163,6 +164,8 @@ def serve(answer: Answerer, listener: Listener, status: Status, one_by_one: bool
         status.say("failed", f"the server cannot listen: {error}")
         return 1
     signal.signal(signal.SIGTERM, lambda *_: listener.stop())
+    gc.collect()
+    gc.freeze()  # a model's library has a hundred thousand objects that no collection need look at again
     status.say("ready")
     listener.serve(answer, one_by_one)
     return 0

@@ -57,6 +57,8 @@ def load(spec: dict[str, Any]) -> Model:
         return Model(rows=lambda rows: predict(frame(rows)))
     order = _order(model, features)
     width = len(features) or None
+    if width is None:
+        return Model(matrix=predict, columns=getattr(model, "n_features_in_", None))
     if order is None:
         return Model(matrix=predict, width=width)
     return Model(matrix=lambda matrix: predict(matrix[:, order]), width=width)
