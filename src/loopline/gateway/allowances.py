@@ -79,8 +79,10 @@ class Allowance:
                     retry_after_seconds=max(1, math.ceil(again)),
                 )
         if self._spacing:
-            # A clock that was set back, or a smaller burst, must not shut the key out for longer than it takes to fill.
-            full_at = max(now, min(cells[_FULL_AT], now + self._depth)) + self._spacing
+            full_at = cells[_FULL_AT]
+            if not now < full_at < now + self._depth + self._spacing:
+                full_at = now  # full again; or the clock was set back, or the limits are new: they begin with all of it
+            full_at += self._spacing
             over = full_at - now - self._depth
             if over > 1e-6:
                 raise RateLimited(
