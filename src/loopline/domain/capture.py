@@ -45,6 +45,7 @@ META_FIELDS = (
 )
 
 PURPOSES = ("async", "function", "test")
+COPIES = "/shadow"  # behind a variant's name: its counters of copies, which belong to no total; no name has a slash
 
 COMPACT = 1
 _COMPACT = struct.Struct(">BHI23sd")
