@@ -7,15 +7,16 @@ from servers import PEERS_TABLE
 
 CONNECTIONS = (1, 16, 64)
 MODELS = ("logistic", "boosting", "network")
-FULL, BARE, OFF, LIMIT = "loopline", "loopline-bare", "loopline-off", "predict"
+FULL, BARE, OFF, CODE, LIMIT = "loopline", "loopline-bare", "loopline-off", "loopline-code", "predict"
 LABELS = {
     FULL: "loopline: key, capture, metrics, drift",
     BARE: "loopline: no key, no capture",
     OFF: "loopline: key, no capture, no monitor",
+    CODE: "loopline: predict.py, everything on",
     LIMIT: "limit: the model alone, 1 row a call",
     **{peer.name: peer.label for peer in PEERS_TABLE},
 }
-ORDER = (FULL, BARE, OFF, *(peer.name for peer in PEERS_TABLE), LIMIT)
+ORDER = (FULL, BARE, OFF, CODE, *(peer.name for peer in PEERS_TABLE), LIMIT)
 DISTURBED = 0.1  # cores busy with something else
 JUDGED = "logistic"
 MOST = 64

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from load import BenchError, Load, pinned, wait_until_quiet
-from servers import ask, check, end_everything, first_prediction, instances
+from servers import ask, check, end_everything, instances
 
 from loopline import config
 
@@ -24,6 +24,7 @@ LOOP_TOML = """[project]
 name = "{name}"
 [model]
 name = "{name}"
+handler = "{handler}"
 [gate]
 mode = "off"
 [approval]
@@ -51,7 +52,7 @@ HERE = Path(__file__).parent
 def fit():
     """The model that every server of the benchmark answers with, and what its training table looked like."""
     told = json.loads((HERE / "rows.json").read_text())
-    log_baseline(told["training"], feature_names=told["names"], score=told["scores"])
+    log_baseline(told["training"], feature_names=told["names"], score=told["answers"])
     return HERE / "model"
 
 
@@ -64,25 +65,26 @@ if __name__ == "__main__":
     training.run()
 '''
 PREDICT = """import os
-from pathlib import Path
 
-import numpy as np
 import scoring
+
+INPUT = "numpy"
 
 
 def load(model_dir):
-    os.environ[scoring.MODEL] = str(Path(model_dir))
+    os.environ[scoring.MODEL] = model_dir
     return scoring.load()
 
 
 def predict(score, batch):
-    return score(np.array(batch, dtype=np.float64))
+    return score(batch)
 """
 REQUIREMENTS = {
     "logistic": ("scikit-learn", "numpy", "joblib"),
     "boosting": ("scikit-learn", "numpy", "joblib"),
     "network": ("onnxruntime", "numpy"),
 }
+HANDLERS = {"logistic": "joblib", "boosting": "joblib", "network": "onnx"}
 
 
 def settings(capture: bool, auth: bool) -> dict[str, str]:
@@ -90,11 +92,23 @@ def settings(capture: bool, auth: bool) -> dict[str, str]:
     return {"capture": "1.0" if capture else "0.0", "auth": "true" if auth else "false"}
 
 
-class Installation:
-    """``loopline up`` on the server's core with one released model, until ``stop``."""
+def score_of(answer: Any) -> float:
+    """The score in an answer of any of the handlers."""
+    found = answer["predictions"][0]
+    if isinstance(found, dict):
+        found = found["probabilities"]["1"]
+    return float(found[0] if isinstance(found, list) else found)
 
-    def __init__(self, model: Path, rows: dict[str, Any], pins: dict[str, str], work: Path) -> None:
+
+class Installation:
+    """``loopline up`` on the server's core with one released model, until ``stop``. With ``own_code`` the project's
+    predict.py answers, else the handler that loopline has for such a model file."""
+
+    def __init__(
+        self, model: Path, rows: dict[str, Any], pins: dict[str, str], work: Path, *, own_code: bool = False
+    ) -> None:
         self._model, self._rows = model, rows
+        self._handler = "predict" if own_code else HANDLERS[model.name]
         self.folder, self._project = work / "data", work / "project"
         for folder in (self.folder, self._project):
             shutil.rmtree(folder, ignore_errors=True)
@@ -118,7 +132,7 @@ class Installation:
                 parts=self.processes,
             )
             self._await_answers()
-            check(self.load, first_prediction, json.loads((model / "scores.json").read_text()))
+            check(self.load, score_of, json.loads((model / "scores.json").read_text()))
         except BaseException:
             self.stop()
             raise
@@ -129,13 +143,15 @@ class Installation:
             shutil.copy(file, self._project / "model" / file.name)
         shutil.copy(Path(__file__).parent / "peers" / "scoring.py", self._project / "scoring.py")
         wanted = REQUIREMENTS[self._model.name]
-        scores = json.loads((self._model / "training-scores.json").read_text())
+        answers = json.loads((self._model / "training-scores.json").read_text())
+        if self._handler == "joblib":
+            answers = [int(score > 0.5) for score in answers]  # it answers labels, and scores beside them
         files = {
-            "loop.toml": LOOP_TOML.format(name=NAME, **settings(True, True)),
+            "loop.toml": LOOP_TOML.format(name=NAME, handler=self._handler, **settings(True, True)),
             "pipeline.py": PIPELINE,
-            "predict.py": PREDICT,
+            **({"predict.py": PREDICT} if self._handler == "predict" else {}),
             "requirements.txt": "".join(f"{name}=={pins[name]}\n" for name in wanted),
-            "rows.json": json.dumps({**self._rows, "scores": scores}),
+            "rows.json": json.dumps({**self._rows, "answers": answers}),
         }
         for name, text in files.items():
             (self._project / name).write_text(text)
@@ -207,13 +223,18 @@ class Installation:
 
     def set(self, *, capture: bool, auth: bool) -> None:
         """Change the endpoint's settings, as a user changes them."""
-        (self._project / "loop.toml").write_text(LOOP_TOML.format(name=NAME, **settings(capture, auth)))
+        (self._project / "loop.toml").write_text(
+            LOOP_TOML.format(name=NAME, handler=self._handler, **settings(capture, auth))
+        )
         self._run("apply", "-C", str(self._project))
         wait_until_quiet()
 
     def watch(self, on: bool) -> None:
         """Let the monitor work (counters, drift), or keep it from doing anything at all."""
-        os.kill(self.processes()["monitor"], signal.SIGCONT if on else signal.SIGSTOP)
+        pid = self.processes().get("monitor")
+        if pid is None:
+            raise BenchError(f"the monitor does not run; see {self.folder / 'logs' / 'monitor.log'}")
+        os.kill(pid, signal.SIGCONT if on else signal.SIGSTOP)
 
     def processes(self) -> dict[str, int]:
         """{name: pid} of the processes of the platform itself; the rest are model servers and forkservers."""
@@ -225,6 +246,16 @@ class Installation:
             "supervisor": int(state["pid"]),
             **{name: pid for name, pid in children.items() if name.startswith(own)},
         }
+
+    def check_counted(self, requests: int) -> None:
+        """Raises unless the platform counted at least so many requests: what is fast must not be what is lost."""
+        deadline = time.monotonic() + 10
+        while (
+            counted := json.loads(self._run("endpoints", "traffic", NAME, "--json"))["total"]["requests"]
+        ) < requests:
+            if time.monotonic() > deadline:
+                raise BenchError(f"the platform counted {counted} of {requests} requests")
+            time.sleep(0.2)
 
     def watched_rows(self) -> int:
         """How many rows the newest drift report counted; 0 when there is none."""

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import load
 from figures import (
     BARE,
+    CODE,
     CONNECTIONS,
     FULL,
     LABELS,
@@ -83,15 +84,16 @@ class Bench:
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         self.seconds, self.warm = options.seconds, min(WARM_SECONDS, options.seconds)
         self.work, self.rows = work, make_models()
-        self.results: Results = {}
+        self.sent = 0  # requests of the last `runs`
 
     def runs(self, given: load.Load, connections: tuple[int, ...] = CONNECTIONS) -> dict[str, Any]:
         """A warm-up, then each number of connections."""
-        load.fire(given, max(connections), self.warm, self.work)
+        self.sent = load.fire(given, max(connections), self.warm, self.work)["requests"]
         found = {}
         for each in connections:
             found[str(each)] = load.fire(given, each, self.seconds, self.work)
             run = found[str(each)]
+            self.sent += run["requests"]
             note(f"    {each:3} connections: {run['rps']:9,.0f}/s, p50 {run['p50_ms']:.2f} ms, {run['cpu_us']:.1f} us")
         return found
 
@@ -109,6 +111,7 @@ class Bench:
         try:
             cold = installation.cold_start()
             full = {"cold_s": cold, "pss_mb": load.pss_mb(), "runs": self.runs(installation.load)}
+            installation.check_counted(self.sent)
             full["drift_rows"] = installation.watched_rows()
             installation.set(capture=False, auth=True)
             installation.watch(False)
@@ -118,6 +121,16 @@ class Bench:
             installation.set(capture=False, auth=False)
             bare = {"pss_mb": load.pss_mb(), "runs": self.runs(installation.load)}
             return {FULL: full, BARE: bare, OFF: off}
+        finally:
+            installation.stop()
+
+    def own_code(self, model: str) -> dict[str, Any]:
+        """loopline with everything on, where the project's own code predicts."""
+        installation = Installation(MODEL_FOLDER / model, self.rows, pins(), self.work, own_code=True)
+        try:
+            found = {"pss_mb": load.pss_mb(), "runs": self.runs(installation.load)}
+            installation.check_counted(self.sent)
+            return found
         finally:
             installation.stop()
 
@@ -140,6 +153,8 @@ def measure(bench: Bench, model: str, name: str) -> dict[str, dict[str, Any]]:
     doing: Callable[[], dict[str, dict[str, Any]]]
     if name == FULL:
         doing = lambda: bench.own(model)  # noqa: E731
+    elif name == CODE:
+        doing = lambda: {CODE: bench.own_code(model)}  # noqa: E731
     elif name == LIMIT:
         doing = lambda: {LIMIT: bench.limit(model)}  # noqa: E731
     else:
