@@ -28,6 +28,7 @@ IN_WORDS = {
     ("alarms", "datapoints_to_alarm"): "all of them",
     ("triggers", "name"): "made from its content",
     ("notifications", "secret"): "made",
+    ("functions", "memory_mb"): "none",
     ("tests", "when"): "by kind",
     ("tests", "body"): "none",
     ("tests", "max_p50_ms"): "none",
