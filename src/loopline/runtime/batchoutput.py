@@ -12,6 +12,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -31,10 +32,15 @@ def _native(value: Any) -> Any:
         method = getattr(value, name, None)
         if callable(method):
             return method()
-    return str(value)  # dates and decimals of kept columns
+    raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_native).encode
+def _encoder(default: Callable[[Any], Any]) -> Callable[[Any], str]:
+    return json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=default).encode
+
+
+_encode = _encoder(_native)
+_encode_kept = _encoder(str)  # what is passed through may be a date or a decimal
 
 
 def problem_of(prediction: Any) -> str | None:
@@ -53,13 +59,19 @@ def part(form: str, keep: list[str], kept: list[list[Any]], predictions: list[An
     """
     if form != "csv":
         return _lines(keep, kept, predictions)
-    names, columns = _columns(predictions)
+    return part_of_columns(keep, kept, *_columns(predictions))
+
+
+def part_of_columns(
+    keep: list[str], kept: list[list[Any]], names: list[str], columns: list[list[Any]]
+) -> tuple[list[str], bytes]:
+    """``part`` for CSV, of predictions that are columns already."""
     _check_names(keep, names)
     texts = [_cells(column) for column in columns]
     buffer = io.StringIO(newline="")
     write = csv.writer(buffer, lineterminator="\n").writerows
     if keep:
-        kept_texts = [_cells(list(column)) for column in zip(*kept, strict=True)]
+        kept_texts = [_cells(list(column), _encode_kept) for column in zip(*kept, strict=True)]
         write(zip(*kept_texts, *texts, strict=True))
     else:
         write(zip(*texts, strict=True))
@@ -78,7 +90,9 @@ def _lines(keep: list[str], kept: list[list[Any]], predictions: list[Any]) -> tu
     for values, prediction in zip(kept, predictions, strict=True):
         fields = prediction if isinstance(prediction, dict) else {PLAIN: prediction}
         names.update(dict.fromkeys(map(str, fields)))
-        lines.append(_encode({**dict(zip(keep, values, strict=True)), **fields}))
+        first = _encode_kept(dict(zip(keep, values, strict=True))) if keep else "{}"
+        rest = _encode(fields)
+        lines.append(rest if first == "{}" else first if rest == "{}" else f"{first[:-1]},{rest[1:]}")
     _check_names(keep, list(names))
     return list(names), "".join(line + "\n" for line in lines).encode(errors="replace")
 
@@ -106,20 +120,20 @@ def _columns(predictions: list[Any]) -> tuple[list[str], list[list[Any]]]:
     return names, columns
 
 
-def _cells(column: list[Any]) -> list[Any]:
+def _cells(column: list[Any], encode: Callable[[Any], str] = _encode) -> list[Any]:
     """What the CSV writer spells rightly by itself stays as it is."""
     if set(map(type, column)) <= _PLAIN_TYPES:
         numbers = [value for value in column if type(value) is float]
         total = sum(numbers)
         if total - total == 0:
             return column
-    return [_cell(value) for value in column]
+    return [_cell(value, encode) for value in column]
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Any, encode: Callable[[Any], str]) -> Any:
     if value is None or isinstance(value, str):
         return value
-    return _encode(value).strip('"')
+    return encode(value).strip('"')
 
 
 # -- one file from the pieces -----------------------------------------------------------------------------------------

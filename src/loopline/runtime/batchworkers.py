@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
@@ -96,7 +97,8 @@ class Workers:
         chunk = next(waiting, None)
         if chunk is not None:
             self._busy[worker.answers] = chunk
-            os.write(worker.orders, json.dumps([what, chunk]).encode() + b"\n")
+            with suppress(BrokenPipeError):  # it is gone, and its answers say why
+                os.write(worker.orders, json.dumps([what, chunk]).encode() + b"\n")
 
     def _heard(self, worker: _Worker) -> list[Told]:
         data = os.read(worker.answers, READ_BYTES)
@@ -181,54 +183,68 @@ class _Chunks:
 
     def score(self, number: int) -> None:
         """Write a chunk's pieces, then say so."""
-        found = self._reader.read(number)
-        bad = list(found.bad)
-        places: list[int] = []
-        predictions: list[Any] = []
+        model = self._loaded()
+        found = self._reader.read(number, matrix=getattr(model, "takes_matrix", False))
+        scored = _Scored([], [], list(found.bad))
         step = max(1, int(self._call["rows_per_call"]))
         for start in range(0, len(found.rows), step):
-            for place, prediction, reason in self._scored(found.rows, start, min(start + step, len(found.rows))):
-                if reason is None:
-                    places.append(place)
-                    predictions.append(prediction)
-                else:
-                    row = found.numbers[place]
-                    bad.append(Bad(row, f"row {row}: {reason}", found.inputs(place)))
+            self._score(found, start, min(start + step, len(found.rows)), scored)
             self._progress(number, start + step)
-        columns, data = self._part(found, places, predictions, bad)
-        bad.sort(key=lambda each: each.row)
+        columns, data = self._part(found, scored)
+        bad = sorted(scored.bad, key=lambda each: each.row)
         lines = "".join(json.dumps(each._asdict(), ensure_ascii=False, default=str) + "\n" for each in bad)
         bad_data = lines.encode(errors="replace")
         name = f"{self._call['folder']}/{number:08d}"
         _write_synced(f"{name}.out", data)
         _write_synced(f"{name}.bad", bad_data)
         body = {
-            "rows": len(predictions) + len(bad),
+            "rows": len(scored.places) + len(bad),
             "bad": len(bad),
-            "columns": columns if predictions else [],
+            "columns": columns if scored.places else [],
             "size": len(data),
             "bad_size": len(bad_data),
             "first": [each.reason[:300] for each in bad[:FIRST_REASONS]],
         }
         self._say({"chunk": number, "last": True, "body": body})
 
-    def _part(self, found: Rows, places: list[int], predictions: list[Any], bad: list[Bad]) -> tuple[list[str], bytes]:
-        """The piece of output; predictions that are not JSON are taken out and go to ``bad``."""
-        form, keep = "csv" if self._call["form"] == "csv" else "jsonl", self._call["keep"]
-        kept = found.kept if len(places) == len(found.kept) else [found.kept[place] for place in places]
+    def _score(self, found: Rows, start: int, end: int, scored: "_Scored") -> None:
+        """Predict some rows. Where a call fails, its halves are tried alone, so that one poisonous row costs nobody
+        else a prediction."""
         try:
+            result = _one_per_row(self._loaded()(found.rows[start:end]), end - start)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code, on rows that it may not take
+            if end - start == 1:
+                scored.set_aside(found, start, f"{type(error).__name__}: {error}"[:500])
+                return
+            middle = (start + end) // 2
+            self._score(found, start, middle, scored)
+            self._score(found, middle, end, scored)
+            return
+        scored.results.append(result)
+        scored.places.extend(range(start, end))
+
+    def _part(self, found: Rows, scored: "_Scored") -> tuple[list[str], bytes]:
+        """The piece of output; predictions that are not JSON are taken out and set aside."""
+        form, keep = "csv" if self._call["form"] == "csv" else "jsonl", self._call["keep"]
+        whole = len(scored.places) == len(found.kept)
+        kept = found.kept if whole else [found.kept[place] for place in scored.places]
+        labelled = _labelled(scored.results) if form == "csv" else None
+        predictions = [each for result in scored.results for each in _as_list(result)] if labelled is None else []
+        try:
+            if labelled is not None:
+                return batchoutput.part_of_columns(keep, kept, *labelled)
             return batchoutput.part(form, keep, kept, predictions)
         except batchoutput.OutputError:
             raise
         except (TypeError, ValueError, RecursionError):
+            predictions = [each for result in scored.results for each in _as_list(result)]
             problems = [batchoutput.problem_of(prediction) for prediction in predictions]
         for at in reversed(range(len(problems))):
-            if problems[at] is not None:
-                place = places.pop(at)
+            problem = problems[at]
+            if problem is not None:
                 del predictions[at]
-                row = found.numbers[place]
-                bad.append(Bad(row, f"row {row}: {problems[at]}", found.inputs(place)))
-        return batchoutput.part(form, keep, [found.kept[place] for place in places], predictions)
+                scored.set_aside(found, scored.places.pop(at), problem)
+        return batchoutput.part(form, keep, [found.kept[place] for place in scored.places], predictions)
 
     def _progress(self, number: int, rows: int) -> None:
         now = time.monotonic()
@@ -236,25 +252,7 @@ class _Chunks:
             self._told_at = now
             self._say({"chunk": number, "last": False, "body": {"rows": rows}})
 
-    def _scored(self, rows: list[Any], start: int, end: int) -> Iterator[tuple[int, Any, str | None]]:
-        """(place, prediction, None) or (place, None, reason) of some rows. Where a call fails, its halves are tried
-        alone, so that one poisonous row costs nobody else a prediction."""
-        try:
-            answers = _one_per_row(self._model()(rows[start:end]), end - start)
-            problem = None
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code, on rows that it may not take
-            problem = f"{type(error).__name__}: {error}"[:500]
-        if problem is None:
-            for place, answer in enumerate(answers, start):
-                yield place, answer, None
-        elif end - start == 1:
-            yield start, None, problem
-        else:
-            middle = (start + end) // 2
-            yield from self._scored(rows, start, middle)
-            yield from self._scored(rows, middle, end)
-
-    def _model(self) -> Callable[[list[Any]], Any]:
+    def _loaded(self) -> Callable[[list[Any]], Any]:
         if self._predict is None:
             # The handlers are of the model server, which knows them by the package's own name.
             load = import_module("loopline.runtime.loading").load_model
@@ -270,18 +268,52 @@ class _CannotLoad(BaseException):
     """The model cannot be loaded: no row is at fault."""
 
 
-def _one_per_row(result: Any, count: int) -> list[Any]:
-    """A model's answer as a list with one prediction for each row; raises ``WorkerError``."""
+class _Scored(NamedTuple):
+    """What came of a chunk so far: results of calls, in order, the places of their rows, and what is set aside."""
+
+    results: list[Any]
+    places: list[int]
+    bad: list[Bad]
+
+    def set_aside(self, found: Rows, place: int, reason: str) -> None:
+        """Give a row up."""
+        row = found.numbers[place]
+        self.bad.append(Bad(row, f"row {row}: {reason}", found.inputs(place)))
+
+
+def _one_per_row(result: Any, count: int) -> Any:
+    """A model's answer, one prediction for each row, as a list or as ``answers.Labelled``; raises ``WorkerError``."""
     if hasattr(result, "columns") and hasattr(result, "to_dict"):  # a data frame iterates over its columns
         result = result.to_dict("records")
-    elif hasattr(result, "tolist"):
+    elif hasattr(result, "tolist") and not _is_labelled(result):
         result = result.tolist()
-    if isinstance(result, str | bytes | dict) or not hasattr(result, "__iter__"):
+    if isinstance(result, str | bytes | dict) or not (hasattr(result, "__iter__") or _is_labelled(result)):
         raise WorkerError(f"predict must return one prediction per row, not a {type(result).__name__}")
-    predictions = list(result)
-    if len(predictions) != count:
-        raise WorkerError(f"predict returned {len(predictions)} predictions for {count} rows")
-    return predictions
+    result = result if _is_labelled(result) else list(result)
+    given = len(result.chosen) if _is_labelled(result) else len(result)
+    if given != count:
+        raise WorkerError(f"predict returned {given} predictions for {count} rows")
+    return result
+
+
+def _is_labelled(result: Any) -> bool:
+    return type(result).__name__ == "Labelled"  # of the package that the handlers are in
+
+
+def _as_list(result: Any) -> list[Any]:
+    found: list[Any] = result.tolist() if _is_labelled(result) else result
+    return found
+
+
+def _labelled(results: list[Any]) -> tuple[list[str], list[list[Any]]] | None:
+    """Classes and probabilities as columns, without an object for each row; None when that is not what they are."""
+    if not results or not all(map(_is_labelled, results)):
+        return None
+    values, names = results[0].classes.values, results[0].classes.names
+    chosen = [values[place] for result in results for place in result.chosen]
+    rows = (row for result in results for row in result.probabilities)
+    columns = [chosen, *(list(column) for column in zip(*rows, strict=True))]
+    return [batchoutput.PLAIN, *(f"probabilities.{name}" for name in names)], columns
 
 
 def _write_synced(path: str, data: bytes) -> None:
