@@ -38,6 +38,53 @@ REFUSED = {
     "signed length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: +5\n\nhello"),
     "negative length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: -5\n\nhello"),
     "huge length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 99999999999999999999999\n\n"),
+    "hexadecimal length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 0x5\n\nhello"),
+    "two numbers as a length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 5 5\n\nhello"),
+    "fractional length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 5.0\n\nhello"),
+    "no number as a length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: five\n\nhello"),
+    "length with an underscore": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 1_0\n\nhellohello"),
+    "folded length": (400, "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 5\n 5\n\nhello"),
+    "TE beside CL, folded": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 5\nTransfer-Encoding:\n chunked\n\n0\n\n",
+    ),
+    "two TE": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked\nTransfer-Encoding: identity\n\n0\n\n",
+    ),
+    "two equal TE": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked\nTransfer-Encoding: chunked\n\n0\n\n",
+    ),
+    "TE twice in one": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked, chunked\n\n0\n\n"),
+    "TE and identity": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked, identity\n\n0\n\n"),
+    "TE with a vertical tab": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: \x0bchunked\n\n0\n\n"),
+    "TE in quotes": (400, 'POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: "chunked"\n\n0\n\n'),
+    "TE with a parameter": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked;a=b\n\n0\n\n"),
+    "TE with a space before the colon": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nContent-Length: 5\nTransfer-Encoding : chunked\n\n0\n\n",
+    ),
+    "TE behind a NUL": (400, "POST PATH HTTP/1.1\nHost: HOST\nX-A: b\0\nTransfer-Encoding: chunked\n\n0\n\n"),
+    "TE behind a bare CR": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-A: b\rTransfer-Encoding: chunked\nContent-Length: 5\n\nhello",
+    ),
+    "no coding": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: \nContent-Length: 5\n\nhello"),
+    "a header without a colon": (400, "GET / HTTP/1.1\nHost: HOST\nX-A\n\n"),
+    "a blank before the first header": (400, "GET / HTTP/1.1\n Host: HOST\n\n"),
+    "a name that is no token": (400, "GET / HTTP/1.1\nHost: HOST\nX(A): b\n\n"),
+    "a name beyond ASCII": (400, "GET / HTTP/1.1\nHost: HOST\nX-\xe9: b\n\n"),
+    "a blank within a target": (400, "GET /a b HTTP/1.1\nHost: HOST\n\n"),
+    "a control character in a target": (400, "GET /a\x01b HTTP/1.1\nHost: HOST\n\n"),
+    "a NUL in a target": (400, "GET /a\0b HTTP/1.1\nHost: HOST\n\n"),
+    "a target without a slash": (400, "GET a HTTP/1.1\nHost: HOST\n\n"),
+    "a small protocol name": (400, "GET / http/1.1\nHost: HOST\n\n"),
+    "no protocol": (505, "GET /\nHost: HOST\n\n"),
+    "a version that does not exist": (400, "GET / HTTP/1.9\nHost: HOST\n\n"),
+    "a method with a blank before it": (400, " GET / HTTP/1.1\nHost: HOST\n\n"),
+    "an answer": (400, "HTTP/1.1 200 OK\nContent-Length: 0\n\n"),
+    "the preface of HTTP/2": (400, "PRI * HTTP/2.0\n\nSM\n\n"),
     "folded header": (400, "GET / HTTP/1.1\nHost: HOST\nX-A: b\n c\n\n"),
     "folded with a tab": (400, "GET / HTTP/1.1\nHost: HOST\nX-A: b\n\tc\n\n"),
     "space before colon": (400, "GET / HTTP/1.1\nHost : HOST\n\n"),
@@ -51,6 +98,38 @@ REFUSED = {
     "chunk longer than said": (
         400,
         "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n2\nabc\n0\n\n",
+    ),
+    "chunk size with a sign": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n+2\nab\n0\n\n",
+    ),
+    "negative chunk size": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n-2\nab\n0\n\n",
+    ),
+    "chunk size with 0x": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n0x2\nab\n0\n\n",
+    ),
+    "absurd chunk size": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\nfffffffffffffffff\nab\n0\n\n",
+    ),
+    "chunk size of nothing": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n\nab\n0\n\n",
+    ),
+    "blank before a chunk size": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n 2\nab\n0\n\n",
+    ),
+    "bare CR in a chunk extension": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n2;a\rb\nab\n0\n\n",
+    ),
+    "a chunk without its end": (
+        400,
+        "POST PATH HTTP/1.1\nHost: HOST\nX-Api-Key: KEY\nTransfer-Encoding: chunked\n\n2\nab0\n\n",
     ),
     "other coding": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: gzip, chunked\n\n0\n\n"),
     "unknown coding": (400, "POST PATH HTTP/1.1\nHost: HOST\nTransfer-Encoding: xchunked\n\n0\n\n"),
@@ -66,6 +145,12 @@ REFUSED = {
     "absolute form to another host": (421, "GET http://evil.example/ HTTP/1.1\nHost: HOST\n\n"),
     "absolute form, both others": (421, "GET http://evil.example/ HTTP/1.1\nHost: evil.example\n\n"),
     "other scheme": (400, "GET ftp://HOST/ HTTP/1.1\nHost: HOST\n\n"),
+    "absolute form to another port": (421, "GET http://127.0.0.1:1/ HTTP/1.1\nHost: HOST\n\n"),
+    "absolute form with a user": (421, "GET http://evil@HOST/ HTTP/1.1\nHost: HOST\n\n"),
+    "absolute form, secure, to another host": (421, "GET https://evil.example/ HTTP/1.1\nHost: HOST\n\n"),
+    "no authority": (421, "GET http:///a HTTP/1.1\nHost: HOST\n\n"),
+    "Host with a user": (421, "GET / HTTP/1.1\nHost: evil@HOST\n\n"),
+    "Host list": (421, "GET / HTTP/1.1\nHost: HOST, evil.example\n\n"),
     "fragment": (400, "GET /a#b HTTP/1.1\nHost: HOST\n\n"),
     "CONNECT": (400, "CONNECT HOST HTTP/1.1\nHost: HOST\n\n"),
     "HTTP/2": (505, "GET / HTTP/2.0\nHost: HOST\n\n"),
@@ -152,6 +237,33 @@ def test_the_body_of_a_declined_upgrade_is_never_read_as_a_request(shared_rig):
         answer = until_closed(sock)
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"400", b"200"]
     assert answer.endswith(b'{"predictions":[6.0]}')
+
+
+BARE = {
+    "every line": b"POST /endpoints/e/invocations HTTP/1.1\nHost: %b\nContent-Length: 2\n\n{}",
+    "the request line": b"POST /endpoints/e/invocations HTTP/1.1\nHost: %b\r\nContent-Length: 2\r\n\r\n{}",
+    "a header": b"POST /endpoints/e/invocations HTTP/1.1\r\nHost: %b\nContent-Length: 2\r\n\r\n{}",
+    "the empty line": b"POST /endpoints/e/invocations HTTP/1.1\r\nHost: %b\r\nContent-Length: 2\r\n\n{}",
+    "a chunk size": b"POST /a HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n",
+    "a chunk's end": b"POST /a HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_line_feed_alone_ends_no_line(shared_rig, name):
+    with shared_rig.raw() as sock:
+        sock.sendall(BARE[name] % shared_rig.address.encode() + SPLIT)
+        answer = until_closed(sock)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"400"]
+
+
+def test_a_small_body_in_chunks_with_extensions_is_read(shared_rig):
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {shared_rig.key}\r\nTransfer-Encoding: Chunked\r\n\r\n"
+    )
+    with shared_rig.raw() as sock:
+        sock.sendall(head.encode() + b'4;a=b;c="d"\r\n{"x"\r\n0004\r\n: 1}\r\n0\r\nX-Trailer: a\r\n\r\n')
+        assert sock.recv(1000).endswith(b'{"predictions":[1.0]}')
 
 
 def test_earlier_answers_leave_before_the_refusal(shared_rig):
@@ -249,6 +361,18 @@ def test_a_body_that_trickles_in_gets_408_after_sixty_seconds(waiting):
         connection.data_received(b"x")
     assert pipe.written == b""
     pass_time(1)
+    assert pipe.written.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_that_comes_quickly_enough_has_its_time(waiting, monkeypatch):
+    monkeypatch.setattr(connection_module, "LEAST_BODY_RATE", 100)
+    connection, pipe, pass_time = waiting
+    connection.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n")
+    for _ in range(300):
+        pass_time(1.01)
+        connection.data_received(b"x" * 101)
+    assert pipe.written == b""
+    pass_time(62)
     assert pipe.written.startswith(b"HTTP/1.1 408 ")
 
 

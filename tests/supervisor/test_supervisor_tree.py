@@ -14,8 +14,8 @@ import pytest
 
 from loopline.config import load
 from loopline.errors import Conflict, InvalidInput
-from loopline.listening import bind
-from loopline.supervisor import programs
+from loopline.listening import bind, check
+from loopline.supervisor import programs, run
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -288,6 +288,26 @@ def test_its_own_programs_get_the_settings_that_it_has(tmp_path: Path) -> None:
     assert (table["gateway-1"].fds, table["control"].fds) == ((7,), ())
     loaded = load(environ=table["control"].environ, dir=str(tmp_path))
     assert loaded == load(environ={}, dir=str(tmp_path), port=4321, gateways=2, allowed_hosts="a.example,b.example")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "models.example"])
+def test_the_port_may_not_face_other_machines_in_the_clear(tmp_path: Path, host: str) -> None:
+    with pytest.raises(InvalidInput, match=r"--tls local.*behind_proxy"):
+        run(load(environ={}, dir=str(tmp_path / "data"), host=host))
+    assert not (tmp_path / "data").exists()
+    check(load(environ={}, dir=str(tmp_path), host=host, tls="local"))
+    check(load(environ={}, dir=str(tmp_path), host=host, behind_proxy="trusted"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_on_this_machine_it_may_speak_http(tmp_path: Path, host: str) -> None:
+    check(load(environ={}, dir=str(tmp_path), host=host))
+
+
+def test_a_certificate_that_is_none_is_told_before_anything_starts(tmp_path: Path) -> None:
+    given = {"tls_certificate": str(tmp_path / "a.pem"), "tls_key": str(tmp_path / "a.key")}
+    with pytest.raises(InvalidInput, match=r"a\.pem.*a\.key.*No such file"):
+        run(load(environ={}, dir=str(tmp_path / "data"), **given))
 
 
 def test_the_supervisor_is_small(tree: Tree) -> None:

@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._unparsed = 0
         self._refusal: InvalidInput | None = None
-        self._secure = False
+        self.secure = False
         self._caller: str | None = None
         self._body_began = 0.0
         self._body_bytes = 0
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.gateway.connections.add(self)
         if not self.private:
-            self._secure = transport.get_extra_info("ssl_object") is not None
+            self.secure = transport.get_extra_info("ssl_object") is not None
             peer = transport.get_extra_info("peername")
             self._caller = self.gateway.callers.enter(peer[0] if peer else "")
             if self._caller is None:
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client that has finished sending may still wait for answers; TLS ends both ways at once."""
-        if not self._queue or self._receiving or self._secure:
+        if not self._queue or self._receiving or self.secure:
             return False
         self.closing_after_answers()
         return True

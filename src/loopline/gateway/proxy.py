@@ -23,6 +23,7 @@ _HOP_BY_HOP = frozenset(
 _FRAMING = frozenset((b"content-length", b"host"))  # never dropped because a client lists them in Connection
 _OWN = b"x-loopline-"
 _REQUEST_ID = b"x-request-id"
+_SCHEME = b"x-forwarded-proto"
 MAX_ANSWER_HEADERS = 256
 
 
@@ -68,10 +69,13 @@ class Proxied(Exchange):
         lines = [b"%b %b HTTP/1.1" % (head.method, head.target)]
         for lower, name, value in _end_to_end(head.headers):
             # an underscore: where headers become variables of a CGI program it is the same as a dash
-            if lower != _REQUEST_ID and not lower.replace(b"_", b"-").startswith(_OWN):
+            told = lower.replace(b"_", b"-")
+            if told != _REQUEST_ID and not told.startswith(_OWN) and not (self.connection.secure and told == _SCHEME):
                 lines.append(b"%b: %b" % (name, value))
         lines.append(b"x-request-id: " + self.request_id)
         lines.append(b"x-loopline-client: " + self.connection.client_address())
+        if self.connection.secure:
+            lines.append(b"x-forwarded-proto: https")
         # Not "connection: close": control would close as soon as it has answered, and what is then written of a body
         # that it did not want would break the connection before its answer has been read. This side closes.
         if head.chunked:
