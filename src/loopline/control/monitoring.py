@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from loopline.control.context import Context
 from loopline.domain.access import Actor
+from loopline.domain.capture import COPIES
 from loopline.domain.latency import GAMMA, SMALLEST, Histogram
 from loopline.errors import InvalidInput, NotFound
 from loopline.store import metrics
@@ -239,9 +240,11 @@ def histogram_of(buckets: dict[str, int]) -> Histogram:
 
 
 def merge(rows: Iterable[Traffic], period_seconds: int, *, by_variant: bool) -> dict[tuple[str, int], Traffic]:
-    """Counters added up to periods, by (variant or "", start of the period)."""
+    """Counters added up to periods, by (variant or "", start of the period); copies to shadows are in no total."""
     found: dict[tuple[str, int], Traffic] = {}
     for row in rows:
+        if not by_variant and row.variant.endswith(COPIES):
+            continue
         variant, at = (row.variant if by_variant else ""), row.at // period_seconds * period_seconds
         moved = Traffic(
             row.endpoint, variant, period_seconds, at, row.count, row.errors_4xx, row.errors_5xx, row.latency

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ class CapturedRow(NamedTuple):
     request: str
     at: float
     prediction: Prediction | None
+    position: int  # among the request's rows
+    meta: Mapping[str, Any]  # the request's
 
 
 # -- the files --------------------------------------------------------------------------------------------------------
@@ -94,7 +96,7 @@ def _pick(data: bytes, wanted: Collection[str]) -> dict[str, CaptureRecord]:
         identifier = data[at + _ID_AT : at + _ID_AT + _ID_LENGTH]
         if identifier in keys_wanted or not identifier.startswith(b"rq_"):
             whole, _ = iter_records(data[at:end])
-            if whole and str(whole[0].meta.get("id")).encode() in keys_wanted:
+            if whole and str(whole[0].meta.get("id")).encode() in keys_wanted and not whole[0].meta.get("shadow"):
                 found[str(whole[0].meta["id"])] = whole[0]
         at = end
     return found
@@ -113,6 +115,8 @@ def find_by_join(ctx: Context, endpoint: str, wanted: Collection[str]) -> dict[s
             for join, offset in places.items():
                 record = _record_at(data, offset)
                 if record is None or record.meta.get("join") != join or record.meta.get("endpoint") != endpoint:
+                    continue
+                if record.meta.get("shadow"):
                     continue
                 if join not in found or found[join].meta["at"] < record.meta["at"]:
                     found[join] = record
@@ -148,12 +152,17 @@ def captured_rows(
     """
     batch: list[CaptureRecord] = []
     for record in scan(ctx, endpoint, start, end):
-        if record.meta.get("status") == 200 and record.body:
+        if record.meta.get("status") == 200 and record.body and not _is_for_the_platform(record):
             batch.append(record)
         if len(batch) >= _LABELS_AT_ONCE:
             yield from _labelled(ctx, endpoint, batch, labelled_only)
             batch = []
     yield from _labelled(ctx, endpoint, batch, labelled_only)
+
+
+def _is_for_the_platform(record: CaptureRecord) -> bool:
+    """Whether no caller asked: a copy to a shadow, or a test of a version."""
+    return bool(record.meta.get("shadow")) or record.meta.get("purpose") == "test"
 
 
 def _labelled(ctx: Context, endpoint: str, batch: list[CaptureRecord], labelled_only: bool) -> Iterator[CapturedRow]:
@@ -191,7 +200,8 @@ def _rows(record: CaptureRecord, label: Any, names_: list[str], kinds: list[str]
             text = content_type.startswith("text/csv")
             features = dict(zip(names_, captured.typed(values, kinds) if text else values, strict=True))
         answer = answers[position] if position < len(answers) else None
-        yield CapturedRow(features, per_row[position], str(record.meta["id"]), float(record.meta["at"]), answer)
+        request, at = str(record.meta["id"]), float(record.meta["at"])
+        yield CapturedRow(features, per_row[position], request, at, answer, position, record.meta)
 
 
 def labels_of(label: Any, rows: int) -> list[Any] | None:
@@ -367,6 +377,34 @@ def _asset_query(name: str, number: Any, project: Any) -> sa.Select[Any]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def export(
+    ctx: Context, actor: Actor, *, endpoint: str, start: float | None = None, end: float | None = None
+) -> Iterator[bytes]:
+    """The rows that callers asked about in a stretch of time (all that the log holds), with what was answered and the
+    labels that have arrived: one JSON object a line, the features under their names, everything else behind ``@``."""
+    with ctx.db.read() as tx:
+        monitoring.endpoint_row(tx, endpoint)
+    end = ctx.clock.now() + 1 if end is None else end
+    return _lines(captured_rows(ctx, endpoint, start or 0.0, end, labelled_only=False))
+
+
+def _lines(rows: Iterator[CapturedRow]) -> Iterator[bytes]:
+    """JSON lines, many in one piece."""
+    waiting: list[str] = []
+    for row in rows:
+        told: dict[str, Any] = {"@request": row.request, "@row": row.position, "@at": row.at}
+        told |= {f"@{name}": row.meta.get(name) for name in ("variant", "version", "model", "key", "join")}
+        told |= {"@latency_us": row.meta.get("latency_us"), "@prediction": None, "@score": None, "@label": row.label}
+        if row.prediction is not None:
+            told |= {"@prediction": row.prediction.value, "@score": row.prediction.score}
+        waiting.append(json.dumps({**row.features, **told}, separators=(",", ":")))
+        if len(waiting) >= _LABELS_AT_ONCE:
+            yield ("\n".join(waiting) + "\n").encode()
+            waiting = []
+    if waiting:
+        yield ("\n".join(waiting) + "\n").encode()
 
 
 def list_(

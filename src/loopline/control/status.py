@@ -9,6 +9,7 @@ import loopline
 from loopline.control import snapshots
 from loopline.control.context import Context
 from loopline.domain.access import Actor
+from loopline.domain.capture import COPIES
 from loopline.domain.states import ExecutionStatus, RolloutStatus, VersionStatus, is_terminal
 from loopline.errors import Unavailable
 from loopline.store.db import Row, Tx
@@ -96,7 +97,7 @@ def _variant(row: Row, total: float, counts: dict[tuple[str, str], dict[str, int
 
 def _sum(counts: dict[tuple[str, str], dict[str, int]], endpoint: str) -> dict[str, int]:
     """The counts of an endpoint over all its variants, those that have stopped since included."""
-    found = [value for (name, _), value in counts.items() if name == endpoint]
+    found = [value for (name, variant), value in counts.items() if name == endpoint and not variant.endswith(COPIES)]
     return {key: sum(value[key] for value in found) for key in ("requests", "errors_4xx", "errors_5xx")}
 
 

@@ -34,7 +34,8 @@ class Differences:
     """``compared`` requests of which ``differing`` were answered otherwise; ``rows`` of them had a prediction each.
 
     ``amounts``: absolute differences of numbers, in units of 1e-9; ``labels``: how often (caller's, shadow's) occurred;
-    latencies in microseconds; ``dropped`` copies were not sent, because the shadow was behind; ``examples``: ids of requests that differ.
+    latencies in microseconds; ``dropped`` copies were not sent, because the shadow was behind; ``examples``: ids of
+    requests that differ.
     """
 
     compared: int = 0

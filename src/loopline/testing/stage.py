@@ -30,7 +30,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.world = World(folder)
         self.clock = ManualClock(self.world.ctx.clock.now())
-        self.world.ctx.clock = self.clock  # type: ignore[assignment]
+        self.world.ctx.clock = self.clock
         self.world.ctx.db.use_clock(self.clock.now)
         self.fleet = Fleet(self.world.ctx)
 
