@@ -38,6 +38,18 @@ FEATURES = {"features": [{"name": name, "type": "number"} for name in "abc"]}
 NEW = np.round(GENERATOR.normal(size=(500, 3)), 1)
 
 
+class Nameless:
+    """Gives labels that are none of its classes."""
+
+    classes_ = np.array(["no", "yes"])
+
+    def predict(self, table):
+        return np.array(["never heard of"] * len(table))
+
+    def predict_proba(self, table):
+        return np.full((len(table), 2), 0.5)
+
+
 def served(model: object, folder: Path, signature: object = FEATURES):
     joblib.dump(model, folder / "model.joblib")
     return load_model({"handler": "joblib", "model_dir": str(folder), "code_dir": None, "signature": signature})
@@ -99,6 +111,7 @@ def test_a_model_whose_label_is_not_its_most_probable_class_is_asked_for_both(tm
     Contrary.__qualname__ = "Contrary"
     answers = served(Contrary().fit(TABLE, TWO), tmp_path).predict(NEW).tolist()
     assert {row["prediction"] for row in answers} == {"no"}
+    assert served(Nameless(), tmp_path).predict(NEW)[0]["prediction"] == "never heard of"
     machine = svm.SVC(probability=True) if "probability" in svm.SVC().get_params() else None
     assert machine is None or not handler._labels_by_probability(machine)
 
@@ -124,6 +137,12 @@ def test_a_short_way_that_does_not_give_the_same_bits_is_not_taken():
     assert probabilities_of(model, [model]) is None
     three = linear_model.LogisticRegression().fit(TABLE, THREE)
     assert probabilities_of(three, [three]) is None
+
+
+def test_a_classifier_of_several_outputs_answers_its_labels(tmp_path):
+    both = np.column_stack([TWO == "yes", THREE > 1]).astype(int)
+    model = tree.DecisionTreeClassifier(max_depth=2).fit(TABLE, both)
+    assert served(model, tmp_path).predict(NEW).tolist() == model.predict(NEW).tolist()
 
 
 def test_columns_go_to_a_model_in_the_order_that_it_was_trained_in(tmp_path):

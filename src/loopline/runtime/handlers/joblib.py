@@ -73,16 +73,23 @@ def read_model(model_dir: str, code_dir: str | None) -> Any:
 
 def _predict_of(model: Any) -> Callable[[Any], Any]:
     """What gives the answers for a table."""
-    if not callable(getattr(model, "predict_proba", None)):
+    known: Any = getattr(model, "classes_", None)
+    # Of a classifier with several outputs they are a list of arrays: its labels are its answer.
+    if not callable(getattr(model, "predict_proba", None)) or getattr(known, "ndim", 0) != 1:
         predict: Callable[[Any], Any] = model.predict
         return predict
-    classes = Classes(list(model.classes_))
+    classes = Classes(list(known))
     places = {value: place for place, value in enumerate(classes.values)}
     ask = _inside(model)
 
-    def twice(table: Any) -> Labelled:
-        chosen = [places[label] for label in model.predict(table).tolist()]
-        return Labelled(classes, chosen, ask(table).tolist())
+    def twice(table: Any) -> Labelled | list[dict[str, Any]]:
+        labels, probabilities = model.predict(table).tolist(), ask(table).tolist()
+        if not all(label in places for label in labels):  # a wrapper may give its classes names of its own
+            return [
+                {"prediction": label, "probabilities": dict(zip(classes.names, row, strict=True))}
+                for label, row in zip(labels, probabilities, strict=True)
+            ]
+        return Labelled(classes, [places[label] for label in labels], probabilities)
 
     if not _labels_by_probability(model):
         return twice
