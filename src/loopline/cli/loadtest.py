@@ -1,6 +1,5 @@
 """A load on an endpoint, from here, through the public port."""
 
-import ssl
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -46,7 +45,7 @@ def loadtest(
     """Put a load on an endpoint and say what callers would see: at a rate, or as fast as it answers."""
     given = {name: value for name, value in limits.items() if value is not None}
     request = _request(session, endpoint, body, content_type, variant)
-    figures = _measure(session.client.url, request, rate=rate, connections=connections, seconds=seconds)
+    figures = _measure(session, request, rate=rate, connections=connections, seconds=seconds)
     failed = _judge(given, figures)
     if save:
         kept = session.client.post("endpoints", endpoint, "load-tests", figures=figures, limits=given or None)
@@ -73,12 +72,11 @@ def _request(session: Session, endpoint: str, body: Path, content_type: str | No
     return post(parts.netloc, target, text.encode(), content_type or kind, headers)
 
 
-def _measure(url: str, request: bytes, **plan: Any) -> dict[str, Any]:
+def _measure(session: Session, request: bytes, **plan: Any) -> dict[str, Any]:
     """The figures of a load on a server."""
     from loopline.sdk.load import Plan, run
 
-    parts = urlsplit(url)
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    parts, tls = urlsplit(session.client.url), session.client.tls
     port = parts.port or (443 if tls else 80)
     return run(Plan([request], host=parts.hostname or "127.0.0.1", port=port, tls=tls, **plan))
 

@@ -215,8 +215,12 @@ def advance(ctx: Context, run: str) -> float | None:
         if result is not None:
             results.append(result)
             with ctx.db.transaction() as tx:
+                if is_terminal("test_run", records.get(tx, "test_run", run)["status"]):
+                    return None  # another worker took over while this one stood still, and has finished
                 records.set(tx, "test_run", run, actor=SYSTEM.name, results=results)
     with ctx.db.transaction(durable=True) as tx:
+        if is_terminal("test_run", records.get(tx, "test_run", run)["status"]):
+            return None
         _end(tx, run, results, SYSTEM.name)
         if row["rollout"]:
             queue.ask(tx, "rollout.advance", row["rollout"])
