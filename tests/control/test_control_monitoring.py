@@ -404,6 +404,19 @@ def test_captured_rows_carry_labels_in_the_form_that_training_needs(ctx: Context
     assert next(iter(requests.captured_rows(ctx, "patients", NOW - 85, NOW))).features["age"] == 3
 
 
+def test_rows_are_exported_with_answers_and_labels(ctx: Context) -> None:
+    test_captured_rows_carry_labels_in_the_form_that_training_needs(ctx)
+    lines = b"".join(requests.export(ctx, ANA, endpoint="patients", start=NOW - 100, end=NOW)).splitlines()
+    rows = list(requests.captured_rows(ctx, "patients", NOW - 100, NOW, labelled_only=False))
+    told = [json.loads(line) for line in lines]
+    assert [(row["@request"], row["@label"], row["age"]) for row in told] == [
+        (row.request, row.label, row.features["age"]) for row in rows
+    ]
+    assert [row["@row"] for row in told] == [row.position for row in rows] and told[0]["@model"] == "patients"
+    with pytest.raises(NotFound):
+        requests.export(ctx, ANA, endpoint="nobody")
+
+
 def test_one_request_is_found_again_among_many(ctx: Context) -> None:
     gateway = Gateway(ctx)
     ids = [gateway.write(NOW - 3600 + second, {"age": second}, "a") for second in range(0, 3600, 30)]

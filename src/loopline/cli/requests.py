@@ -1,4 +1,4 @@
-"""Predictions as they were logged: list, show, why; labels."""
+"""Predictions as they were logged: list, show, why; labels; rows as a file."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from loopline.cli import rowfiles
 from loopline.cli.assets import chunks
 from loopline.cli.session import Session, limit_option, moment, options
 
@@ -43,6 +44,20 @@ def list_(session: Session, endpoint: str, since: str, status: int | None, limit
 def show(session: Session, request_id: str) -> None:
     """One request with its input and output."""
     session.record(session.client.get("requests", request_id, "record"))
+
+
+@requests.command()
+@click.argument("endpoint")
+@click.option("--since", help="A time, or 10m, 2h, 1d ago (default: all that is kept).")
+@click.option("--until", help="The same.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".jsonl, .csv or .parquet")
+@options
+def export(session: Session, endpoint: str, since: str | None, until: str | None, out: Path) -> None:
+    """Write an endpoint's captured rows, with answers and labels, to a file for analysis."""
+    write = rowfiles.writer(out)
+    chunks_ = session.client.download("endpoints", endpoint, "rows", start=moment(since), end=moment(until))
+    rows = write(chunks_, out)
+    session.done({"rows": rows, "file": str(out)}, f"{rows} rows in {out}")
 
 
 @requests.command()

@@ -214,6 +214,7 @@ _MONITORING = (
         max_body_bytes=MAX_ASSET_BYTES,
     ),
     Route("GET", "/api/endpoints/{endpoint}/requests", READ, requests.list_),
+    Route("GET", "/api/endpoints/{endpoint}/rows", READ, requests.export, download=True),
     Route("GET", "/api/requests/{request_id}", READ, requests.why),
     Route("GET", "/api/requests/{request_id}/record", READ, requests.show),
     Route("GET", "/api/retrainings", READ, retraining.list_),
