@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from loopline.domain.frames import decode_call, encode_reply
-from loopline.errors import Forbidden, FunctionFailed, LooplineError, NotFound, Timeout
+from loopline.errors import Forbidden, FunctionFailed, LooplineError, NotFound, Overloaded, Timeout
 from loopline.gateway.answers import error_body, with_request_id
 from loopline.gateway.exchange import Exchange
 from loopline.gateway.head import Head
 from loopline.gateway.invocation import JSON_TYPE, Invocation
 from loopline.gateway.links import Link
-from loopline.gateway.routing import Table
+from loopline.gateway.routing import Endpoint, Table
 
 if TYPE_CHECKING:
     from loopline.gateway.connection import Connection
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ROUTE = b"/functions/"
 METHODS = frozenset((b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"))
 EVENT_TYPE = b"application/vnd.loopline.event"
+MAX_ASKING = 64  # open questions of one process of a function
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 1024
 # What a function answers shares its origin with the console: as a document it must not act in a user's name.
@@ -168,37 +169,71 @@ class _Inside:
 class FunctionCall(Invocation):
     """What a function asks an endpoint: an invocation like any other, whose answer goes back by the function's link."""
 
-    __slots__ = ("_number", "_write")
+    __slots__ = ("_asker", "_reply")
 
     def __init__(
-        self, gateway: "Gateway", table: Table, name: bytes, number: int, write: Callable[[bytes], None], head: Head
+        self, asker: "Asker", endpoint: Endpoint, head: Head, reply: Callable[[int, bytes, bytes], None]
     ) -> None:
-        inside = cast("Connection", _Inside(gateway))
+        inside = cast("Connection", _Inside(asker.gateway))
         now = time.time()
-        super().__init__(inside, head, gateway.request_ids.new(now), table.endpoints[name], now)
-        self._number = number
-        self._write = write
+        super().__init__(inside, head, asker.gateway.request_ids.new(now), endpoint, now)
+        self._asker = asker
+        self._reply = reply
+
+    @property
+    def lane(self) -> object:
+        return self._asker
 
     def _finish(self, status: int, content_type: bytes, body: bytes, headers: bytes = b"") -> None:  # noqa: ARG002
         self.done = True
+        self._asker.asking -= 1
         self._record(status, body)
-        self._write(encode_reply(self._number, status, content_type, body))
+        self._reply(status, content_type, body)
 
 
-def ask(gateway: "Gateway", function: bytes, number: int, payload: bytes, write: Callable[[bytes], None]) -> None:
-    """A function's process asks an endpoint. Raises ``Corrupt`` for what is no call."""
-    name, kind, milliseconds, body = decode_call(payload)
-    table = gateway.table_in_force
-    error: LooplineError | None = None
-    if name not in table.calls.get(function, ()):
-        error = Forbidden(f"the function {function.decode()} may not invoke that endpoint: name it in its endpoints")
-    elif name not in table.endpoints:
-        error = NotFound("there is no endpoint by that name")
-    if error is not None:
-        request_id = gateway.request_ids.new(time.time())
-        write(encode_reply(number, error.status, JSON_TYPE, error_body(error.code, error.message, request_id)))
-        return
-    head = Head(
+class Asker:
+    """What one process of a function asks. ``asking``: how many of its questions are open."""
+
+    def __init__(self, gateway: "Gateway", function: bytes) -> None:
+        self.gateway = gateway
+        self.asking = 0
+        self._function = function
+
+    def ask(self, number: int, payload: bytes, write: Callable[[bytes], None]) -> None:
+        """The function's process asks an endpoint. Raises ``Corrupt`` for what is no call."""
+        name, kind, milliseconds, body = decode_call(payload)
+
+        def reply(status: int, content_type: bytes, answer: bytes) -> None:
+            write(encode_reply(number, status, content_type, answer))
+
+        try:
+            endpoint = self._endpoint(name)
+        except LooplineError as error:
+            request_id = self.gateway.request_ids.new(time.time())
+            reply(error.status, JSON_TYPE, error_body(error.code, error.message, request_id))
+            return
+        self.asking += 1
+        call = FunctionCall(self, endpoint, _call_head(name, kind, milliseconds), reply)
+        call.received = True
+        call.start()
+        call.body(body)
+        call.complete()
+
+    def _endpoint(self, name: bytes) -> Endpoint:
+        """The endpoint, if the function may ask it now. Raises ``Forbidden``, ``NotFound`` and ``Overloaded``."""
+        table = self.gateway.table_in_force
+        if name not in table.calls.get(self._function, ()):
+            function = self._function.decode("latin-1")
+            raise Forbidden(f"the function {function} may not invoke that endpoint: name it in its endpoints")
+        if name not in table.endpoints:
+            raise NotFound("there is no endpoint by that name")
+        if self.asking >= MAX_ASKING:
+            raise Overloaded("the function has too many questions open")
+        return table.endpoints[name]
+
+
+def _call_head(name: bytes, kind: bytes, milliseconds: int) -> Head:
+    return Head(
         b"POST",
         b"/endpoints/%b/invocations" % name,
         "1.1",
@@ -209,8 +244,3 @@ def ask(gateway: "Gateway", function: bytes, number: int, payload: bytes, write:
             (b"x-loopline-timeout-ms", b"%d" % min(max(1, milliseconds), 999_999_999)),
         ],
     )
-    call = FunctionCall(gateway, table, name, number, write, head)
-    call.received = True
-    call.start()
-    call.body(body)
-    call.complete()

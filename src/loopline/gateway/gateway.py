@@ -9,18 +9,17 @@ import resource
 import socket
 import time
 from collections.abc import Coroutine
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loopline.config import Settings, check_exposure, is_loopback
 from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
-from loopline.gateway import functions
 from loopline.gateway.activation import Activation
 from loopline.gateway.allowances import Allowances
 from loopline.gateway.answers import RequestIds, error_body
 from loopline.gateway.callers import SPARE_DESCRIPTORS, Callers
 from loopline.gateway.connection import HEADER_SECONDS, Connection
+from loopline.gateway.functions import Asker
 from loopline.gateway.head import Head
 from loopline.gateway.headcache import HeadCache
 from loopline.gateway.health import Health
@@ -200,7 +199,7 @@ class Gateway:
         for name, function in table.functions.items():
             for variant in function.variants:
                 for link in variant.links:
-                    link.on_call = partial(functions.ask, self, name)
+                    link.on_call = link.on_call or Asker(self, name).ask
 
     def _acknowledge(self) -> None:
         number = self.table_in_force.number
