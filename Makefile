@@ -6,6 +6,7 @@ SEED ?= 0
 N ?=
 MINUTES ?= 10
 ARGS ?=
+ROWS ?= 2000000
 UPGRADE ?=
 # What the demo's project needs: its wheels are put into uv's cache before the demo's clock starts.
 DEMO_REQUIREMENTS ?= src/loopline/cli/templates/tabular/requirements.txt
@@ -21,7 +22,7 @@ WHEELS := $(VENV)/.done/wheels-$(shell cat $(wildcard $(DEMO_REQUIREMENTS)) requ
 script = $(if $(wildcard $(2)),,$(1))
 ABSENT := $(strip none $(call script,demo,examples/demo/run.py) $(call script,faults,tests/faults/run.py) \
 	$(call script,rollouts,tests/faults/rollouts.py) $(call script,bad-releases,tests/faults/bad_releases.py) \
-	$(call script,multimodel,tests/faults/multimodel.py) $(call script,soak,tests/faults/soak.py) $(call script,bench-pipelines,benchmarks/pipelines/run.py) \
+	$(call script,multimodel,tests/faults/multimodel.py) $(call script,soak,tests/faults/soak.py) $(call script,batch,benchmarks/batch/run.py) $(call script,bench-pipelines,benchmarks/pipelines/run.py) \
 	$(call script,bench-serving,benchmarks/serving/run.py))
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
@@ -94,6 +95,12 @@ ifeq (,$(filter soak,$(ABSENT)))
 .PHONY: soak
 soak: $(DEV) ## load at 70 % while traffic, servers and control come and go; MINUTES=10 SEED=7
 	@$(RUN) tests/faults/soak.py --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+endif
+
+ifeq (,$(filter batch,$(ABSENT)))
+.PHONY: batch
+batch: $(DEV) ## a batch of ROWS rows killed on the way: its output exact, its speed beside a plain script
+	@$(RUN) benchmarks/batch/run.py --rows $(ROWS) $(ARGS)
 endif
 
 ifeq (,$(filter bench-pipelines,$(ABSENT)))
