@@ -30,7 +30,7 @@ _ANSWERED = (200, 600)
 def begin(tx: Tx, shadow: Row, copy_percent: float, actor: str) -> None:
     """Let a variant get copies from the next snapshot on, and compare from now on."""
     records.set(tx, "variant", shadow["id"], actor=actor, shadow=copy_percent)
-    row = {"name": _spool(shadow), "position": round(tx.now * 1000)}
+    row = {"name": _spool(shadow), "position": _ms(tx.now)}
     tx.upsert(spools, [row], ("name",), ("position",))
     queue.ask(tx, TASK, shadow["endpoint"])
 
@@ -42,12 +42,14 @@ def compare_windows(ctx: Context, key: str) -> float | None:
         shadows = [] if row is None else _shadows(tx, key)
     if row is None or not shadows:
         return None
-    end = ctx.clock.now() - float((row["settings"] or {}).get("timeout_seconds", 30)) - LAG_SECONDS
+    end = _ms(ctx.clock.now() - float((row["settings"] or {}).get("timeout_seconds", 30)) - LAG_SECONDS)
     for shadow in shadows:
         with ctx.db.read() as tx:
             start = _position(tx, shadow)
         while start < end:
-            start = _compare_window(ctx, shadow, start, min(end, start + MAX_WINDOW_SECONDS))
+            until = min(end, start + _ms(MAX_WINDOW_SECONDS))
+            _keep(ctx, shadow, start, until)
+            start = until
     return EVERY_SECONDS
 
 
@@ -55,13 +57,12 @@ def finish(ctx: Context, shadow: Row) -> None:
     """Compare what has been answered by now, because a variant is about to be a shadow no more."""
     with ctx.db.read() as tx:
         start = _position(tx, shadow)
-    _compare_window(ctx, shadow, start, ctx.clock.now())
+    _keep(ctx, shadow, start, _ms(ctx.clock.now()))
 
 
-def _compare_window(ctx: Context, shadow: Row, start: float, end: float) -> float:
-    end = math.floor(end * 1000) / 1000  # as it is kept
-    _keep(ctx, shadow, start, end, _differences(ctx, shadow, start, end))
-    return end
+def _ms(seconds: float) -> int:
+    """Windows begin and end at whole milliseconds, so that none overlap and none is left out."""
+    return math.floor(seconds * 1000)
 
 
 def _shadows(tx: Tx, endpoint: str) -> list[Row]:
@@ -73,18 +74,19 @@ def _spool(shadow: Row) -> str:
     return f"{KIND}/{shadow['id']}"
 
 
-def _position(tx: Tx, shadow: Row) -> float:
-    """Up to when a shadow's answers have been compared: at first, when the variant was made."""
+def _position(tx: Tx, shadow: Row) -> int:
+    """Up to when (milliseconds) a shadow's answers have been compared: at first, when the variant was made."""
     found = tx.execute(sa.select(spools.c.position).where(spools.c.name == _spool(shadow))).scalar_one_or_none()
-    return float(shadow["created_at"]) if found is None else found / 1000
+    return _ms(shadow["created_at"]) if found is None else int(found)
 
 
-def _keep(ctx: Context, shadow: Row, start: float, end: float, found: Differences) -> None:
-    """Keep a window's sums, and that it has been compared."""
+def _keep(ctx: Context, shadow: Row, start: int, end: int) -> None:
+    """Compare a window (milliseconds), and keep its sums and that it has been compared."""
+    found = _differences(ctx, shadow, start / 1000, end / 1000)
     with ctx.db.transaction() as tx:
         if _position(tx, shadow) != start:
             return  # somebody else kept it
-        row = {"name": _spool(shadow), "position": round(end * 1000)}
+        row = {"name": _spool(shadow), "position": end}
         tx.upsert(spools, [row], ("name",), ("position",))
         if found.compared:
             tx.execute(
@@ -93,8 +95,8 @@ def _keep(ctx: Context, shadow: Row, start: float, end: float, found: Difference
                     endpoint=shadow["endpoint"],
                     variant=shadow["name"],
                     kind=KIND,
-                    start_at=start,
-                    end_at=end,
+                    start_at=start / 1000,
+                    end_at=end / 1000,
                     fired=False,
                     body=found.to_dict(),
                 )
@@ -142,7 +144,7 @@ def show(ctx: Context, actor: Actor, *, endpoint: str, variant: str | None = Non
     for report in kept:
         found += Differences.from_dict(report["body"])
     if row["shadow"] is not None:
-        found += _differences(ctx, row, position, now)
+        found += _differences(ctx, row, position / 1000, now)
     return {
         "endpoint": endpoint,
         "variant": row["name"],
