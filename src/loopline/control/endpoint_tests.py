@@ -141,7 +141,8 @@ def record(
         endpoints.endpoint_row(tx, endpoint)
     found: dict[tuple[bytes, str], CaptureRecord] = {}
     for each in requests.scan(ctx, endpoint, start, end):
-        if each.meta.get("status") == 200 and each.body and not {"purpose", "shadow"} & each.meta.keys():
+        of_caller = each.meta.get("purpose") != "test" and not each.meta.get("shadow")
+        if of_caller and each.meta.get("status") == 200 and each.body:
             place = (each.body, str(each.meta.get("content_type") or ""))
             found.pop(place, None)
             found[place] = each
