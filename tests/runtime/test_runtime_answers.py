@@ -1,5 +1,6 @@
 """What models return becomes the same JSON with the compiled encoder and without, and is refused by both."""
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -80,6 +81,42 @@ def test_another_number_of_predictions_than_rows_is_an_error(core):
     for result in ([1.0], np.array([1.0]), Labelled(Classes(["a"]), [0], [[1.0]])):
         with pytest.raises(ModelError, match="1 predictions for 2 rows"):
             Encoder(core).bodies(result, [1, 1])
+
+
+class Trap:
+    """A result that raises when it is looked at."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("x"), asyncio.CancelledError("x"), SystemExit("x"), RecursionError("x"), BaseException("x")]
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_whatever_is_raised_is_an_error_of_its_request(error, late):
+    def predict(rows):
+        if late:
+            return Trap(error)
+        raise error
+
+    batcher = Batcher(Model(rows=predict), None)
+    ((status, body),) = batcher.answer([(b"", b"r", b'{"x":1}')])
+    message = json.loads(body)["error"]["message"]
+    assert (status, message) == (500, f"{type(error).__name__}: x")
+    with pytest.raises(ModelError):
+        batcher.warm_up([[1]])
+
+
+def test_an_answer_that_contains_itself_is_an_error():
+    loop: list[object] = []
+    loop.append(loop)
+    for core in (CORE, None):
+        (body,) = Encoder(core).bodies([loop], [1])
+        assert isinstance(body, ModelError)
 
 
 def test_a_poisonous_request_among_many_fails_alone_whatever_its_form():

@@ -4,9 +4,10 @@ A request that is wrong fails alone. When the model fails on rows of several req
 so that one poisonous row costs nobody else an answer.
 """
 
+import contextlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import printed
@@ -43,8 +44,9 @@ class Batcher:
             check = self._signature
             checked = rows if check is None else [check.check(row, index) for index, row in enumerate(rows)]
             try:
-                for result, count in self._call([checked]):
-                    self._encoder.bodies(result, [count])
+                with _as_model_errors():
+                    for result, count in self._call([checked]):
+                        self._encoder.bodies(result, [count])
             finally:
                 printed.end()
 
@@ -70,8 +72,9 @@ class Batcher:
     def _answer_group(self, calls: Sequence[Call], group: list[Member], answers: list[Answer | None]) -> None:
         printed.begin(calls if len(group) == len(calls) else [calls[position] for position, _ in group])
         try:
-            results = list(self._call([part for _, part in group]))
-            bodies: list[Answer] | None = self._bodies(results, [len(part) for _, part in group])
+            with _as_model_errors():
+                results = self._call([part for _, part in group])
+                bodies: list[Answer] | None = self._bodies(results, [len(part) for _, part in group])
         except ModelError as error:
             bodies = [_failed(error)] if len(group) == 1 else None
         finally:
@@ -96,17 +99,25 @@ class Batcher:
 
     def _call(self, parts: list[Part]) -> list[tuple[Any, int]]:
         """What the model gave, with the number of rows it was asked for: at most ``max_rows`` at a time."""
-        try:
-            rows = parts[0] if len(parts) == 1 else self._model.join(parts)
-            if len(rows) <= self._max_rows:
-                return [(self._model.predict(rows), len(rows))] if len(rows) else []
-            slices = (rows[start : start + self._max_rows] for start in range(0, len(rows), self._max_rows))
-            return [(self._model.predict(each), len(each)) for each in slices]
-        except ModelError:
-            raise
-        except (Exception, SystemExit) as error:
-            traceback.print_exc(file=sys.stderr)
-            raise ModelError(f"{type(error).__name__}: {error}"[:500]) from error
+        rows = parts[0] if len(parts) == 1 else self._model.join(parts)
+        if len(rows) <= self._max_rows:
+            return [(self._model.predict(rows), len(rows))] if len(rows) else []
+        slices = (rows[start : start + self._max_rows] for start in range(0, len(rows), self._max_rows))
+        return [(self._model.predict(each), len(each)) for each in slices]
+
+
+@contextlib.contextmanager
+def _as_model_errors() -> Iterator[None]:
+    """Whatever predict code raises, and what looking at its answer raises, is a ``ModelError`` with its traceback."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of compiled code and a cancelled task are no ``Exception``
+        traceback.print_exc(file=sys.stderr)
+        raise ModelError(f"{type(error).__name__}: {error}"[:500]) from error
 
 
 def _failed(error: ModelError) -> Answer:

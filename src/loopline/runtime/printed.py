@@ -7,6 +7,7 @@ until something is printed. What compiled code writes to the descriptors itself 
 import io
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -47,6 +48,7 @@ class Tagged(io.RawIOBase):
         super().__init__()
         self._descriptor = descriptor
         self._part = b""
+        self._lock = threading.RLock()  # a signal handler may print while its thread does
 
     @property
     def begun(self) -> bool:
@@ -64,14 +66,15 @@ class Tagged(io.RawIOBase):
 
     def write(self, data) -> int:  # type: ignore[no-untyped-def]  # any buffer, as in io
         text = bytes(data)
-        *lines, part = (self._part + text).split(b"\n")
-        while len(part) >= MAX_LINE_BYTES:
-            lines.append(part[:MAX_LINE_BYTES])
-            part = part[MAX_LINE_BYTES:]
-        self._part = part
-        if lines:
-            tag = _tag()
-            _write_all(self._descriptor, b"".join(b"%b%b\n" % (tag, line) for line in lines))
+        with self._lock:
+            *lines, part = (self._part + text).split(b"\n")
+            while len(part) >= MAX_LINE_BYTES:
+                lines.append(part[:MAX_LINE_BYTES])
+                part = part[MAX_LINE_BYTES:]
+            self._part = part
+            if lines:
+                tag = _tag()
+                _write_all(self._descriptor, b"".join(b"%b%b\n" % (tag, line) for line in lines))
         return len(text)
 
 
