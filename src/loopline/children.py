@@ -22,6 +22,7 @@ QUICK_SECONDS = 1.0  # a process that lived for less died quickly
 FIRST_BACKOFF_SECONDS = 0.1
 DRAIN_SECONDS = 10.0
 ADOPT_SECONDS = 1.0  # a fork takes milliseconds; who does not answer by then is not waited for
+ADOPT_TRIES = 2  # more, before an interpreter is started in place of a forkserver that does not answer
 MAX_LOG_BYTES = 10 * 1000 * 1000
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -216,6 +217,30 @@ def adopt(spec: Spec, log: Path) -> Adopted | None:
     return Adopted(pid)
 
 
+def _launch(spec: Spec, log: Path) -> "subprocess.Popen[bytes]":
+    """Start a program. Raises ``OSError`` and the like."""
+    supervisor = os.getpid()
+
+    def before_exec() -> None:
+        # A supervisor that died before prctl took hold would leave the child without its signal: look again.
+        if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0 or os.getppid() != supervisor:
+            os._exit(127)
+
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            spec.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=dict(spec.environ),
+            cwd=spec.cwd,
+            pass_fds=spec.fds,
+            process_group=0,
+            umask=0o077,
+            preexec_fn=before_exec,  # noqa: PLW1509 - this process has one thread
+        )
+
+
 class Child:
     """One process of the tree, over all its lives. ``spec`` is what is wanted: None means that it should go."""
 
@@ -236,6 +261,7 @@ class Child:
         self.asked_at: float | None = None  # when somebody last asked for it
         self.again = False  # it was asked for while it was stopping
         self.forked = False
+        self.refused = 0  # attempts in a row that a forkserver did not answer
         self.not_before = 0.0  # an on-demand process that keeps dying is asked for in vain until then
 
     @property
@@ -261,39 +287,28 @@ class Child:
             "forked": self.forked,
         }
 
-    def start(self, log: Path, now: float) -> None:
-        """Start what is wanted. A program that cannot be started counts as one that died at once."""
+    def start(self, log: Path, now: float) -> bool:
+        """Start what is wanted; False while its forkserver does not answer and is to be asked again.
+
+        A program that cannot be started counts as one that died at once.
+        """
         assert self.spec is not None
+        began = time.time()
+        _rotate(log)
+        adopted = adopt(self.spec, log) if self.spec.fork else None
+        if self.spec.fork and adopted is None and self.refused < ADOPT_TRIES:
+            self.refused += 1
+            return False
+        self.refused = 0
         self.running, self.born, self.start_due, self.asked_at = self.spec, now, None, None
-        self.started_at = time.time()
-        supervisor = os.getpid()
-
-        def before_exec() -> None:
-            # A supervisor that died before prctl took hold would leave the child without its signal: look again.
-            if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0 or os.getppid() != supervisor:
-                os._exit(127)
-
+        self.started_at, self.forked = began, adopted is not None
         try:
-            _rotate(log)
-            self.process = adopt(self.spec, log) if self.spec.fork else None
-            self.forked = self.process is not None
-            with log.open("ab") as output:
-                self.process = self.process or subprocess.Popen(
-                    self.spec.argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=dict(self.spec.environ),
-                    cwd=self.spec.cwd,
-                    pass_fds=self.spec.fds,
-                    process_group=0,
-                    umask=0o077,
-                    preexec_fn=before_exec,  # noqa: PLW1509 - this process has one thread
-                )
+            self.process = adopted or _launch(self.spec, log)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self._ended({"code": 127, "signal": None, "at": time.time(), "error": str(error)}, now)
-            return
+            return True
         self.start_time = start_time(self.process.pid)
+        return True
 
     def ask(self, now: float) -> None:
         """Somebody needs it: start it unless it runs; one that is stopping comes back."""
@@ -388,8 +403,9 @@ class Child:
 
 def _rotate(log: Path) -> None:
     """Before a start: a log that has grown big is set aside by rename."""
-    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-        log.replace(log.with_name(f"{log.name}.1"))
+    with suppress(OSError):  # a full disk must not take the tree down
+        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
 
 
 def cut_log(log: Path) -> None:

@@ -253,8 +253,7 @@ class Supervisor:
             cut_log(self._log_of(child))
         elif child.spec is None:
             del self.children[child.id]
-        elif self.demand.may_start(child, self.children, now):
-            child.start(self._log_of(child), now)
+        elif self.demand.may_start(child, self.children, now) and child.start(self._log_of(child), now):
             came = f"{'forked' if child.forked else 'started'} as pid {child.process.pid}" if child.process else None
             self._log(f"{child.id}: {came or child.last_exit}")
             self._write_state()  # at once: a successor of this process waits for those whom it finds there
