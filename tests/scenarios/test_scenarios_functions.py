@@ -68,6 +68,10 @@ def ask(platform: Platform, body: Any, **options: Any) -> Any:
     return platform.ask("POST", "/functions/kinds", body, **options)
 
 
+def counted(platform: Platform) -> int:
+    return int(platform.call("GET", "/api/endpoints/function:kinds/traffic")["total"]["requests"])
+
+
 def ejected(platform: Platform, noun: str) -> list[dict[str, Any]]:
     items = platform.call("GET", "/api/events?limit=200")["items"]
     return [event for event in items if event["kind"] == "ejected" and event["noun"] == noun]
@@ -85,6 +89,10 @@ def test_a_function_reshapes_a_body_and_asks_the_model(platform: Platform) -> No
         lambda: platform.cli("logs", "function:kinds", "--request", request).stdout, "what it printed can be read"
     )
     assert "sizes [9, -9]" in logged and request in logged
+    until(lambda: counted(platform) >= 2, "the monitor has counted")
+    items = platform.call("GET", "/api/endpoints/function:kinds/requests")["items"]
+    assert request in [item["id"] for item in items] and items[0]["variant"] == "live"
+    assert "kinds\tReady\t" in platform.cli("status").stdout
 
 
 def test_a_key_for_one_function_opens_nothing_else(platform: Platform) -> None:

@@ -22,6 +22,11 @@ def status(session: Session) -> None:
             (("ENDPOINT", "name"), ("STATUS", "status"), ("SERVES", "serves"), ("HOUR", "hour")),
         ),
         (
+            "Functions",
+            found["functions"],
+            (("FUNCTION", "name"), ("STATUS", "status"), ("HOUR", _hour), ("REASON", "reason")),
+        ),
+        (
             "Executions",
             found["executions"],
             (
@@ -54,10 +59,13 @@ def _served(found: dict[str, Any]) -> list[dict[str, Any]]:
     shown = []
     for endpoint in found["endpoints"]:
         variants = [v for v in endpoint["variants"] if v["share"] > 0]
-        requests, errors = endpoint["last_hour"]["requests"], endpoint["last_hour"]["errors_5xx"]
         serves = ", ".join(f"{v['model']} v{v['number']} {v['share']:.0%}" for v in variants) or "nothing"
-        shown.append({**endpoint, "serves": serves, "hour": f"{requests} requests, {errors} errors"})
+        shown.append({**endpoint, "serves": serves, "hour": _hour(endpoint)})
     return shown
+
+
+def _hour(item: dict[str, Any]) -> str:
+    return f"{item['last_hour']['requests']} requests, {item['last_hour']['errors_5xx']} errors"
 
 
 def _steps(execution: dict[str, Any]) -> str:

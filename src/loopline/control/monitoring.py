@@ -14,11 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from loopline.control.context import Context
-from loopline.domain.access import Actor
+from loopline.domain.access import FUNCTION_SCOPE, Actor
 from loopline.domain.capture import COPIES
 from loopline.domain.latency import GAMMA, SMALLEST, Histogram
 from loopline.errors import InvalidInput, NotFound
-from loopline.store import metrics
+from loopline.store import metrics, records
 from loopline.store.db import Row, Tx
 from loopline.store.metrics import SeriesPoint, Traffic
 from loopline.store.schema import endpoints, reports, series, spools, variants, versions
@@ -217,8 +217,12 @@ def _watched(tx: Tx, endpoint: str) -> dict[str, Any]:
 
 
 def endpoint_row(tx: Tx, endpoint: str) -> Row:
-    """The endpoint; raises ``NotFound``."""
-    row = tx.row(sa.select(endpoints).where(endpoints.c.name == endpoint))
+    """The endpoint, or the function of ``function:NAME``; raises ``NotFound``."""
+    kind, _, function = endpoint.partition(":")
+    if kind == FUNCTION_SCOPE and function:
+        row = records.find(tx, "function", name=function)
+    else:
+        row = tx.row(sa.select(endpoints).where(endpoints.c.name == endpoint))
     if row is None:
         raise NotFound(f"there is no endpoint {endpoint!r}")
     return row

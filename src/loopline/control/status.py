@@ -8,9 +8,9 @@ import sqlalchemy as sa
 import loopline
 from loopline.control import snapshots
 from loopline.control.context import Context
-from loopline.domain.access import Actor
+from loopline.domain.access import FUNCTION_SCOPE, Actor
 from loopline.domain.capture import COPIES
-from loopline.domain.states import ExecutionStatus, RolloutStatus, VersionStatus, is_terminal
+from loopline.domain.states import ExecutionStatus, FunctionStatus, RolloutStatus, VersionStatus, is_terminal
 from loopline.errors import Unavailable
 from loopline.store.db import Row, Tx
 from loopline.store.schema import (
@@ -20,6 +20,7 @@ from loopline.store.schema import (
     evaluations,
     events,
     executions,
+    functions,
     gateways,
     projects,
     rollouts,
@@ -54,6 +55,7 @@ def overview(ctx: Context, actor: Actor) -> dict[str, Any]:
             "version": loopline.__version__,
             "projects": [row["name"] for row in tx.rows(sa.select(projects.c.name).order_by(projects.c.name))],
             "endpoints": _endpoints(tx),
+            "functions": _functions(tx),
             "executions": _executions(tx),
             "waiting": _waiting(tx),
             "alarms": _alarms(tx),
@@ -93,6 +95,16 @@ def _variant(row: Row, total: float, counts: dict[tuple[str, str], dict[str, int
     shown = {key: row[key] for key in ("name", "status", "model", "number", "reason", "warm_until")}
     last_hour = counts.get((row["endpoint"], row["name"]), {"requests": 0, "errors_4xx": 0, "errors_5xx": 0})
     return {**shown, "ungated": row["version"] is None, "share": row["weight"] / total, "last_hour": last_hour}
+
+
+def _functions(tx: Tx) -> list[dict[str, Any]]:
+    counts = _traffic(tx)
+    query = sa.select(functions).where(functions.c.status != FunctionStatus.DELETED).order_by(functions.c.name)
+    keys = ("name", "status", "project", "reason")
+    return [
+        {**{key: row[key] for key in keys}, "last_hour": _sum(counts, f"{FUNCTION_SCOPE}:{row['name']}")}
+        for row in tx.rows(query)
+    ]
 
 
 def _sum(counts: dict[tuple[str, str], dict[str, int]], endpoint: str) -> dict[str, int]:
