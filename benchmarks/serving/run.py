@@ -1,6 +1,6 @@
 """Online prediction, side by side: loopline, eight peers at their best settings, and the limits of the machine.
 
-    python benchmarks/serving/run.py [--only loopline,mlflow] [--models logistic] [--seconds 4] [--quick] [--fresh]
+    python benchmarks/serving/run.py [--only loopline,mlflow] [--models logistic] [--seconds 3] [--quick] [--fresh]
 
 Same model, same rows, wrk on one core, each server's whole process tree on another. Prints one table, draws one plot,
 ends with one line of JSON. The exit code is 1 when a target is missed or a peer could not be measured (unless it is
@@ -207,7 +207,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--skip", type=names, default=[], help="do not measure these")
     parser.add_argument("--models", type=names, default=list(MODELS), help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each run")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
     parser.add_argument("--quick", action="store_true", help="1 second a run, the logistic regression alone")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     options = parser.parse_args()
