@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from loopline.control import artifacts, assets, batches, events, jobs, pushes, registry
+from loopline.control import artifacts, assets, batches, deliveries, events, jobs, pushes, registry, topics
 from loopline.domain import states
 from loopline.domain.access import Actor
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
 from loopline.runtime import batchinput
+from loopline.store.schema import subscriptions
 from loopline.testing import boxes
 from loopline.testing.world import World
 
@@ -223,13 +225,13 @@ def victims(world: World, batch: dict[str, Any]) -> dict[str, int]:
 @pytest.mark.parametrize("victim", ["claim", "group"])
 @pytest.mark.usefixtures("small_chunks")
 def test_a_killed_job_or_shim_goes_on_where_it_was(world: World, kind: Callable[[float], str], victim: str) -> None:
-    batch = begin(world, plain(20_000), keep=["id"], workers=2)
+    batch = begin(world, plain(60_000), keep=["id"], workers=2)
     world.settle(lambda: chunks_done(world, batch) >= 3)
     os.kill(victims(world, batch)[victim], signal.SIGKILL)
     (folder_of(world, batch) / "done.jsonl").open("ab").write(b'{"chunk": 19, "ro')  # as a death leaves it
     found = ended(world, batch)
-    assert (found["status"], found["rows"]) == ("Succeeded", 20_000)
-    assert content(world, batch) == plain_output(20_000, kind)
+    assert (found["status"], found["rows"]) == ("Succeeded", 60_000)
+    assert content(world, batch) == plain_output(60_000, kind)
     job = jobs.show(world.ctx, EDITOR, job=found["job"])
     assert [attempt["status"] for attempt in job["attempts"]] == ["Lost", "Succeeded"]
     assert "[loopline] going on: " in jobs.log(world.ctx, EDITOR, job=found["job"])["text"]
@@ -237,30 +239,30 @@ def test_a_killed_job_or_shim_goes_on_where_it_was(world: World, kind: Callable[
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_stopped_batch_is_resumed(world: World, kind: Callable[[float], str]) -> None:
-    batch = begin(world, plain(20_000), keep=["id"])
+    batch = begin(world, plain(60_000), keep=["id"])
     world.settle(lambda: chunks_done(world, batch) >= 2)
     assert shown(world, batch)["status"] == "Running"
     assert batches.stop(world.ctx, EDITOR, batch=batch["id"])["status"] == "Stopping"
     assert ended(world, batch)["status"] == "Stopped"
     before = chunks_done(world, batch)
-    assert 2 <= before < 20
+    assert 2 <= before < 60
     assert batches.resume(world.ctx, EDITOR, batch=batch["id"])["status"] == "Pending"
     assert ended(world, batch)["status"] == "Succeeded"
-    assert content(world, batch) == plain_output(20_000, kind)
+    assert content(world, batch) == plain_output(60_000, kind)
     with pytest.raises(Conflict, match="Succeeded cannot become Pending"):
         batches.resume(world.ctx, EDITOR, batch=batch["id"])
 
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_piece_that_is_not_as_its_line_says_is_made_anew(world: World, kind: Callable[[float], str]) -> None:
-    batch = begin(world, plain(10_000), keep=["id"])
+    batch = begin(world, plain(60_000), keep=["id"])
     world.settle(lambda: chunks_done(world, batch) >= 3)
     batches.stop(world.ctx, EDITOR, batch=batch["id"])
     ended(world, batch)
     os.truncate(folder_of(world, batch) / "00000001.out", 5)
     batches.resume(world.ctx, EDITOR, batch=batch["id"])
     assert ended(world, batch)["status"] == "Succeeded"
-    assert content(world, batch) == plain_output(10_000, kind)
+    assert content(world, batch) == plain_output(60_000, kind)
 
 
 def test_a_row_that_kills_the_process_fails_the_batch_and_says_so(world: World) -> None:
@@ -334,3 +336,25 @@ def test_chunks_hold_the_records_of_the_whole(tmp_path: Path, text: str) -> None
         return list(fields)
 
     assert read(1) == read(2) == read(1000)
+
+
+# -- notifications ----------------------------------------------------------------------------------------------------
+
+
+def told(world: World, topic: str, batch: dict[str, Any]) -> list[tuple[str, str]]:
+    found = deliveries.list_(world.ctx, EDITOR, limit=1000)["items"]
+    with world.ctx.db.read() as tx:
+        own = {row["id"] for row in tx.rows(sa.select(subscriptions).where(subscriptions.c.topic == topic))}
+    return [(each["body"]["type"], each["body"]["data"]["summary"]) for each in found if each["subscription"] in own]
+
+
+def test_subscribers_are_told_of_the_end(world: World) -> None:
+    for name, patterns in (("ends", ["batch.*"]), ("failures", ["batch.Failed"]), ("elsewhere", ["batch.*"])):
+        endpoint = "parcels" if name == "elsewhere" else None
+        topics.create(world.ctx, EDITOR, name=name, events=patterns, project="boxes", endpoint=endpoint)
+        topics.subscribe(world.ctx, EDITOR, topic=name, kind="webhook", url="https://example.com/x")
+    batch = begin(world, plain(100))
+    ended(world, batch)
+    world.settle(lambda: told(world, "ends", batch) != [])
+    assert told(world, "ends", batch) == [("batch.Succeeded", "Batch of boxes v1 is Succeeded: 100 rows")]
+    assert told(world, "failures", batch) == told(world, "elsewhere", batch) == []

@@ -29,10 +29,11 @@ def list_(session: Session, project: str | None) -> None:
 @click.argument("name")
 @click.option("--event", "events", multiple=True, help="Such as version.Approved or alarm.*; may be repeated.")
 @click.option("--project", help="Only this project's events.")
+@click.option("--endpoint", help="Only what happens to this endpoint.")
 @options
-def create(session: Session, name: str, events: tuple[str, ...], project: str | None) -> None:
+def create(session: Session, name: str, events: tuple[str, ...], project: str | None, endpoint: str | None) -> None:
     """Create a topic."""
-    made = session.client.post("topics", name=name, events=list(events) or None, project=project)
+    made = session.client.post("topics", name=name, events=list(events) or None, project=project, endpoint=endpoint)
     session.done(made, f"topic {name} created")
 
 

@@ -26,11 +26,20 @@ DEFAULT_EVENTS = Notification(kind="webhook", url="").events
 
 
 def create(
-    ctx: Context, actor: Actor, *, name: str, events: list[str] | None = None, project: str | None = None
+    ctx: Context,
+    actor: Actor,
+    *,
+    name: str,
+    events: list[str] | None = None,
+    project: str | None = None,
+    endpoint: str | None = None,
 ) -> dict[str, Any]:
-    """Create a topic. ``events``: patterns such as ``version.Approved``, ``alarm.*``; ``project``: only its events."""
+    """Create a topic. ``events``: patterns such as ``version.Approved``, ``alarm.*``; ``project``, ``endpoint``: only
+    what happens there."""
     names.check_name(name, "a topic")
-    match = {"events": [notifications.check_pattern(each) for each in (events or DEFAULT_EVENTS)]}
+    match: dict[str, Any] = {"events": [notifications.check_pattern(each) for each in (events or DEFAULT_EVENTS)]}
+    if endpoint is not None:
+        match["endpoint"] = names.check_name(endpoint, "an endpoint")
     with ctx.db.transaction() as tx:
         if project is not None and records.find(tx, "project", name=project) is None:
             raise NotFound(f"there is no project {project!r}")
@@ -203,9 +212,11 @@ def apply_notifications(
     wanted: dict[str, list[Notification]] = {}
     for each in notifications:
         check(each.kind, each.url)
-        wanted.setdefault(_topic_name(project, each.events), []).append(each)
+        wanted.setdefault(_topic_name(project, each), []).append(each)
     for name, members in wanted.items():
         match = {"events": list(members[0].events), "source": FROM_FILE}
+        if members[0].endpoint:
+            match["endpoint"] = members[0].endpoint
         if records.find(tx, "topic", name=name) is None:
             records.create(tx, "topic", actor=actor, name=name, project=project, match=match)
             changes.append({"noun": "topic", "name": name, "change": "created"})
@@ -220,9 +231,11 @@ def apply_notifications(
     return changes
 
 
-def _topic_name(project: str, events: Iterable[str]) -> str:
-    patterns = [notifications.check_pattern(each) for each in events]
-    digest = hashlib.sha256("\n".join(sorted(patterns)).encode()).hexdigest()[:8]
+def _topic_name(project: str, wanted: Notification) -> str:
+    said = sorted(notifications.check_pattern(each) for each in wanted.events)
+    if wanted.endpoint:
+        said.append(wanted.endpoint)
+    digest = hashlib.sha256("\n".join(said).encode()).hexdigest()[:8]
     return f"{project[:54]}-{digest}"
 
 
@@ -263,8 +276,10 @@ def notify(ctx: Context, tx: Tx, event: dict[str, Any]) -> None:
     if not carrying or not _is_to_be_told(tx, event):
         return
     facts = facts_of(tx, event)
+    endpoint = facts.get("name" if event["noun"] == "endpoint" else "endpoint")
     for topic in carrying:
-        if topic["project"] in (None, facts.get("project")):
+        here = topic["project"] in (None, facts.get("project"))
+        if here and (topic["match"] or {}).get("endpoint") in (None, endpoint):
             for each in _on(tx, topic):
                 deliveries.create(tx, each, event, facts)
 
@@ -277,7 +292,7 @@ def _is_to_be_told(tx: Tx, event: dict[str, Any]) -> bool:
     return row is None or "notify" in (row["actions"] or ())
 
 
-_ENDPOINT_NOUNS = ("rollout", "retraining", "variant", "alarm", "test", "test_run")
+_ENDPOINT_NOUNS = ("rollout", "retraining", "variant", "alarm", "invocation", "test", "test_run")
 
 
 def facts_of(tx: Tx, event: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +302,7 @@ def facts_of(tx: Tx, event: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         name: row.get(name) for name in ("name", "project", "model", "endpoint", "branch", "commit") if row.get(name)
     }
-    if event["noun"] in ("version", "evaluation", "variant", "test_run") and row.get("number") is not None:
+    if event["noun"] in ("version", "evaluation", "variant", "batch", "test_run") and row.get("number") is not None:
         facts["version"] = row["number"]
     if event["noun"] in ("version", "evaluation"):
         facts["metrics"] = row.get("metrics")

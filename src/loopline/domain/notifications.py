@@ -51,11 +51,12 @@ def matches(patterns: Iterable[str], event: Mapping[str, Any]) -> bool:
     """Whether one of the patterns names this event's noun and its status after or its kind.
 
     ``*`` in place of the word means what a person wants to hear of: not changes of settings, not that an alarm was
-    made, lacks data or has been quiet since, and not the notes that a message was sent.
+    made, lacks data or has been quiet since, not that a batch or an invocation goes on, and not the notes that a
+    message was sent. ``*`` in place of the noun means all but asynchronous invocations, of which there may be many.
     """
     for pattern in patterns:
         noun, _, word = pattern.partition(".")
-        if noun not in ("*", event["noun"]):
+        if noun not in ("*", event["noun"]) or (noun == "*" and event["noun"] == "invocation"):
             continue
         if word in (event.get("after"), event["kind"]) or (word == "*" and not _is_routine(event)):
             return True
@@ -65,6 +66,8 @@ def matches(patterns: Iterable[str], event: Mapping[str, Any]) -> bool:
 def _is_routine(event: Mapping[str, Any]) -> bool:
     if event["noun"] in ("delivery", "subscription", "topic") or event["kind"] == "changed":
         return True
+    if event["noun"] in ("batch", "invocation"):
+        return not states.is_terminal(event["noun"], str(event.get("after")))
     if event["noun"] != "alarm":
         return False
     quiet = {str(states.AlarmStatus.OK), str(states.AlarmStatus.INSUFFICIENT_DATA)}
@@ -181,7 +184,7 @@ def _title(noun: str, facts: Mapping[str, Any], record: str) -> str:
     name = facts.get("name")
     if noun in ("version", "evaluation"):
         return model or record
-    if noun in ("rollout", "retraining", "test_run", "variant"):
+    if noun in ("rollout", "retraining", "test_run", "variant", "batch", "invocation"):
         parts = (f"of {model}" if model else None, f"on {endpoint}" if endpoint else None)
         return " ".join(part for part in parts if part) or record
     if noun == "alarm":

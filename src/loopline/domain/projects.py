@@ -290,6 +290,7 @@ class Notification(_Table, frozen=True):
         "alarm.*",
         "retraining.*",
     )
+    endpoint: str = ""  # only what happens to this one; all when empty
 
 
 class Loop(_Table, frozen=True):
