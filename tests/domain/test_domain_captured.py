@@ -1,7 +1,9 @@
 """What captured requests say, in every form in which rows and predictions are sent."""
 
+import io
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loopline.domain import captured
@@ -75,3 +77,26 @@ def test_segments_are_chosen_by_the_time_in_an_id() -> None:
 def test_an_index_of_join_ids_is_read_up_to_a_torn_line() -> None:
     index = captured.encode_join(0, "a") + captured.encode_join(70, "b") + captured.encode_join(90, "b") + b'[120, "c'
     assert captured.find_joins(index, dict.fromkeys(["b", "c", "z"])) == {"b": 70}
+
+
+def test_a_matrix_that_numpy_saved_is_rows_and_anything_else_is_none():
+    def saved(matrix, **options):
+        file = io.BytesIO()
+        np.save(file, matrix, **options)
+        return file.getvalue()
+
+    kind = "application/x-npy"
+    assert captured.rows_of(kind, saved(np.array([[1, 2], [3, 4]], dtype="i4", order="F"))) == [[1.0, 2.0], [3.0, 4.0]]
+    assert captured.rows_of(kind, saved(np.array([[0.5, np.nan]]))) == [[0.5, None]]
+    for wrong in (
+        b"",
+        b"no",
+        saved(np.zeros(3)),
+        saved(np.zeros((0, 2))),
+        saved(np.array([["a"]])),
+        saved(np.array([[{}]], dtype=object), allow_pickle=True),
+        saved(np.zeros((2, 2)))[:-1],
+        saved(np.zeros((2, 2))).replace(b"(2, 2)", b"(9, 9)"),
+    ):
+        assert captured.rows_of(kind, wrong) is None
+    assert captured.rows_of("application/vnd.apache.arrow.stream", b"\xff\xff\xff\xff") is None

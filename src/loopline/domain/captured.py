@@ -6,6 +6,7 @@ stand ``<same>.joins``: one JSON line ``[offset, join id]`` for each record to w
 
 import bisect
 import csv
+import io
 import json
 import math
 import re
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.lib import format as npy
 
 SUFFIX = ".seg"
 JOINS_SUFFIX = ".joins"
@@ -85,6 +88,8 @@ def rows_of(content_type: str, body: bytes) -> list[Row] | None:
             ] or None
         except (UnicodeDecodeError, csv.Error):
             return None
+    if content_type.startswith("application/x-npy"):
+        return _npy_rows(body)
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
@@ -94,6 +99,22 @@ def rows_of(content_type: str, body: bytes) -> list[Row] | None:
     if not isinstance(value, list) or not all(isinstance(row, list | dict) for row in value):
         return None
     return value or None
+
+
+def _npy_rows(body: bytes) -> list[Row] | None:
+    """The rows of a matrix of numbers as ``numpy.save`` writes it, NaN as None."""
+    file = io.BytesIO(body)
+    try:
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, transposed, dtype = read_header(file)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    if dtype.kind not in "iuf" or len(shape) != 2 or len(body) - file.tell() != math.prod(shape) * dtype.itemsize:
+        return None
+    flat = np.frombuffer(body, dtype=dtype, offset=file.tell())
+    rows = flat.reshape(shape, order="F" if transposed else "C").astype(float).tolist()
+    return [[None if math.isnan(value) else value for value in row] for row in rows] or None
 
 
 def arrange(row: Row, names: Sequence[str]) -> list[Any] | None:
