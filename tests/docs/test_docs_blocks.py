@@ -36,7 +36,8 @@ UP_SECONDS, COMMAND_SECONDS, LOOK_SECONDS = 60.0, 120.0, 40.0
 SHOWN_ADDRESS = "http://localhost:8600"
 # What only looks is asked again until it shows what the page says: a reader, too, waits for traffic to move.
 LOOKS = re.compile(
-    r"^loopline (live|status|why|doctor|audit (head|verify)|\w+ (list|show|history|traffic|drift|quality|deliveries))\b"
+    r"^loopline (live|status|why|doctor|audit (head|verify)|"
+    r"\w+ (list|show|history|traffic|shadow|compare|drift|quality|deliveries))\b"
 )
 DIFFERS = (
     (re.compile(r"\x1b\[[0-9;?]*[A-Za-z]"), ""),
