@@ -178,7 +178,15 @@ def test_cases_come_from_lines() -> None:
         ('[[tests]]\nname = "a"\nkind = "call"\n[[tests.calls]]\nbody = 1\nmax_ms = 0.0', "max_ms cannot be 0"),
         ('[[tests]]\nname = "a"\nkind = "call"\n[[tests.calls]]\nbody = 1\nstatus = 20', "no HTTP status"),
         ('[[tests]]\nname = "a"\nkind = "call"\n[[tests.calls]]\njson = { "a[" = 1 }', "names no part"),
-        ('[[tests]]\nname = "a"\nkind = "call"\n[[tests.calls]]\npath = "x y"', "is no path of the gateway"),
+        ('[[tests]]\nname = "a"\nkind = "call"\n[[tests.calls]]\npath = "/api/users"', "is no route of a function"),
+        (
+            '[[tests]]\nname = "a"\nkind = "call"\n[[tests.calls]]\nheaders = { Content-Length = "9" }',
+            "the platform itself writes the header Content-Length",
+        ),
+        (
+            '[[tests]]\nname = "a"\nkind = "call"\n[[tests.calls]]\nheaders = { "X Y" = "9" }',
+            "is no header that can be sent",
+        ),
         ('[[tests]]\nname = "a"\nkind = "golden"\nfile = "../x"', "is not a path in the project"),
         ('[[tests]]\nname = "a"\nkind = "golden"\nfile = "none.jsonl"', "there is no file none.jsonl"),
         ('[[tests]]\nname = "a"\nkind = "golden"\n[[tests.cases]]\nrequest = 1', "'expected' is missing"),

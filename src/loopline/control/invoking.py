@@ -60,7 +60,7 @@ def invoke(
 ) -> Answer:
     """One request and its answer, whatever its status.
 
-    ``variant`` and ``model`` choose by name; ``path`` asks another route of the gateway than the endpoint's own.
+    ``variant`` and ``model`` choose by name; ``path`` asks a function's route in place of the endpoint's own.
     Raises ``Unavailable`` when no gateway answers (the request may have reached a model server all the same, and is
     not sent again) and ``Timeout`` when there is no answer within ``timeout_seconds``.
     """
@@ -71,7 +71,8 @@ def invoke(
         "x-loopline-model": model,
         "x-loopline-inference-id": inference_id,
     }
-    sent = {**(headers or {}), **{name: value for name, value in chosen.items() if value is not None}}
+    sent = {name.lower(): value for name, value in (headers or {}).items()}
+    sent.update({name: value for name, value in chosen.items() if value is not None})
     target = path or f"/endpoints/{quote(endpoint, safe='')}/invocations"
     with closing(_connect(ctx, timeout_seconds)) as connection:
         try:

@@ -46,6 +46,9 @@ _PARTS_OF: Mapping[str, frozenset[str]] = {  # kind -> the keys that mean someth
         }
     ),
 }
+_OWN_HEADERS = frozenset(
+    {"connection", "content-length", "content-type", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"}
+)
 _OF_ALL = frozenset({"name", "kind", "when", "timeout_seconds"})
 
 Step = str | int | None  # a key, a position, or None: every element
@@ -390,8 +393,8 @@ def _check_calls(test: EndpointTest, path: "Path", say: "Say") -> None:
         say(path, f"the test {test.name!r} calls nothing", "add [[tests.calls]] with a body")
     for position, call in enumerate(test.calls):
         place = (*path, "calls", position)
-        if call.path and not re.fullmatch(r"/[!-~]*", call.path):
-            say((*place, "path"), f"{call.path!r} is no path of the gateway", 'write e.g. path = "/functions/resize"')
+        if call.path and not re.fullmatch(r"/functions/[!-~]+", call.path):
+            say((*place, "path"), f"{call.path!r} is no route of a function", 'write e.g. path = "/functions/resize"')
         if not 100 <= call.status <= 599:
             say((*place, "status"), f"{call.status} is no HTTP status", "write e.g. status = 200")
         if call.max_ms is not None and call.max_ms <= 0:
@@ -401,6 +404,9 @@ def _check_calls(test: EndpointTest, path: "Path", say: "Say") -> None:
         for name, value in call.headers.items():
             if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not value.isprintable() or not value.isascii():
                 say((*place, "headers", name), f"{name!r} is no header that can be sent", "use letters, digits, '-'")
+            elif name.lower() in _OWN_HEADERS or name.lower().startswith("x-loopline-"):
+                cure = "leave it out; body, content_type and path say the rest"
+                say((*place, "headers", name), f"the platform itself writes the header {name}", cure)
 
 
 def _check_load(test: EndpointTest, path: "Path", say: "Say") -> None:

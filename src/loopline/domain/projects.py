@@ -171,7 +171,7 @@ class CallTable(_Table, frozen=True):
 
     body: Any = None
     content_type: str = ""
-    path: str = ""  # a route of the gateway; empty is the endpoint itself
+    path: str = ""  # /functions/NAME; empty is the endpoint itself
     method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
     headers: dict[str, str] = {}
     status: int = 200
