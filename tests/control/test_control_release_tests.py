@@ -300,7 +300,23 @@ def test_an_answer_of_another_variant_proves_nothing(world: World, gateway: Gate
     assert done["status"] == "Failed" and done["reason"].count("v2 was asked, and v1 answered") == 2
 
 
-def test_no_gateway_is_a_failed_run_and_no_hang(world: World) -> None:
+def test_a_gateway_that_dies_is_asked_again(world: World, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release_tests, "BUSY_SECONDS", 0.01)
+    asked = itertools.count()
+
+    def die_first(_: Any) -> None:
+        if next(asked) < 2:
+            raise Unavailable("the gateway ended while it had a request")
+
+    monkeypatch.setattr(invoking, "invoke", _before(invoking.invoke, die_first))
+    add_variant(world, 1, 100.0)
+    put(world, "known", GOLDEN)
+    assert ended(world, release_tests.start(world.ctx, ANA, endpoint="boxes")["id"])["status"] == "Passed"
+    assert next(asked) == 4
+
+
+def test_no_gateway_is_a_failed_run_and_no_hang(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release_tests, "GATEWAY_SECONDS", 0.05)
     add_variant(world, 1, 100.0)
     put(world, "known", GOLDEN)
     put(world, "busy", LOAD)

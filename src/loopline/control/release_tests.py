@@ -19,7 +19,7 @@ from loopline.domain.access import Actor
 from loopline.domain.endpoint_tests import Failure
 from loopline.domain.projects import EndpointTest
 from loopline.domain.states import CheckupStatus, RolloutStatus, VariantStatus, is_terminal
-from loopline.errors import Conflict, InvalidInput, LooplineError, NotFound
+from loopline.errors import Conflict, InvalidInput, LooplineError, NotFound, Unavailable
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import test_runs
@@ -29,6 +29,7 @@ BY_HAND = "by hand"
 LOADTEST = "loadtest"
 SLACK_SECONDS = 300.0  # beyond the tests' own limits: while other work is done, or control is started again
 BUSY_SECONDS = 0.5  # until a request that an endpoint had no room for is asked again
+GATEWAY_SECONDS = 10.0  # within which a gateway that died is there again
 
 
 class Verdict(NamedTuple):
@@ -297,21 +298,28 @@ class _Asking:
         return self.end - time.monotonic()
 
     def ask(self, body: bytes, content_type: str, **options: Any) -> rules.Reply:
-        """One answer. An endpoint that has no room at the moment (429) is asked again: that is not the version's
-        fault. Another route (``path``) is answered by whatever takes traffic behind it."""
+        """One answer. An endpoint that has no room at the moment (429), and a gateway that dies, are asked again: that
+        is not the version's fault. Another route (``path``) is answered by whatever takes traffic behind it."""
         variant = None if "path" in options else self.variant
+        patience = time.monotonic() + min(self.left, GATEWAY_SECONDS)
         while True:
             began = time.perf_counter()
-            answer = invoking.invoke(
-                self.ctx,
-                self.endpoint,
-                body,
-                content_type=content_type,
-                variant=variant,
-                purpose="test",
-                timeout_seconds=max(self.left, 0.1),
-                **options,
-            )
+            try:
+                answer = invoking.invoke(
+                    self.ctx,
+                    self.endpoint,
+                    body,
+                    content_type=content_type,
+                    variant=variant,
+                    purpose="test",
+                    timeout_seconds=max(self.left, 0.1),
+                    **options,
+                )
+            except Unavailable:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(BUSY_SECONDS)
+                continue
             took = (time.perf_counter() - began) * 1000
             by = answer.headers.get("x-loopline-variant")
             if answer.status < 300 and variant not in (None, by):
