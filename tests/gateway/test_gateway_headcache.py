@@ -15,7 +15,6 @@ from loopline.domain.capture import iter_records
 from loopline.gateway import headcache
 from loopline.gateway.allowances import Allowances
 from loopline.gateway.answers import RequestIds
-from loopline.gateway.callers import Callers
 from loopline.gateway.connection import Connection
 from loopline.gateway.headcache import HeadCache
 from loopline.gateway.limits import Limits
@@ -100,7 +99,6 @@ class Rig:
         self.chance = random.Random(1).random
         self.now = itertools.count().__next__
         self.stopping = self.exposed = False
-        self.callers = Callers(100, 0)
         self.connections = set()
         self.spool = self
         self.records = []

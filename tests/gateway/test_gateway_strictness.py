@@ -10,7 +10,6 @@ import pytest
 from loopline.domain import names
 from loopline.gateway import connection as connection_module
 from loopline.gateway.answers import RequestIds
-from loopline.gateway.callers import Callers
 
 PATH = "/endpoints/e/invocations"
 SPLIT = b"POST / HTTP/1.1\r\nHost: evil\r\n\r\n"
@@ -283,7 +282,6 @@ class Clock:
         self.stopping = False
         self.table = None
         self.heads = None
-        self.callers = Callers(100, 0)
 
     def now(self):
         return self.time

@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -38,9 +39,11 @@ class Connection(asyncio.Protocol):
     no key, and may say what an invocation is for.
     """
 
-    def __init__(self, gateway: "Gateway", private: bool = False) -> None:
+    def __init__(self, gateway: "Gateway", private: bool = False, on_end: Callable[[], None] | None = None) -> None:
         self.gateway = gateway
         self.private = private
+        self.made = False  # whether there has been a connection
+        self._on_end = on_end
         self.deadline = gateway.now() + HEADER_SECONDS
         self.transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -55,7 +58,6 @@ class Connection(asyncio.Protocol):
         self._unparsed = 0
         self._refusal: InvalidInput | None = None
         self.secure = False
-        self._caller: str | None = None
         self._body_began = 0.0
         self._body_bytes = 0
         self._repeats = not private  # whether the next request may begin with a head that is known
@@ -67,29 +69,15 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.gateway.connections.add(self)
-        if not self.private:
-            self.secure = transport.get_extra_info("ssl_object") is not None
-            peer = transport.get_extra_info("peername")
-            self._caller = self.gateway.callers.enter(peer[0] if peer else "")
-            if self._caller is None:
-                self._turn_away()
-
-    def _turn_away(self) -> None:
-        """There are too many connections: say so, and do not wait for the request."""
-        self._finished = True
-        request_id = self.gateway.request_ids.new(time.time())
-        body = error_body("overloaded", "there are too many connections; keep some open and use them again", request_id)
-        if self.transport is not None:
-            self.transport.write(whole_answer(503, body, request_id, RETRY_AFTER + CLOSE))
-            self.transport.close()
+        self.made = True
+        self.secure = not self.private and transport.get_extra_info("ssl_object") is not None
 
     def connection_lost(self, _: Exception | None) -> None:
         self.transport = None
         self._finished = True
         self.gateway.connections.discard(self)
-        if self._caller is not None:
-            self.gateway.callers.leave(self._caller)
-            self._caller = None
+        if self._on_end is not None:
+            self._on_end()
         for exchange in self._queue:
             exchange.abandon()
         self._queue.clear()

@@ -14,11 +14,12 @@ from typing import Any
 
 from loopline.config import Settings, check_exposure, is_loopback
 from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
+from loopline.gateway.accepting import Acceptor
 from loopline.gateway.activation import Activation
 from loopline.gateway.allowances import Allowances
 from loopline.gateway.answers import RequestIds, error_body
 from loopline.gateway.callers import SPARE_DESCRIPTORS, Callers
-from loopline.gateway.connection import HEADER_SECONDS, Connection
+from loopline.gateway.connection import Connection
 from loopline.gateway.functions import Asker
 from loopline.gateway.head import Head
 from loopline.gateway.headcache import HeadCache
@@ -67,13 +68,14 @@ class Gateway:
         self.activation = Activation(settings.run_dir, time.perf_counter)
         self._health = Health(settings.run_dir)
         self._allowances = Allowances(settings.dir / "allowances")
-        self.callers = _callers(settings)
+        self._callers = _callers(settings)
         self.exposed = False  # whether other machines can reach the public port
         self._settings = settings
         self._certificate: Certificate | None = None
         self._next_refresh = 0.0
         self._reported_refusals = 0
-        self._servers: list[asyncio.Server] = []
+        self._acceptor: Acceptor | None = None
+        self._private: asyncio.Server | None = None
         self._datagrams: socket.socket | None = None
         self._look = asyncio.Event()
         self._stop = asyncio.Event()
@@ -111,14 +113,9 @@ class Gateway:
         path = self._run_dir / f"{self.name}.http.sock"
         path.unlink(missing_ok=True)
         context = self._certificate.context if self._certificate else None
-        seconds = HEADER_SECONDS if context else None
-        public = self._loop.create_server(
-            lambda: Connection(self), sock=listening, backlog=1024, ssl=context, ssl_handshake_timeout=seconds
-        )
-        self._servers = [  # the public one first: who gets an answer from the private one knows that both are there
-            await public,
-            await self._loop.create_unix_server(lambda: Connection(self, private=True), str(path)),
-        ]
+        self._acceptor = Acceptor(self, listening, self._callers, context, shared=settings.gateways > 1)
+        # After the public port: who is answered here knows that both are there.
+        self._private = await self._loop.create_unix_server(lambda: Connection(self, private=True), str(path))
         log("listening", gateway=self.name, snapshot=self.table.number if self.table else None)
 
     # the snapshot
@@ -266,9 +263,9 @@ class Gateway:
         if self.spool.dropped != self._reported_drops or use != self._use:
             self._reported_drops, self._use = self.spool.dropped, use
             self._write_state()
-        if self.callers.refused != self._reported_refusals:
-            self._reported_refusals = self.callers.refused
-            log("connections refused: too many", so_far=self.callers.refused)
+        if self._callers.refused != self._reported_refusals:
+            self._reported_refusals = self._callers.refused
+            log("connections refused: too many", so_far=self._callers.refused)
         if self._certificate is not None and now >= self._next_refresh:
             self._next_refresh = now + REFRESH_SECONDS
             self._refresh(self._certificate)
@@ -297,8 +294,10 @@ class Gateway:
         """Wait for the stop, accept no more, finish what is in flight, write the spool."""
         await self._stop.wait()
         self.stopping = True
-        for server in self._servers:
-            server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
+        if self._private is not None:
+            self._private.close()
         for connection in list(self.connections):
             connection.stop()
         deadline = self.now() + STOP_SECONDS
