@@ -345,7 +345,8 @@ def told(world: World, topic: str, batch: dict[str, Any]) -> list[tuple[str, str
     found = deliveries.list_(world.ctx, EDITOR, limit=1000)["items"]
     with world.ctx.db.read() as tx:
         own = {row["id"] for row in tx.rows(sa.select(subscriptions).where(subscriptions.c.topic == topic))}
-    return [(each["body"]["type"], each["body"]["data"]["summary"]) for each in found if each["subscription"] in own]
+    sent = [each["body"] for each in found if each["subscription"] in own]
+    return [(body["type"], body["data"]["summary"]) for body in sent if body["data"]["id"] == batch["id"]]
 
 
 def test_subscribers_are_told_of_the_end(world: World) -> None:
