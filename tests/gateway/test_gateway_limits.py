@@ -142,6 +142,16 @@ def test_five_times_too_much_is_refused_quickly_and_the_rest_is_served_in_time(s
     assert isinstance(error, Overloaded) and 1 <= retry <= 10
 
 
+def test_a_server_that_takes_all_that_waits_and_gains_nothing_by_it_is_held_to_the_same() -> None:
+    world = World(serial(0.02), batch=1024)  # answers come in bursts, which must not look like speed
+    world.offer(250, 30.0)
+    world.time.run(60.0)
+    late = [request.seconds for request in world.answered(since=3.0)]
+    assert sum(late) / len(late) < 0.8 and max(late) < 1.3
+    assert len(world.answered()) > 0.9 * 30 * 50
+    assert max(request.seconds for request in world.refused(since=3.0)) < 0.05
+
+
 def test_what_the_server_can_do_is_never_refused() -> None:
     world = World(serial(0.02))
     world.offer(40, 60.0)

@@ -300,8 +300,9 @@ class Invocation(Exchange):
             self.release()
             self._record(status, b"")
 
-    def release(self, good: bool = False) -> None:
-        """Give the place back, once no model server is at work on the request; ``good``: it was answered well."""
+    def release(self, good: bool | None = None) -> None:
+        """Give the place back, once no model server is at work on the request; ``good``: it was answered well; None: no
+        server answered it."""
         if self.admission is not None and not self.submitted:
             admission, self.admission = self.admission, None
             admission.leave(self, good)

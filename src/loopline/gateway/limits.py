@@ -5,8 +5,9 @@ Two published methods, one for each place where a queue forms:
 
 - **At the servers**: what is in flight is held to the servers' rate of answers times the latency that is wanted, as BBR
   holds a path to its delivery rate times its round trip (N. Cardwell et al., "BBR: Congestion-Based Congestion
-  Control", ACM Queue 14(5), 2016). One request at a time is the *probe*: the answers that came while it was under way,
-  over the time that it took, are the rate; the smallest such time is what a prediction takes when nobody is before it.
+  Control", ACM Queue 14(5), 2016). One request at a time is the *probe*: the answers between the last one before it and
+  its own, over that time, are the rate, both ends taken after all that arrives together; the smallest time that a probe
+  took is what a prediction takes when nobody is before it.
 - **At the gateway**: what may not go yet waits under controlled delay in the form that B. Maurer gives for requests
   ("Fail at Scale", ACM Queue 13(8), 2015; the method is K. Nichols' and V. Jacobson's CoDel, RFC 8289): a queue that
   was empty within the last interval is a burst, and a request may wait that interval; one that was not, or from which
@@ -98,6 +99,7 @@ class Admission:
     """
 
     __slots__ = (
+        "_answered_at",
         "_answers",
         "_base",
         "_empty_at",
@@ -111,6 +113,7 @@ class Admission:
         "_probe",
         "_probe_answers",
         "_probe_at",
+        "_probe_since",
         "_probing",
         "_queue_seconds",
         "_rate",
@@ -141,7 +144,9 @@ class Admission:
         self._probing = True
         self._probe: Candidate | None = None
         self._probe_at = 0.0
+        self._probe_since = 0.0
         self._probe_answers = 0
+        self._answered_at: float | None = None  # the last answer, where it was looked at since ``look``
         self._lanes: dict[object, deque[tuple[float, Candidate]]] = {}
         self._turns: deque[object] = deque()  # the lanes in the order of their turns
         self._waiting = 0
@@ -175,16 +180,19 @@ class Admission:
     def _take(self, candidate: Candidate, now: float) -> None:
         self.used += 1
         if self._probing and self._probe is None:
-            self._probe, self._probe_at, self._probe_answers = candidate, now, self._answers
+            self._begin_probe(candidate, now)
         if self._places is not None:
             self._places.publish(self.used)
 
-    def leave(self, candidate: Candidate, good: bool) -> None:
-        """The request is over; ``good``: it was answered with a prediction."""
+    def leave(self, candidate: Candidate, good: bool | None) -> None:
+        """The request is over; ``good``: it was answered with a prediction; None: it was not answered at all."""
         self.used -= 1
-        self._answers += 1
+        if good is not None:
+            self._answers += 1
+            if self._probing:
+                self._answered_at = self._now()
         if self._probe is candidate:
-            self._learn(self._now() - self._probe_at, good)
+            self._end_probe(good)
         if self._places is not None:
             self._places.publish(self.used)
         if self._waiting:
@@ -195,15 +203,39 @@ class Admission:
 
     # -- learning
 
-    def _learn(self, seconds: float, good: bool) -> None:
-        """What a probe says: it took ``seconds``, or has taken so long and is not answered."""
-        self._probe, self._probing = None, False
-        if seconds <= 0.0:
+    def _begin_probe(self, candidate: Candidate, now: float) -> None:
+        if self.used == 1:
+            since = now
+        elif self._answered_at is not None:
+            since = self._answered_at
+        else:
+            return  # when the answer before it came is not known
+        self._probe, self._probe_at, self._probe_since, self._probe_answers = candidate, now, since, self._answers
+        if self.used > 1:
+            self._later(0.0, lambda: self._count_from(candidate))
+
+    def _count_from(self, candidate: Candidate) -> None:
+        """What arrived together with the answer before the probe has all been counted."""
+        if self._probe is candidate:
+            self._probe_answers = self._answers
+
+    def _end_probe(self, good: bool | None) -> None:
+        self._probe = None
+        if good is None:
+            return
+        self._probing = False
+        now, began, since, before = self._now(), self._probe_at, self._probe_since, self._probe_answers
+        self._later(0.0, lambda: self._learn(now - began, now - since, before, good))
+
+    def _learn(self, seconds: float, elapsed: float, before: int, good: bool) -> None:
+        """What a probe says that took ``seconds``, or has taken so long and is not answered; the answers since there
+        were ``before`` came in the time ``elapsed``."""
+        if elapsed <= 0.0:
             return
         first = self._base == math.inf
         if good:
             self._base = min(self._base, seconds)
-        self._rate = (self._answers - self._probe_answers) / seconds
+        self._rate = (self._answers - before) / elapsed
         if self._base == math.inf:
             return
         wanted = self._wanted_seconds()
@@ -235,10 +267,12 @@ class Admission:
         if probe is not None and self._base < math.inf:
             now = self._now()
             if not probe.submitted:  # its server is being started, which says nothing about how quick it is
-                self._probe_at = now
+                self._probe_at = self._probe_since = now
             elif now - self._probe_at > self._wanted_seconds():
-                self._learn(now - self._probe_at, good=False)
-        self._probing = True
+                self._probe = None
+                self._learn(now - self._probe_at, now - self._probe_since, self._probe_answers, good=False)
+        if not self._probing:
+            self._probing, self._answered_at = True, None
         if self._waiting:
             self._let_in()
 
