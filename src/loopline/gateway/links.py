@@ -14,6 +14,7 @@ from loopline.gateway.logs import log
 FIRST_RETRY_SECONDS = 0.01
 LAST_RETRY_SECONDS = 0.25
 AWAITED_RETRY_SECONDS = 0.02  # while requests wait for a server that starts
+MAX_UNASKED = 10_000
 WRITE_BUFFER_BYTES = 64 * 1024 * 1024
 _CREDENTIALS = struct.Struct("3i")
 
@@ -68,6 +69,7 @@ class Link(asyncio.Protocol):
         self._reader = AnswerReader()
         self._soonest = math.inf  # no later than the first deadline of those that wait
         self._next_id = 0
+        self._unasked = 0  # answers on this connection that nobody waited for
         self._process = 0  # the pid at the other end
         self._sick_process = 0
         self._out: list[bytes] = []
@@ -133,6 +135,7 @@ class Link(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._reader = AnswerReader()
         self.congested = self._leaving = False
+        self._unasked = 0
         before, self._process = self._process, _peer(self._transport)
         if self._process != before:
             self.broke, self.failures = False, 0
@@ -176,6 +179,13 @@ class Link(asyncio.Protocol):
             self._transport.write(b"".join(self._out))
         self._out.clear()
 
+    def _count_unasked(self) -> None:
+        """Pass over an answer that nobody waits for any more. Raises ``Corrupt`` for a flood of them, which would keep
+        the gateway from other servers."""
+        self._unasked += 1
+        if self._unasked > MAX_UNASKED:
+            raise Corrupt(f"more than {MAX_UNASKED} answers that nobody asked for")
+
     def data_received(self, data: bytes) -> None:
         try:
             take, failures = self.pending.pop, self.failures
@@ -186,6 +196,8 @@ class Link(asyncio.Protocol):
                     waiting.answered(status, content_type, body)
                 elif number == LEAVING:
                     self._leaving, self.connected = True, False
+                else:
+                    self._count_unasked()
             self.heard, self.failures = True, failures
             if self._reader.calls:
                 self._take_calls()
