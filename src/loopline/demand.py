@@ -23,13 +23,16 @@ MEASURED_SECONDS = 1.0  # a measurement is repeated when it is older
 USE_SECONDS = 0.1  # so often gateways' figures are read while anything runs on demand
 FORGOTTEN_SECONDS = 3.0  # whoever waits for a server repeats its request more often
 FIRST_GUESS_BYTES = 64 << 20
-FORKSERVER_SECONDS = 10.0  # so long a server waits for a forkserver that is importing
+IMPORT_SECONDS = 60.0  # so long a server waits for its forkserver to import what it would have to import itself
+RESTART_SECONDS = 1.0  # and for one that is not there
+SLOW_SECONDS = 5.0  # a load that takes longer keeps no other from starting
 
 Use = dict[str, tuple[int, float]]
 
 
 class Member(NamedTuple):
-    """A running server of a group. ``used_at``: the time of day of its last use, or of its start."""
+    """A running server of a group. ``used_at``: the time of day of its last use, or of its start; ``slow``: it loads
+    for so long that others need not wait for it."""
 
     id: str
     bytes: float
@@ -37,6 +40,7 @@ class Member(NamedTuple):
     stopping: bool
     in_flight: int
     used_at: float
+    slow: bool = False
 
 
 def plan(budget: float, members: list[Member], need: float, now: float) -> tuple[bool, list[str]]:
@@ -57,7 +61,7 @@ def plan(budget: float, members: list[Member], need: float, now: float) -> tuple
         if idle or staying > budget:
             victims.append(member.id)
             staying -= member.bytes
-    loading = sum(not member.ready for member in members)
+    loading = sum(not member.ready and not member.slow for member in members)
     fits = held + need <= room or not members  # one alone may always start: its own limit holds it
     return need > 0 and fits and loading < LOADING_AT_ONCE, victims
 
@@ -133,13 +137,14 @@ class Demand:
             return False
         path = child.spec.fork if child.spec else None
         forkserver = children.get(Path(path).stem) if path else None
-        if path and forkserver and now - child.start_due < FORKSERVER_SECONDS:
+        if path and forkserver:
             forkserver.ask(now)
             try:
                 listens = Path(path).stat().st_mtime >= (forkserver.started_at or 0.0)
             except OSError:
                 listens = False
-            if not (listens and forkserver.process):
+            imports = forkserver.process is not None and now - forkserver.born < IMPORT_SECONDS
+            if not (listens and forkserver.process) and (imports or now - child.start_due < RESTART_SECONDS):
                 return False
         return child.spec is None or child.spec.group not in self.budgets or child.id in self._cleared
 
@@ -175,7 +180,7 @@ class Demand:
                 meter.again(child.process.pid)
         meter.look(pids)
         guess = meter.largest(pids)
-        members = [self._member(child, meter, guess) for child in group if child.process]
+        members = [self._member(child, meter, guess, now) for child in group if child.process]
         waiting = [child for child in group if not child.process and (child.start_due or now + 1) <= now]
         first = min(waiting, key=lambda child: child.start_due or 0.0, default=None)
         fits, victims = plan(self.budgets[name] * 1e6, members, guess if first else 0.0, time.time())
@@ -185,7 +190,7 @@ class Demand:
             if child.id in victims:
                 child.stop(now)
 
-    def _member(self, child: Child, meter: Meter, guess: float) -> Member:
+    def _member(self, child: Child, meter: Meter, guess: float, now: float) -> Member:
         assert child.process
         pid = child.process.pid
         ready = self.is_ready(child)
@@ -199,6 +204,7 @@ class Demand:
             stopping,
             in_flight,
             max(used_at, child.started_at or 0.0),
+            slow=now - child.born > SLOW_SECONDS,
         )
 
     def is_ready(self, child: Child) -> bool:

@@ -172,6 +172,46 @@ def test_a_forked_server_dies_with_its_supervisor_and_outlives_its_forkserver(tr
     wait_for(lambda: start_time(pid) is None)
 
 
+def test_a_forked_server_s_libraries_have_the_threads_that_it_is_given(tree: Tree) -> None:
+    tree.start()
+    fork, path = forkserver(tree, preload="numpy,threadpoolctl")
+    entry = model(tree, "sv_a", on_demand=True, fork=path)
+    code = (
+        "from threadpoolctl import threadpool_info\nprint('THREADS', [x['num_threads'] for x in threadpool_info()])\n"
+    )
+    (Path(entry["cwd"]) / "predict.py").write_text(code + PREDICT)
+    entry["environ"]["OMP_NUM_THREADS"] = "1"
+    tree.want(entry, forkservers=(fork,))
+    tree.tell({"kind": "start", "id": "sv_a"})
+    wait_for(lambda: says(entry) == "ready", 60)
+    log = (tree.dir / "logs" / "sv_a.log").read_text()
+    assert "THREADS [1" in log, log
+    assert tree.child("sv_a")["forked"] is True
+
+
+def test_a_server_waits_for_a_forkserver_that_imports(tree: Tree) -> None:
+    tree.start()
+    slow = tree.dir.parent / "slow"
+    slow.mkdir()
+    fork, path = forkserver(tree)
+    fork["argv"][1:2] = []  # without -I, so that what it imports can be put in its way
+    fork["argv"][fork["argv"].index("--preload") + 1] = "waits"
+    fork["environ"] = {"PYTHONPATH": str(slow), "LOOPLINE_ROOM": "0" * 256}
+    waits = f"import os, time\nwhile not os.path.exists({str(slow / 'go')!r}): time.sleep(0.01)\n"
+    (slow / "waits.py").write_text(waits)
+    entry = model(tree, "sv_a", on_demand=True, fork=path)
+    tree.want(entry, forkservers=(fork,))
+    tree.tell({"kind": "start", "id": "sv_a"})
+    tree.running("fork-a")
+    for _ in range(8):  # as the gateway does while somebody waits
+        tree.tell({"kind": "start", "id": "sv_a"})
+        time.sleep(0.25)
+    assert tree.child("sv_a")["state"] == "waiting"
+    (slow / "go").touch()
+    wait_for(lambda: says(entry) == "ready", 60)
+    assert tree.child("sv_a")["forked"] is True
+
+
 def test_without_a_forkserver_it_is_started_plainly(tree: Tree) -> None:
     tree.start()
     entry = model(tree, "sv_a", on_demand=True, fork=str(tree.run / "fork" / "fork-gone.sock"))
@@ -233,6 +273,9 @@ def test_busy_servers_are_not_stopped_for_somebody_elses_start() -> None:
     assert plan(100, busy, 20, now=100.0) == (False, [])
     assert plan(100, [member("a", 50, used_at=90.0), member("b", 40, used_at=80.0)], 20, now=100.0) == (False, ["b"])
     assert plan(100, [member("a", 50), member("b", 20)], 20, now=100.0) == (True, [])
+    crowd = [member(str(number), 5, ready=False) for number in range(LOADING_AT_ONCE)]
+    assert plan(100, crowd, 5, now=100.0)[0] is False  # loads leave room for those that serve
+    assert plan(100, [each._replace(slow=True) for each in crowd], 5, now=100.0)[0] is True
 
 
 def test_above_the_budget_even_a_busy_one_goes() -> None:
