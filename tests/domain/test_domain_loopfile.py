@@ -301,3 +301,37 @@ def test_a_file_made_to_hold_up_the_reader_is_told_at_once(text: str) -> None:
     loop, problems = parse(MINIMAL + text)
     assert loop is None and problems and all(problem.cure for problem in problems)
     assert time.process_time() - began < 2
+
+
+COMPILED = """[project]
+name = "p"
+[model]
+name = "p"
+handler = "joblib"
+compile = "onnx"
+[data.t]
+path = "t.csv"
+[gate]
+test = "t"
+label = "y"
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "message"),
+    [
+        ('handler = "joblib"\n', "", 5, "only a model that is served by itself"),
+        ('handler = "joblib"', 'handler = "onnx"', 6, "not by handler 'onnx'"),
+        ('label = "y"\n', "", 6, "which [gate] does not name"),
+        ('"onnx"', '"onxx"', 6, "cannot be"),
+        ('"onnx"', '"onnx"\ncompile_tolerance = -1', 7, "cannot be -1"),
+    ],
+)
+def test_what_is_to_be_compiled_is_served_by_itself_and_can_be_compared(before, after, line, message) -> None:
+    assert not [problem for problem in parse(COMPILED)[1] if problem.level == "error"]
+    loop, problems = parse(COMPILED.replace(before, after))
+    assert loop is None
+    assert next((problem.line, message in problem.message) for problem in problems if problem.level == "error") == (
+        line,
+        True,
+    )
