@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import signal
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -140,7 +141,7 @@ class Platform:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         if data is not None:
             given["content-type"] = "application/octet-stream" if isinstance(body, bytes) else "application/json"
-        connection = http.client.HTTPConnection(self.host, timeout=60)
+        connection = self._connection()
         try:
             with suppress(BrokenPipeError, ConnectionResetError):  # a body may be refused before all of it is read
                 connection.request(method, path, data, {**given, **(headers or {})})
@@ -149,6 +150,12 @@ class Platform:
             return Answer(answer.status, found, answer.read())
         finally:
             connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if not self.url.startswith("https:"):
+            return http.client.HTTPConnection(self.host, timeout=60)
+        context = ssl.create_default_context(cafile=str(self.folder / "tls" / "ca.pem"))
+        return http.client.HTTPSConnection(self.host, timeout=60, context=context)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON of a request that succeeds."""

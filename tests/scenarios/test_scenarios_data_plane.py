@@ -1,0 +1,98 @@
+"""A platform with two gateways behind TLS: predictions go on whatever happens beside them."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from loopline.testing import boxes
+from loopline.testing.live import Platform, until
+
+LOOP = (
+    boxes.LOOP
+    + """
+[approval]
+policy = "auto"
+
+[endpoint]
+name = "boxes"
+deploy_on_approval = true
+"""
+)
+MANY = 60
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    running = Platform(tmp_path_factory.mktemp("live") / "data", tls="local", gateways=2)
+    running.start()
+    try:
+        found = running.run(boxes.project(loop_toml=LOOP))
+        assert found["status"] == "Succeeded", found
+        until(lambda: running.call("GET", "/api/live")["items"], "boxes serves")
+        yield running
+    finally:
+        running.stop()
+
+
+def pid_of(platform: Platform, name: str) -> int | None:
+    """Of a child of the supervisor, while it runs."""
+    state: dict[str, Any] = json.loads((platform.folder / "run" / "supervisor.json").read_text())
+    found = {child["id"]: child for child in state["children"]}
+    return int(found[name]["pid"]) if name in found and found[name]["pid"] else None
+
+
+def statuses(platform: Platform, count: int) -> list[int]:
+    """Of as many predictions, each on a connection of its own and after a handshake of its own."""
+    return [platform.predict({"size": 3}).status for _ in range(count)]
+
+
+def test_the_whole_loop_runs_over_tls(platform: Platform) -> None:
+    assert platform.url.startswith("https://127.0.0.1:")
+    assert platform.predict({"size": 3}).status == 200
+    done = platform.cli("endpoints", "list")
+    assert done.returncode == 0, done.stderr
+    assert "boxes" in done.stdout
+
+
+def test_two_gateways_answer_on_one_port(platform: Platform) -> None:
+    until(
+        lambda: statuses(platform, 5) and all(pid_of(platform, f"gateway-{number}") for number in (0, 1)),
+        "two gateways",
+    )
+    folders = [platform.folder / "spool" / f"gateway-{number}" for number in (0, 1)]
+    until(
+        lambda: set(statuses(platform, 10)) == {200} and all(any(folder.glob("*.seg")) for folder in folders),
+        "both have answered",
+    )
+
+
+def test_predictions_go_on_while_control_stands_still(platform: Platform) -> None:
+    control = pid_of(platform, "control")
+    assert control
+    os.kill(control, signal.SIGSTOP)
+    try:
+        assert set(statuses(platform, MANY)) == {200}
+    finally:
+        os.kill(control, signal.SIGCONT)
+    assert platform.ask("GET", "/api/projects").status == 200
+
+
+def test_no_request_that_comes_after_the_death_of_a_gateway_is_lost(platform: Platform) -> None:
+    for name in ("gateway-0", "gateway-1"):
+        killed = pid_of(platform, name)
+        assert killed
+        os.kill(killed, signal.SIGKILL)
+        assert set(statuses(platform, MANY)) == {200}
+        until(lambda name=name, killed=killed: pid_of(platform, name) not in (None, killed), f"{name} is back")
+
+
+def test_no_request_is_lost_where_every_gateway_is_killed(platform: Platform) -> None:
+    killed = {name: pid_of(platform, name) for name in ("gateway-0", "gateway-1")}
+    for pid in killed.values():
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+    assert set(statuses(platform, MANY)) == {200}  # those that came before a gateway was back waited in the kernel
