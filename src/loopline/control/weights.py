@@ -38,6 +38,9 @@ def set_weights(
             raise Conflict(f"the rollout {active['id']} of {endpoint} is going on; wait for it or roll it back")
         rows = _named(tx, row, weights)
         rollout = _record(ctx, tx, row, rows, weights, actor.name, reason)
+    for name, before in rows.items():
+        if before["shadow"] is not None and weights.get(name):
+            shadows.finish(ctx, before)
     _await(ctx, rollout["snapshot"])
     with suppress(Conflict):  # the engine was quicker
         shifts.advance(ctx, rollout["id"])

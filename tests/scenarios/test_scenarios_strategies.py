@@ -1,0 +1,124 @@
+"""Every strategy under load, on a whole installation: no caller is ever answered by anything but a version."""
+
+import http.client
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loopline.testing.boxes import LOOP, PREDICT, project
+from loopline.testing.live import Platform, until
+
+ENDPOINT = """
+[endpoint]
+name = "boxes"
+deploy_on_approval = false
+instances = 2
+
+[gate]
+mode = "off"
+
+[rollout]
+strategy = "{strategy}"
+bake_seconds = 1
+max_latency_ratio = 1000               # how busy the machine is does not matter here
+"""
+SAID = 'return ["large" if row["size"] > model else "small" for row in batch]'
+CLIENTS = 4
+
+
+class Callers:
+    """Clients that keep asking; ``wrong`` holds every answer that was not 200 or not of the version it names."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._over = threading.Event()
+        self.answers: Counter[str] = Counter()
+        self.wrong: list[object] = []
+        self._threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        headers = {"authorization": f"Bearer {self._platform.key}", "content-type": "application/json"}
+        connection = http.client.HTTPConnection(self._platform.host, timeout=60)
+        body = json.dumps({"instances": [{"size": 9}]})
+        while not self._over.is_set():
+            try:
+                connection.request("POST", "/endpoints/boxes/invocations", body, headers)
+                answer = connection.getresponse()
+                said = json.loads(answer.read())
+            except (OSError, http.client.HTTPException) as error:
+                self.wrong.append(repr(error))
+                connection.close()
+                continue
+            version = answer.headers["x-loopline-version"]
+            if answer.status != 200 or said != {"predictions": [f"large of {version}"]}:
+                self.wrong.append((answer.status, version, said))
+            self.answers[version] += 1
+        connection.close()
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    opened = Platform(Path(tmp_path_factory.mktemp("strategies")) / "data")
+    opened.start()
+    for number in range(1, 8):
+        answer = f'return [("large" if row["size"] > model else "small") + " of {number}" for row in batch]'
+        files = project(loop_toml=LOOP.split("[gate]")[0] + ENDPOINT.format(strategy="canary"))
+        files["predict.py"] = PREDICT.replace(SAID, answer)
+        assert opened.run(files, parameters={"shift": number / 1000})["status"] == "Succeeded"
+    opened.call("POST", "/api/endpoints/boxes/release", {"number": 1})
+    until(lambda: opened.predict({"instances": [{"size": 9}]}).status == 200, "version 1 serves")
+    yield opened
+    opened.stop()
+
+
+def _release(platform: Platform, number: int, strategy: str, settings: dict[str, object]) -> dict[str, object]:
+    given = {"number": number, "strategy": strategy, "settings": settings}
+    made = platform.call("POST", "/api/endpoints/boxes/release", given)
+    return platform.ended("rollout", made["id"], 120)
+
+
+def test_no_strategy_loses_a_request(platform: Platform) -> None:
+    until(lambda: not platform.call("GET", "/api/endpoints/boxes")["rollout"], "the first release is over")
+    callers = Callers(platform)
+    try:
+        plans: tuple[tuple[str, dict[str, object]], ...] = (
+            ("canary", {"steps": [20]}),
+            ("linear", {"step_percent": 50}),
+            ("rolling", {"batch": 1}),
+            ("blue-green", {}),
+            ("all-at-once", {}),
+        )
+        for number, (strategy, settings) in enumerate(plans, 2):
+            done = _release(platform, number, strategy, settings)
+            assert done["status"] == "Succeeded", (strategy, done["reason"])
+        made = platform.call("POST", "/api/endpoints/boxes/release", {"number": 7, "strategy": "shadow", "share": 50})
+        assert platform.ended("rollout", made["id"], 60)["status"] == "Succeeded"
+        until(
+            lambda: platform.call("GET", "/api/endpoints/boxes/shadow")["compared"] > 20, "the shadow has been compared"
+        )
+        platform.call("PUT", "/api/endpoints/boxes/traffic", {"weights": {"v6": 90, "v7": 10}})
+        before = callers.answers["7"]
+        until(lambda: callers.answers["7"] > before + 5, "version 7 answers callers")
+        back = platform.call("POST", "/api/endpoints/boxes/rollback", {"reason": "a test"})
+        assert back["serving"]["version"] == 5
+    finally:
+        callers.stop()
+    assert callers.wrong == []
+    assert set(callers.answers) == {str(number) for number in range(1, 8)}
+
+
+def test_every_answer_of_the_shadow_was_another_one(platform: Platform) -> None:
+    found = platform.call("GET", "/api/endpoints/boxes/shadow?variant=v7")
+    assert found["compared"] == found["differing"] > 20 and found["errors"] == {"caller": 0, "shadow": 0}
+    assert {(cell["caller"], cell["shadow"]) for cell in found["labels"]} == {("large of 6", "large of 7")}
