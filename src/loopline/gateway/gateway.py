@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loopline.config import Settings, check_exposure, is_loopback
 from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
@@ -31,7 +31,9 @@ from loopline.gateway.logs import log
 from loopline.gateway.routing import Table
 from loopline.gateway.snapshot import Snapshot, parse_snapshot
 from loopline.gateway.spool import Spool
-from loopline.gateway.tls import Certificate
+
+if TYPE_CHECKING:
+    from loopline.gateway.tls import Certificate
 
 TICK_SECONDS = 0.05
 SNAPSHOT_POLL_SECONDS = 0.2
@@ -104,7 +106,10 @@ class Gateway:
         settings, address = self._settings, listening.getsockname()[0]
         check_exposure(settings, address)
         self.exposed = bool(settings.behind_proxy) or not is_loopback(address)
-        self._certificate = Certificate(settings) if settings.secure else None
+        if settings.secure:
+            from loopline.gateway.tls import Certificate  # slow to import, and a restart is waited for
+
+            self._certificate = Certificate(settings)
         self._run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._open_datagrams()
         await self._reload()
@@ -279,7 +284,7 @@ class Gateway:
         asked = [link for link in self._links.values() if link.on_demand and link.look(now)]
         return {Path(link.path).name.removesuffix(".sock"): (len(link.pending), link.used_at) for link in asked}
 
-    def _refresh(self, certificate: Certificate) -> None:
+    def _refresh(self, certificate: "Certificate") -> None:
         try:
             if certificate.refresh():
                 log("another certificate is in force")
