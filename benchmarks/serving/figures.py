@@ -140,6 +140,7 @@ def _row(model: str, server: str, found: dict[str, Any]) -> list[str]:
     foreign = max((run.get("foreign", 0.0) for run in runs.values()), default=0.0)
     errors = sum(run.get("errors", 0) for run in runs.values())
     notes = [f"{errors} errors"] if errors else []
+    notes += [f"64 rows a call: {found['us_per_row_of_64']:.2f} us a row"] if "us_per_row_of_64" in found else []
     notes += [f"disturbed: {foreign:.1f} cores elsewhere"] if foreign > DISTURBED else []
     return [*cells, ", ".join(notes)]
 

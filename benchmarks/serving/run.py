@@ -47,7 +47,7 @@ from servers import PEERS, PEERS_TABLE, VENVS, Peer, Server, prepare, version
 STORE = VENVS / "serving-results.json"
 PLOT = VENVS / "serving.svg"
 MODEL_FOLDER = VENVS / "serving-data"
-WARM_SECONDS = 1.0
+WARM_SECONDS = 1
 OWN = (FULL, BARE, OFF)
 PINNED = ("scikit-learn", "numpy", "joblib", "onnxruntime")
 
@@ -99,7 +99,11 @@ class Bench:
 
     def peer(self, peer: Peer, model: str) -> dict[str, Any]:
         """One peer with one model."""
-        server = Server(peer, MODEL_FOLDER / model, self.rows, self.work)
+        try:
+            server = Server(peer, MODEL_FOLDER / model, self.rows, self.work)
+        except BenchError as error:
+            note(f"    once more, because {error}")
+            server = Server(peer, MODEL_FOLDER / model, self.rows, self.work)
         try:
             return {"cold_s": server.cold_seconds, "pss_mb": load.pss_mb(), "runs": self.runs(server.load)}
         finally:
@@ -192,6 +196,8 @@ def draw(results: Results) -> None:
         run = found.get("runs", {}).get(str(MOST))
         if run is not None and name != OFF:
             values.setdefault(model, {})[name] = 1e6 / run["cpu_us"]
+    if not values:
+        return
     data = PLOT.with_suffix(".json")
     ordered = {model: values[model] for model in MODELS if model in values}
     data.write_text(json.dumps({"values": ordered, "order": ORDER, "labels": LABELS, "connections": MOST}))
@@ -207,12 +213,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--skip", type=names, default=[], help="do not measure these")
     parser.add_argument("--models", type=names, default=list(MODELS), help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
+    parser.add_argument("--seconds", type=int, default=3, help="of each run")
     parser.add_argument("--quick", action="store_true", help="1 second a run, the logistic regression alone")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     options = parser.parse_args()
+    if options.seconds < 1:
+        parser.error("--seconds is 1 or more: wrk knows whole seconds only")
     if options.quick:
-        options.seconds, options.models = 1.0, [MODELS[0]]
+        options.seconds, options.models = 1, [MODELS[0]]
     for given, known in ((options.only + options.skip, ORDER), (options.models, MODELS)):
         for name in given:
             if name not in known:
@@ -231,14 +239,16 @@ def main() -> int:
     load.adopt_orphans()
     VENVS.mkdir(exist_ok=True)
     kept = json.loads(STORE.read_text()) if STORE.exists() and not options.fresh else {}
-    results: Results = kept.get("results", {}) if kept.get("complete") is False or options.only else {}
+    broken_off = kept.get("complete") is False
+    results: Results = kept.get("results", {}) if broken_off or options.only else {}
+    whole = not broken_off if options.only else False  # until a run of everything has come to its end
     doing = plan(options, results)
     before = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="bench-") as place:
         bench = Bench(options, Path(place))
         for model, name in doing:
             results.update({f"{model}/{each}": found for each, found in measure(bench, model, name).items()})
-            STORE.write_text(json.dumps({"complete": False, "results": results}))
+            STORE.write_text(json.dumps({"complete": whole, "results": results}))
     if not options.only:
         STORE.write_text(json.dumps({"complete": True, "results": results}))
     return report(results, [f"{model}/{name}" for model, name in doing], before)
@@ -257,9 +267,8 @@ def report(results: Results, wanted: list[str], before: tuple[float, float, floa
     print(table(results))
     print()
     print(target_table(results))
-    if results:
-        draw(results)
-        print(f"\nplot: {PLOT}")
+    draw(results)
+    print(f"\nplot: {PLOT}")
     print()
     result = {
         "benchmark": "serving",

@@ -248,7 +248,6 @@ PEERS_TABLE = (
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": "120",
         },
     ),
     Peer("echo", "limit: echo, asyncio + httptools + uvloop", "", _program("echo.py"), score=None, limit=True),

@@ -31,7 +31,7 @@ CONTEXT = {
 SEGMENT_RECORDS = 16_000
 
 
-def write(folder: Path, requests: int, rate: int, width: int) -> None:
+def write(folder: Path, requests: int, rate: int, width: int, named: bool) -> None:
     """A spool as a gateway writes it, and what the monitor is told to watch."""
     chance = np.random.default_rng(0)
     names = [f"f{place}" for place in range(width)]
@@ -49,11 +49,16 @@ def write(folder: Path, requests: int, rate: int, width: int) -> None:
     spool.mkdir(parents=True)
     bodies = [json.dumps({"instances": [row]}, separators=(",", ":")).encode() for row in table[:64].tolist()]
     answers = [json.dumps({"predictions": [abs(row)]}, separators=(",", ":")).encode() for row in table[:64, 0]]
-    context, start = json.dumps(CONTEXT, separators=(",", ":")).encode(), time.time()
+    start = time.time()
+
+    def context(number: int) -> bytes:
+        told = {**CONTEXT, "join": f"order-{number}" if named else None}
+        return json.dumps(told, separators=(",", ":")).encode()
+
     for first in range(0, requests, SEGMENT_RECORDS):
         records = [
             encode_compact(
-                context,
+                context(number),
                 b"rq_%020d" % number,
                 start + number / rate,
                 200,
@@ -72,10 +77,11 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--rate", type=int, default=15_000)
     parser.add_argument("--width", type=int, default=30)
+    parser.add_argument("--named", action="store_true", help="each request has an id of the client's own")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write(folder, options.requests, options.rate, options.width)
+        write(folder, options.requests, options.rate, options.width, options.named)
         now = time.time()
         monitor = Monitor(config.load({}, dir=str(folder)), now)
         began = time.process_time()

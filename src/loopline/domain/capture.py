@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
@@ -207,15 +208,23 @@ def _context(raw: bytes) -> dict[str, Any] | None:
     context = _contexts.get(raw)
     if context is None:
         try:
-            context = json.loads(raw)
-        except ValueError:
-            return None
+            context = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, RecursionError):
+            context = _decoded(raw)
         if not isinstance(context, dict):
             return None
         if len(_contexts) >= _MAX_CONTEXTS:
             _contexts.clear()
         _contexts[raw] = context
     return context
+
+
+def _decoded(raw: bytes) -> Any:
+    """JSON as Python writes it, Infinity and NaN included; None when it is none."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _meta(text: bytes) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def candidates(names: Sequence[str], start: float, end: float) -> list[str]:
 
 def encode_join(offset: int, join: str) -> bytes:
     """One line of a segment's index of join ids."""
-    return json.dumps([offset, join], separators=(",", ":")).encode() + b"\n"
+    return msgspec.json.encode([offset, join]) + b"\n"
 
 
 def find_joins(index: bytes, wanted: Mapping[str, Any]) -> dict[str, int]:
