@@ -314,7 +314,7 @@ def main() -> int:
     if os.path.exists(f"{launch.HERE}/job.py"):
         import_module(".job", __package__).prepare()  # what every step needs
     if options.serve:
-        import_module(".serve", __package__)
+        import_module(f"{__package__}.serve")
     if threads() > 1:
         shed_threads()
     gc.collect()
