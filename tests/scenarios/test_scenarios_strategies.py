@@ -118,6 +118,19 @@ def test_no_strategy_loses_a_request(platform: Platform) -> None:
     assert set(callers.answers) == {str(number) for number in range(1, 8)}
 
 
+def test_people_see_what_was_decided_on_and_what_runs(platform: Platform) -> None:
+    rollout = next(each for each in platform.call("GET", "/api/rollouts")["items"] if each["strategy"] == "canary")
+    shown = platform.cli("rollouts", "show", rollout["id"]).stdout.splitlines()
+    assert "percent\t20 100" in shown and "strategy\tcanary" in shown
+    assert [line.split("\t")[:2] for line in shown[-2:]] == [["20", "go"], ["100", "go"]]
+    shown = platform.cli("endpoints", "show", "boxes").stdout.splitlines()
+    assert "rollout strategy\tcanary" in shown
+    assert any(line.startswith("v5\tboxes v5\tReady\t100\t100.0%") for line in shown)
+    assert not any("{" in line for line in shown)
+    wrong = platform.cli("endpoints", "traffic", "boxes", "v5=1")
+    assert wrong.returncode == 2 and "--set VARIANT=WEIGHT" in wrong.stderr
+
+
 def test_every_answer_of_the_shadow_was_another_one(platform: Platform) -> None:
     found = platform.call("GET", "/api/endpoints/boxes/shadow?variant=v7")
     assert found["compared"] == found["differing"] > 20 and found["errors"] == {"caller": 0, "shadow": 0}

@@ -12,7 +12,8 @@ STRATEGIES = ("canary", "linear", "rolling", "blue-green", "all-at-once", "shado
 
 def _shares(endpoint: dict[str, Any]) -> str:
     shown = [v for v in endpoint["variants"] if v["weight"] or v["status"] != "Warm"]
-    return ", ".join(f"{v['name']} {v['weight']:g}% {v['status']}" for v in shown)
+    total = sum(v["weight"] for v in shown) or 1.0
+    return ", ".join(f"{v['name']} {100 * v['weight'] / total:g}% {v['status']}" for v in shown)
 
 
 COLUMNS = (
@@ -78,10 +79,10 @@ def show(session: Session, endpoint: str) -> None:
 
 
 def _flat(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Settings a line each: ``rollout.strategy``."""
+    """Settings a line each: ``rollout strategy``."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        found.update(_flat(value, f"{prefix}{key} ") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return found
 
 

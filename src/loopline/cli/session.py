@@ -25,7 +25,9 @@ _COLOURS = {
     **dict.fromkeys(("Succeeded", "Approved", "InService", "Ready", "OK", "Passed", "Started", "Delivered"), "green"),
     **dict.fromkeys(("Failed", "Rejected", "ALARM", "Refused", "Lost", "RolledBack", "RollingBack"), "red"),
     **dict.fromkeys(("PendingManualApproval", "Stopping", "Stopped", "INSUFFICIENT_DATA", "Warm"), "yellow"),
-    **dict.fromkeys(("Running", "Scoring", "Shifting", "Baking", "Starting", "Updating", "Preparing"), "cyan"),
+    **dict.fromkeys(
+        ("Running", "Scoring", "Testing", "Shifting", "Baking", "Starting", "Updating", "Preparing"), "cyan"
+    ),
 }
 
 

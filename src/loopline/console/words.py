@@ -7,7 +7,9 @@ from typing import Any
 TONES = {
     **dict.fromkeys(("Succeeded", "Approved", "InService", "Ready", "OK", "Passed"), "good"),
     **dict.fromkeys(("Failed", "Rejected", "ALARM", "Refused", "RolledBack", "RollingBack", "Lost"), "bad"),
-    **dict.fromkeys(("Running", "Scoring", "Shifting", "Baking", "Starting", "Updating", "Creating"), "busy"),
+    **dict.fromkeys(
+        ("Running", "Scoring", "Testing", "Shifting", "Baking", "Starting", "Updating", "Creating"), "busy"
+    ),
     **dict.fromkeys(("PendingManualApproval", "Stopping", "Stopped", "INSUFFICIENT_DATA", "Warm"), "wait"),
 }
 

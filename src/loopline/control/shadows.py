@@ -13,6 +13,7 @@ from loopline.control import endpoints, requests
 from loopline.control.context import Context
 from loopline.domain.access import Actor
 from loopline.domain.shadows import Answered, Differences, compare
+from loopline.domain.states import VariantStatus
 from loopline.errors import NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
@@ -66,8 +67,9 @@ def _ms(seconds: float) -> int:
 
 
 def _shadows(tx: Tx, endpoint: str) -> list[Row]:
-    query = sa.select(variants).where(variants.c.endpoint == endpoint, variants.c.shadow.is_not(None))
-    return tx.rows(query.order_by(variants.c.name))
+    c = variants.c
+    query = sa.select(variants).where(c.endpoint == endpoint, c.shadow.is_not(None), c.status == VariantStatus.READY)
+    return tx.rows(query.order_by(c.name))
 
 
 def _spool(shadow: Row) -> str:
