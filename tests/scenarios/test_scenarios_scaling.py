@@ -60,8 +60,8 @@ class Stage:
     def asleep(self) -> None:
         until(lambda: [child["state"] for child in self.servers()] == ["asleep"], "the server sleeps", 60)
 
-    def scale(self, least: int, most: int) -> None:
-        body = {"min": least, "max": most}
+    def scale(self, least: int, most: int, target: float = 50) -> None:
+        body = {"min": least, "max": most, "target_in_flight": target}
         path = "/api/endpoints/boxes/scaling"
         until(lambda: self.platform.ask("PUT", path, body).status == 200, "control is there", 30)
 
@@ -162,6 +162,18 @@ def test_a_gateway_that_dies_during_a_cold_start_takes_nobody_else_along(stage: 
     assert all(answer == (200, RIGHT) or isinstance(answer, OSError) for answer in answers)
     until(lambda: stage.predict() == (200, RIGHT), "the next gateway serves", 30)
     assert stage.running() == 1
+
+
+def test_load_brings_servers_and_its_end_takes_all_of_them_away(stage: Stage) -> None:
+    stage.scale(0, 2, target=0.2)
+    with Load(stage) as load:
+        until(lambda: stage.published() == 2 and stage.running() == 2, "a second server serves", 120)
+    assert load.wrong == []
+    stage.asleep()
+    found = stage.platform.call("GET", "/api/events?noun=variant&limit=200")["items"]
+    scaled = [row for row in found if row["kind"] == "scaled"]
+    assert any(row["data"]["to"] == 2 and "requests in flight per server" in row["reason"] for row in scaled)
+    assert stage.predict() == (200, RIGHT)
 
 
 @pytest.mark.parametrize("victim", ["control", "server", "gateway-0"])
