@@ -59,6 +59,11 @@ FUNCTIONS = """
     def sleeps(event, context):
         time.sleep(3600)
 
+    def naps(event, context):
+        if event["body"]["seconds"]:
+            open(os.path.join(os.path.dirname(__file__), "napping"), "w").close()
+            time.sleep(event["body"]["seconds"])
+
     def nonsense(event, context):
         return object()
 
@@ -87,15 +92,15 @@ class World:
         self._home.mkdir()
         (self._home / "functions.py").write_text(textwrap.dedent(FUNCTIONS))
 
-    def start(self, name: str) -> str:
+    def start(self, name: str, handler: str | None = None) -> str:
         status, path = self._home / f"{name}.status", self.rig.run / f"f-{name}.sock"
         spec = {
             "id": name,
             "handler": "function",
-            "function": {"name": name, "file": "functions.py", "handler": name},
+            "function": {"name": handler or name, "file": "functions.py", "handler": handler or name},
             "model_dir": str(self._home),
             "code_dir": str(self._home),
-            "sandbox": {"network": False},
+            "sandbox": {"network": False, "write": [str(self._home)]},
         }
         (self._home / f"{name}.json").write_text(json.dumps(spec))
         status.unlink(missing_ok=True)
@@ -269,3 +274,18 @@ def test_requests_at_the_same_time_all_get_their_own_answer(world):
     for thread in threads:
         thread.join()
     assert answers == {number: [2.0 * number] for number in range(24)}
+
+
+def test_a_process_that_is_busy_keeps_nobody_from_one_that_is_not(world):
+    world.publish("naps")
+    document = json.loads((world.rig.folder / "snapshot.json").read_text())
+    document["number"] += 1
+    document["functions"]["naps"]["variants"][0]["servers"].append(world.start("second", "naps"))
+    world.rig.write_snapshot(json.dumps(document))
+    world.until(lambda: world.rig.state().get("number") == document["number"])
+    busy = threading.Thread(target=world.ask, args=("naps", {"seconds": 3}))
+    busy.start()
+    world.until((world.rig.folder / "functions" / "napping").exists)
+    assert [world.ask("naps", {"seconds": 0})[0] for _ in range(6)] == [200] * 6
+    assert busy.is_alive(), "they waited for the one that was busy"
+    busy.join()

@@ -63,16 +63,21 @@ class Variant:
         return self.on_demand or self.awake
 
     def next_link(self) -> Link | None:
-        """The servers in turn, passing over those that are not connected; None when none is."""
+        """The connected server that has the fewest requests, those with as few in turn; None when none is connected.
+
+        One that hangs is so given no more than the others have.
+        """
         links = self.links
         if len(links) == 1:
             return links[0] if links[0].connected else None
-        for _ in links:
-            self._turn = (self._turn + 1) % len(links)
-            link = links[self._turn]
-            if link.connected:
-                return link
-        return None
+        found: Link | None = None
+        for step in range(1, len(links) + 1):
+            link = links[(self._turn + step) % len(links)]
+            if link.connected and (found is None or len(link.pending) < len(found.pending)):
+                found, turn = link, self._turn + step
+        if found is not None:
+            self._turn = turn % len(links)
+        return found
 
 
 def _meta(endpoint: str, variant: str | None, version: int | None, model: str | None) -> bytes:
