@@ -64,6 +64,7 @@ defaults
     retry-on conn-failure
     timeout connect {connect}s
     timeout queue {connect}s
+    timeout check {connect}s
     timeout client {idle}s
     timeout server {answer}s
     timeout http-request {header}s
@@ -82,7 +83,7 @@ backend gateways
     http-check send meth GET uri /healthz ver HTTP/1.1 hdr Host localhost
     http-check expect status 200
     http-reuse safe
-    server loopline {host}:{port} check inter 1s fall 3 rise 1
+    server loopline {host}:{port} check inter 2s fall 5 rise 1
 """
 
 _HAPROXY_THROUGH = """\
@@ -104,7 +105,7 @@ frontend loopline
     default_backend gateways
 
 backend gateways
-    server loopline {host}:{port} check inter 1s fall 3 rise 1
+    server loopline {host}:{port} check inter 2s fall 5 rise 1
 """
 
 _NGINX = """\
