@@ -19,7 +19,7 @@ def pieces(stream, data):
 
 
 def test_the_constants_agree():
-    for name in ("PREDICT", "PING", "MAX_FRAME_BYTES"):
+    for name in ("PREDICT", "PING", "CALL", "MAX_FRAME_BYTES"):
         assert getattr(near, name) == getattr(far, name)
     for name in ("HEAD", "TEXT", "ANSWER"):
         assert getattr(near, name).format == getattr(far, name).format
@@ -103,3 +103,19 @@ def test_an_answer_that_is_none_is_refused(name):
     frame = near.HEAD.pack(9 + len(ANSWERS[name]), 1, near.PREDICT) + ANSWERS[name]
     with pytest.raises(Corrupt):
         near.AnswerReader().feed(frame + bytes(8))
+
+
+def test_a_functions_call_and_its_reply_are_the_same_to_both_sides():
+    sent = far.encode_call(7, b"patients", b"application/json", 1500, b'{"x": 1}')
+    reader = near.AnswerReader()
+    assert reader.feed(sent[:9]) == [] and reader.feed(sent[9:]) == []
+    ((number, payload),) = reader.calls
+    assert number == 7
+    assert near.decode_call(payload) == (b"patients", b"application/json", 1500, b'{"x": 1}')
+    reply = near.encode_reply(7, 404, b"application/json", b"{}")
+    ((number, kind, payload),) = far.FrameReader().feed(reply)
+    assert (number, kind) == (7, far.CALL)
+    assert far.decode_reply(payload) == (404, b"application/json", b"{}")
+    for cut in (b"", b"\x08pat", b"\x01e\x00\x10a", b"\x01e\x00\x01a\x00\x00"):
+        with pytest.raises(Corrupt):
+            near.decode_call(cut)
