@@ -18,13 +18,14 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
+
+if TYPE_CHECKING:  # a gateway, which writes records and is waited for when it starts again, has no need of it
+    import numpy as np
+    import numpy.typing as npt
 
 HEADER = struct.Struct(">IIII")
 LENGTHS = struct.Struct(">III")
@@ -51,14 +52,12 @@ COPIES = "/shadow"  # behind a variant's name: its counters of copies, which bel
 COMPACT = 1
 _COMPACT = struct.Struct(">BHI23sd")
 _WHOLE = struct.Struct(">III" + _COMPACT.format[1:])
-_FIXED = np.dtype(  # HEADER and _COMPACT
-    {
-        "names": ["meta", "body", "answer", "form", "status", "latency_us", "at"],
-        "formats": [">u4", ">u4", ">u4", "u1", ">u2", ">u4", ">f8"],
-        "offsets": [4, 8, 12, 16, 17, 19, 46],
-        "itemsize": HEADER.size + _COMPACT.size,
-    }
-)
+_FIXED = {  # HEADER and _COMPACT as a type of numpy
+    "names": ["meta", "body", "answer", "form", "status", "latency_us", "at"],
+    "formats": [">u4", ">u4", ">u4", "u1", ">u2", ">u4", ">f8"],
+    "offsets": [4, 8, 12, 16, 17, 19, 46],
+    "itemsize": HEADER.size + _COMPACT.size,
+}
 _MAX_LATENCY = 2**32 - 1
 _MAX_CONTEXTS = 4096
 _contexts: dict[bytes, dict[str, Any]] = {}
@@ -81,21 +80,21 @@ class Columns:
 
     data: bytes
     contexts: list[dict[str, Any]]  # meta without what the other columns hold; many records share one
-    context: npt.NDArray[np.int64]  # the place in `contexts`
-    at: npt.NDArray[np.float64]
-    status: npt.NDArray[np.float64]
-    latency_us: npt.NDArray[np.float64]
-    places: npt.NDArray[np.int64]  # where in `data` the record, its body and its answer begin, and the end: n x 4
+    context: "npt.NDArray[np.int64]"  # the place in `contexts`
+    at: "npt.NDArray[np.float64]"
+    status: "npt.NDArray[np.float64]"
+    latency_us: "npt.NDArray[np.float64]"
+    places: "npt.NDArray[np.int64]"  # where in `data` the record, its body and its answer begin, and the end: n x 4
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def bodies(self, numbers: npt.NDArray[np.int64]) -> list[bytes]:
+    def bodies(self, numbers: "npt.NDArray[np.int64]") -> list[bytes]:
         """The bodies of these records."""
         data = self.data
         return [data[start:end] for start, end in self.places[numbers, 1:3].tolist()]
 
-    def answers(self, numbers: npt.NDArray[np.int64]) -> list[bytes]:
+    def answers(self, numbers: "npt.NDArray[np.int64]") -> list[bytes]:
         """The answers of these records."""
         data = self.data
         return [data[start:end] for start, end in self.places[numbers, 2:4].tolist()]
@@ -186,9 +185,13 @@ def read_columns(data: bytes) -> tuple[Columns, int]:
 
 def _columns(data: bytes, contexts: list[dict[str, Any]], numbers: list[int], starts: list[int]) -> Columns:
     """What stands at the same place in every record, taken out of all of them at once."""
+    import numpy as np
+    from numpy.lib.stride_tricks import sliding_window_view
+
     begin, context = np.array(starts, dtype=np.int64), np.array(numbers, dtype=np.int64)
-    room = np.frombuffer(data + bytes(_FIXED.itemsize), dtype=np.uint8)  # a short record may stand at the end
-    fixed = sliding_window_view(room, _FIXED.itemsize)[begin].view(_FIXED)[:, 0]
+    kind: np.dtype[np.void] = np.dtype(_FIXED)  # type: ignore[call-overload]
+    room = np.frombuffer(data + bytes(kind.itemsize), dtype=np.uint8)  # a short record may stand at the end
+    fixed = sliding_window_view(room, kind.itemsize)[begin].view(kind)[:, 0]
     body = begin + HEADER.size + fixed["meta"]
     answer = body + fixed["body"]
     values = [fixed[name].astype(np.float64) for name in ("at", "status", "latency_us")]
