@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loopline.cli.remote import credential, remote
+from loopline.gateway.tls import make_local
 
 URL = "http://127.0.0.1:18600"
 KEY = "lk_" + "a" * 8 + "_" + "b" * 43
@@ -34,6 +35,15 @@ def test_the_two_commands_are_shown_and_name_the_project_of_this_folder() -> Non
     assert lines[1] == f"git remote add loopline {URL}/git/patients.git"
     assert KEY not in "".join(lines)
     assert run(remote, "--project", "other").stdout.splitlines()[1].endswith("/git/other.git")
+
+
+def test_git_is_told_of_the_authority_that_this_machine_made(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_local(here / "tls", ["127.0.0.1"])
+    monkeypatch.setenv("LOOPLINE_URL", "https://127.0.0.1:18600")
+    monkeypatch.setenv("LOOPLINE_CA", "tls/ca.pem")
+    lines = run(remote).stdout.splitlines()
+    assert lines[1] == f"git config http.https://127.0.0.1:18600.sslCAInfo {here / 'tls' / 'ca.pem'}"
+    assert len(lines) == 3
 
 
 @pytest.mark.parametrize("text", [None, "x", "[project]\n", "[project]\nname = '../x'\n"])

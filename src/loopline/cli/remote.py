@@ -29,13 +29,15 @@ def remote(session: Session, project: str | None, set_: bool) -> None:
         ["git", "config", f"credential.{url}.helper", _helper()],
         ["git", "remote", "add", NAME, f"{url}/git/{name}.git"],
     ]
+    if session.client.authorities is not None:
+        commands.insert(1, ["git", "config", f"http.{url}.sslCAInfo", str(Path(session.client.authorities).absolute())])
     if not set_:
         answer = {"items": [{"command": shlex.join(command)} for command in commands], "next": None}
         session.table(answer, [("run these in the project's folder", "command")])
         return
     for command in commands:
         _run(command)
-    done = {"remote": NAME, "url": commands[1][-1]}
+    done = {"remote": NAME, "url": commands[-1][-1]}
     session.done(done, f"the remote {NAME} is {done['url']}; next: git push {NAME} main")
 
 

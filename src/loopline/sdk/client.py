@@ -41,7 +41,8 @@ class Client:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidInput(f"{self.url!r} is not the address of a server; write http://HOST:PORT")
-        self.tls = _trust(self.url) if parts.scheme == "https" else None
+        self.authorities = _authorities(self.url) if parts.scheme == "https" else None
+        self.tls = _trust(self.authorities) if parts.scheme == "https" else None
         self._host, self._port = parts.hostname, parts.port
         self._prefix = parts.path.rstrip("/")
 
@@ -269,21 +270,25 @@ def _address(url: str | None, key: str | None) -> tuple[str, str | None]:
     return url, key
 
 
-def _trust(url: str) -> "ssl.SSLContext":
-    """The system's authorities, those of ``LOOPLINE_CA``, and, for this machine's own server, its local one."""
+def _authorities(url: str) -> str | None:
+    """The file whose authorities are trusted beside the system's: ``LOOPLINE_CA``, or this machine's own for its own
+    server; None where there is neither."""
+    path = config.client_ca()
+    if path is not None:
+        return path
+    settings = config.load()
+    stored = str(_stored(settings.dir / "client.json").get("url", "")).rstrip("/")
+    own = settings.tls_dir / "ca.pem"
+    return str(own) if stored == url and own.exists() else None
+
+
+def _trust(path: str | None) -> "ssl.SSLContext":
     import ssl  # costs as much as everything else here, and http:// has no use for it
 
     context = ssl.create_default_context()
-    path = config.client_ca()
-    if path is None:
-        settings = config.load()
-        stored = str(_stored(settings.dir / "client.json").get("url", "")).rstrip("/")
-        own = settings.tls_dir / "ca.pem"
-        if stored != url or not own.exists():
-            return context
-        path = str(own)
     try:
-        context.load_verify_locations(path)
+        if path is not None:
+            context.load_verify_locations(path)
     except (OSError, ssl.SSLError) as error:
         raise InvalidInput(f"LOOPLINE_CA: {path} holds no certificates in PEM form: {error}") from None
     return context
