@@ -75,7 +75,8 @@ def _predict_of(model: Any) -> Callable[[Any], Any]:
     """What gives the answers for a table."""
     known: Any = getattr(model, "classes_", None)
     # Of a classifier with several outputs they are a list of arrays: its labels are its answer.
-    if not callable(getattr(model, "predict_proba", None)) or getattr(known, "ndim", 0) != 1:
+    several = known is None or any(getattr(value, "ndim", 0) for value in known)
+    if several or not callable(getattr(model, "predict_proba", None)):
         predict: Callable[[Any], Any] = model.predict
         return predict
     classes = Classes(list(known))
