@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loopline.testing import boxes
-from loopline.testing.live import Platform, until
+from loopline.testing.live import MAIN, Platform, until
 
 LOOP = (
     boxes.LOOP
@@ -56,6 +59,19 @@ def test_the_whole_loop_runs_over_tls(platform: Platform) -> None:
     done = platform.cli("endpoints", "list")
     assert done.returncode == 0, done.stderr
     assert "boxes" in done.stdout
+
+
+def test_git_reaches_it_over_tls(platform: Platform, tmp_path: Path) -> None:
+    environ = {**platform.environ(), "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
+
+    def run(*argv: str) -> str:
+        done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        return f"{done.returncode} {done.stderr}"
+
+    assert run("git", "init", "-q") == "0 "
+    assert run(sys.executable, "-c", MAIN, "remote", "--project", "boxes", "--set").startswith("0 ")
+    # The handshake and the key were accepted: what is missing is a push.
+    assert "nothing was pushed to the project 'boxes' yet" in run("git", "ls-remote", "loopline")
 
 
 def test_two_gateways_answer_on_one_port(platform: Platform) -> None:
