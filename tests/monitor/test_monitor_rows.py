@@ -100,3 +100,4 @@ def test_labels_with_probabilities_say_what_each_says(given_: list[dict[str, Any
     predictions, scores = read_answers([answer], positive)
     assert list(predictions) == [each.value for each in single if each.value is not None]
     assert list(scores) == [each.score for each in single if each.score is not None]
+    assert list(read_answers([answer], positive, scores=False)[0]) == list(predictions)

@@ -17,7 +17,6 @@ from loopline.domain.captured import Row, arrange, class_key, prediction_of, pre
 Column = Sequence[Any] | npt.NDArray[Any]
 
 _CLASSES = {int, str, bool}
-_LABELLED = {"prediction", "probabilities"}
 _TYPES: dict[str, Any] = {"number": float | None, "integer": float | None}
 
 
@@ -35,6 +34,15 @@ class Rows(NamedTuple):
 
 class _Answers(msgspec.Struct):
     predictions: list[Any]
+
+
+class _Labelled(msgspec.Struct, forbid_unknown_fields=True):
+    prediction: int | str | bool
+    probabilities: dict[str, float]
+
+
+class _LabelledAnswers(msgspec.Struct):
+    predictions: list[_Labelled]
 
 
 class RowReader:
@@ -130,12 +138,18 @@ def _join(first: Rows, second: Rows, middle: int) -> Rows:
 
 
 _answers = msgspec.json.Decoder(list[_Answers])
+_labelled = msgspec.json.Decoder(list[_LabelledAnswers])
 
 
-def read_answers(answers: Sequence[bytes], positive: Any) -> tuple[Column, Column]:
-    """The predictions and the scores of these answers; what an answer lacks is left out."""
+def read_answers(answers: Sequence[bytes], positive: Any, *, scores: bool = True) -> tuple[Column, Column]:
+    """The predictions and, where they are wanted, the scores of these answers; what an answer lacks is left out."""
+    text = b"[" + b",".join(answers) + b"]"
+    if answers and b'"probabilities"' in answers[0]:
+        labelled = _read_labelled(text, len(answers), positive, scores)
+        if labelled is not None:
+            return labelled
     try:
-        decoded = _answers.decode(b"[" + b",".join(answers) + b"]")
+        decoded = _answers.decode(text)
     except (msgspec.DecodeError, RecursionError):
         decoded = []
     if len(decoded) == len(answers):
@@ -146,9 +160,6 @@ def read_answers(answers: Sequence[bytes], positive: Any) -> tuple[Column, Colum
             return numbers, numbers[(numbers >= 0.0) & (numbers <= 1.0)]
         if kinds <= _CLASSES:
             return values, []
-        labelled = _labelled(values, positive) if kinds == {dict} else None
-        if labelled is not None:
-            return labelled
         found = [prediction_of(value, positive) for value in values]
     else:
         found = [each for answer in answers for each in predictions_of(answer, positive) or ()]
@@ -158,19 +169,22 @@ def read_answers(answers: Sequence[bytes], positive: Any) -> tuple[Column, Colum
     )
 
 
-def _labelled(values: Sequence[dict[str, Any]], positive: Any) -> tuple[Column, Column] | None:
+def _read_labelled(text: bytes, count: int, positive: Any, scores: bool) -> tuple[Column, Column] | None:
     """Labels and scores of predictions with their probabilities, as the built-in handlers give them; else None."""
-    if any(each.keys() != _LABELLED for each in values):
+    try:
+        decoded = _labelled.decode(text)
+    except (msgspec.DecodeError, RecursionError):
         return None
-    labels, spreads = [each["prediction"] for each in values], [each["probabilities"] for each in values]
-    if not set(map(type, labels)) <= _CLASSES or set(map(type, spreads)) != {dict} or not all(spreads):
+    if len(decoded) != count:
         return None
+    found = list(chain.from_iterable(each.predictions for each in decoded))
+    labels = [each.prediction for each in found]
+    if not scores:
+        return labels, []
     try:
         if positive is None:
-            scores = [max(spread.values()) for spread in spreads]
-        else:
-            key = class_key(positive)
-            scores = [spread[key] for spread in spreads]
-    except (KeyError, TypeError):
+            return labels, np.array([max(each.probabilities.values()) for each in found])
+        key = class_key(positive)
+        return labels, np.array([each.probabilities[key] for each in found])
+    except (KeyError, ValueError):  # some have no such class, or none at all
         return None
-    return (labels, np.array(scores)) if set(map(type, scores)) == {float} else None

@@ -198,7 +198,8 @@ class Window:
         waiting.rows.extend(found.rows)
         if self._wants_answers:
             answers = records.answers(places[list(found.requests)])
-            predictions, scores = read_answers(answers, self.watched.positive)
+            wanted = SCORE in self._wants_answers
+            predictions, scores = read_answers(answers, self.watched.positive, scores=wanted)
             waiting.predictions.append(predictions)
             waiting.scores.append(scores)
         self._buffered += max(rows, requests)
@@ -219,9 +220,8 @@ class Window:
             for name, parts in ((PREDICTION, waiting.predictions), (SCORE, waiting.scores)):
                 if name in self._wants_answers:
                     kind = "number" if self._is_numeric(name) else "string"
-                    for part in parts:
-                        if len(part):
-                            bucket.add({name: self._count(name, part, kind)})
+                    for column in _together(parts):
+                        bucket.add({name: self._count(name, column, kind)})
         self._waiting, self._buffered = {}, 0
 
     def _is_numeric(self, name: str) -> bool:
@@ -324,6 +324,13 @@ class Window:
                 if feature is not None and len(feature.counts.cells) == len(found.cells):
                     bucket.counts[name] = found
             self.buckets[int(number)] = bucket
+
+
+def _together(parts: Sequence[Column]) -> list[Column]:
+    """As few columns as possible: one array of what is numbers, one list of everything else."""
+    arrays = [part for part in parts if isinstance(part, np.ndarray) and part.size]
+    lists = [value for part in parts if not isinstance(part, np.ndarray) for value in part]
+    return [*([np.concatenate(arrays)] if arrays else []), *([lists] if lists else [])]
 
 
 def _empty(baseline: Baseline, name: str) -> Counts:
