@@ -20,15 +20,17 @@ NAP = """
 """
 
 
-async def _one(rig, answers: list, *extra: str) -> None:
+async def _one(rig, answers: list, *extra: str, body: object = None) -> None:
     host, port = rig.address.split(":")
     began = time.monotonic()
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(rig.request_bytes({"x": 0.0}, "".join(f"{line}\r\n" for line in ("Connection: close", *extra))))
+    writer.write(
+        rig.request_bytes(body or {"x": 0.0}, "".join(f"{line}\r\n" for line in ("Connection: close", *extra)))
+    )
     whole = await reader.read()
     writer.close()
-    head, _, body = whole.partition(b"\r\n\r\n")
-    answers.append((int(head.split()[1]), time.monotonic() - began, head.lower(), json.loads(body)))
+    head, _, answer = whole.partition(b"\r\n\r\n")
+    answers.append((int(head.split()[1]), time.monotonic() - began, head.lower(), json.loads(answer)))
 
 
 async def _offer(rig, rate: float, seconds: float, *extra: str) -> list:
@@ -92,3 +94,22 @@ def test_a_deadline_that_is_no_number_is_refused(rig, make_variant):
     for value in ("0", "-1", "1.5", "1e3", "soon", "9" * 12):
         status, document, _ = rig.ask({"x": 0.0}, x_loopline_timeout_ms=value)
         assert status == 400 and "x-loopline-timeout-ms" in document["error"]["message"], value
+
+
+def test_a_variant_that_hangs_fills_its_own_places_only(rig, make_variant):
+    one = make_variant("v1", rig.start_server("one", NAP), weight=50.0)
+    two = make_variant("v2", rig.start_server("two", NAP), weight=50.0, version=2)
+    rig.publish(one, two, wait=False, max_concurrent=8, timeout_ms=8_000)
+    rig.start_gateway()
+
+    async def load() -> list:
+        hung = asyncio.ensure_future(_one(rig, [], "x-loopline-variant: v1", body={"x": 4.0}))
+        answers = await _offer(rig, 100, 3.0)
+        await hung
+        return answers
+
+    answers = asyncio.run(load())
+    by_variant = [answer for answer in answers if b"x-loopline-variant: v2" in answer[2]]
+    assert len(by_variant) > 90 and {answer[0] for answer in by_variant} == {200}
+    refused = [answer for answer in answers if answer[0] == 429]
+    assert len(refused) > 60, "what came for the variant that hangs was told so"
