@@ -67,11 +67,14 @@ def plan(budget: float, members: list[Member], need: float, now: float) -> tuple
 
 
 def read_use(run_dir: Path) -> Use:
-    """(requests in flight, time of the last use) of each server, from what every gateway wrote last."""
+    """(requests in flight, time of the last use) of each server, from what every living gateway wrote last."""
     found: Use = {}
     for path in run_dir.glob("gateway-*.json"):
-        with suppress(OSError, ValueError, AttributeError, TypeError):
-            for name, (in_flight, used_at) in json.loads(path.read_bytes()).get("servers", {}).items():
+        with suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+            state = json.loads(path.read_bytes())
+            if not Path(f"/proc/{state['pid']}").exists():
+                continue
+            for name, (in_flight, used_at) in state.get("servers", {}).items():
                 before = found.get(name, (0, 0.0))
                 found[name] = before[0] + int(in_flight), max(before[1], float(used_at))
     return found

@@ -47,6 +47,10 @@ def test_versions_come_and_go_and_the_last_added_answers_to_the_name(world: Worl
     ]
     assert published(world)["multi_model"] is True
     assert endpoints.show(ctx, actor, endpoint="many")["status"] == "InService"
+    assert [(row["model"], row["share"]) for row in endpoints.live(ctx, actor)["items"]] == [
+        ("boxes", 1.0),
+        ("jars", 1.0),
+    ]
     servers = Fleet(ctx).processes()
     assert {(s["on_demand"], s["group"], s["idle_seconds"]) for s in servers} == {(True, "many", 3600)}
     assert len({s["fork"] for s in servers}) == 1

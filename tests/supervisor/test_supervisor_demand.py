@@ -72,7 +72,7 @@ def says(entry: dict[str, Any]) -> str:
 
 def use(tree: Tree, **servers: tuple[int, float]) -> None:
     draft = tree.run / ".draft"
-    draft.write_text(json.dumps({"servers": servers}))
+    draft.write_text(json.dumps({"pid": os.getpid(), "servers": servers}))
     draft.replace(tree.run / "gateway-0.json")
 
 
@@ -317,8 +317,10 @@ def test_the_rule_holds_for_any_group() -> None:
 
 
 def test_what_gateways_wrote_is_added_up_and_rubbish_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "gateway-0.json").write_text('{"servers": {"a": [1, 5.0]}}')
-    (tmp_path / "gateway-1.json").write_text('{"servers": {"a": [2, 4.0], "b": [0, 1.0]}}')
+    alive = {"pid": os.getpid()}
+    (tmp_path / "gateway-0.json").write_text(json.dumps({**alive, "servers": {"a": [1, 5.0]}}))
+    (tmp_path / "gateway-1.json").write_text(json.dumps({**alive, "servers": {"a": [2, 4.0], "b": [0, 1.0]}}))
     (tmp_path / "gateway-2.json").write_text("[")
-    (tmp_path / "gateway-3.json").write_text('{"number": 1}')
+    (tmp_path / "gateway-3.json").write_text(json.dumps({**alive, "number": 1}))
+    (tmp_path / "gateway-4.json").write_text('{"pid": 4194305, "servers": {"a": [9, 9.0]}}')  # that one died
     assert read_use(tmp_path) == {"a": (3, 5.0), "b": (0, 1.0)}

@@ -27,6 +27,7 @@ KEPT_SECONDS = 1_000_000  # a forkserver whose children serve must not go before
 # Every numeric library looks at one of these.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 FORGOTTEN_SECONDS = 600.0  # longer than any server takes to stop
+LOGS_SECONDS = 7 * 86400.0  # after which nobody looks at what a server that has gone printed
 _writing = threading.Lock()
 
 
@@ -57,8 +58,12 @@ def tell(ctx: Context, *messages: dict[str, Any]) -> None:
 
 
 def _forget(ctx: Context, wanted: set[str]) -> None:
-    """Remove the files of model servers that nobody has wanted for some minutes."""
+    """Remove the files of model servers that nobody has wanted for some minutes, and their logs after some days."""
     before = time.time() - FORGOTTEN_SECONDS
+    for path in (ctx.settings.dir / "logs").glob("va_*.log*"):
+        with suppress(FileNotFoundError):
+            if path.name.partition(".log")[0] not in wanted and path.stat().st_mtime < time.time() - LOGS_SECONDS:
+                path.unlink()
     for folder in (ctx.settings.dir / "servers", ctx.settings.run_dir / "servers"):
         for path in folder.glob("*.*"):
             with suppress(FileNotFoundError):

@@ -206,7 +206,8 @@ def live_at(ctx: Context, tx: Tx, at: float | None) -> list[dict[str, Any]]:
         return []
     answer = []
     for name, endpoint in sorted(row["body"]["endpoints"].items()):
-        total = sum(variant["weight"] for variant in endpoint["variants"]) or 1.0
+        # Each of many models answers to its own name: it has all of the requests that name it.
+        total = 100.0 if endpoint.get("multi_model") else sum(each["weight"] for each in endpoint["variants"]) or 1.0
         for variant in endpoint["variants"]:
             if variant["weight"] > 0:
                 answer.append(
