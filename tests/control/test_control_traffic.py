@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from loopline.control import comparisons, endpoints, labels, monitoring, registry, rollbacks, shadows, snapshots, status
+from loopline.control import (
+    comparisons,
+    endpoints,
+    labels,
+    monitoring,
+    registry,
+    requests,
+    rollbacks,
+    shadows,
+    snapshots,
+    status,
+)
 from loopline.control import weights as weights_
 from loopline.domain.access import Actor
 from loopline.domain.capture import encode_record
@@ -224,6 +235,9 @@ def test_the_report_adds_up_what_was_compared_in_time_and_what_was_not_yet(shado
 def test_a_shadow_that_is_stopped_leaves_its_report(shadowed: Stage) -> None:
     _capture(shadowed, [("large", "small")])
     shadowed.clock.advance(1)
+    listed = requests.list_(shadowed.world.ctx, ADMIN, endpoint="boxes")["items"]
+    assert [each["variant"] for each in listed] == ["v1"]
+    assert requests.find_by_id(shadowed.world.ctx, [listed[0]["id"]])[listed[0]["id"]].meta["variant"] == "v1"
     weights_.stop(shadowed.world.ctx, ADMIN, endpoint="boxes", variant="green")
     found = shadows.show(shadowed.world.ctx, ADMIN, endpoint="boxes")
     assert (found["compared"], found["copy_percent"], found["status"]) == (1, None, "Stopped")

@@ -417,14 +417,17 @@ def list_(
     status: int | None = None,
     limit: int = 50,
 ) -> dict[str, Any]:
-    """The latest requests of an endpoint in a stretch of time (the last 10 minutes), newest first, no bodies."""
+    """The latest requests of an endpoint in a stretch of time (the last 10 minutes), newest first, no bodies.
+
+    Copies to shadows are not listed: they bear their request's id.
+    """
     end = ctx.clock.now() + 1 if end is None else end
     start = end - 600 if start is None else start
     with ctx.db.read() as tx:
         monitoring.endpoint_row(tx, endpoint)
     found: list[dict[str, Any]] = []
     for record in scan(ctx, endpoint, start, end):
-        if status is None or record.meta.get("status") == status:
+        if not record.meta.get("shadow") and (status is None or record.meta.get("status") == status):
             found.append(record.meta)
         if len(found) > 50 * max(limit, 100):
             found = sorted(found, key=lambda meta: -meta["at"])[:limit]
