@@ -1,12 +1,12 @@
-"""Credit scoring, three ways, with the same answers: an endpoint, a plain FastAPI service, and an exported folder.
+"""Credit scoring, four ways, with the same answers: an endpoint, a function before it, FastAPI, and an exported folder.
 
     python examples/credit-scoring/run.py [--rows 1000] [--dir FOLDER]
 
 Starts loopline in a folder of its own, trains on applicants that are made up (``applicants.py``), has the version
-judged and approved, and lets it serve. Then it exports the version, starts the exported server and a plain FastAPI
-service with the same model file, each in its own environment without loopline, and asks all three about the same
-applicants: every score must be the same number, bit by bit, and what one refuses the others refuse, too. The last line
-is JSON.
+judged and approved, and lets it serve; a function before the endpoint gives the score alone. Then it exports the
+version, starts the exported server and a plain FastAPI service with the same model file, each in its own environment
+without loopline, and asks all of them about the same applicants: every score must be the same number, bit by bit, and
+what one refuses the others refuse, too. The last line is JSON.
 """
 
 import argparse
@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,25 @@ def play(folder: Path, rows: int, stack: ExitStack) -> dict[str, Any]:
     service = make_service(folder, exported)
     by_hand = stack.enter_context(serving(exported, ["server.py", "--port", "{port}"]))
     plain = stack.enter_context(serving(service, ["-m", "uvicorn", "main:app", "--port", "{port}"]))
-    say(f"asking all three about {rows} applicants")
+    say(f"asking all of them about {rows} applicants")
+    ways: list[Callable[[dict[str, Any]], float | None]] = [
+        partial(endpoint_score, platform),
+        partial(function_score, platform),
+        partial(export_score, by_hand),
+        partial(service_score, plain),
+    ]
     different = 0
     first = None
     for row in applicants.ask(rows, seed=3):
-        scores = [endpoint_score(platform, row), export_score(by_hand, row), service_score(plain, row)]
+        scores = [way(row) for way in ways]
         first = first or {"applicant": row, "score": scores[0]}
-        different += scores[1:] != scores[:1] * 2 or scores[0] is None
-    refused = [[endpoint_score(platform, row), export_score(by_hand, row), service_score(plain, row)] for row in WRONG]
+        different += scores[0] is None or any(score != scores[0] for score in scores)
+    refused = [[way(row) for way in ways] for row in WRONG]
     say(f"{rows - different} of {rows} applicants have the same score everywhere")
     return {
         "rows": rows,
         "different": different,
-        "refused_alike": all(scores == [None] * 3 for scores in refused),
+        "refused_alike": all(scores == [None] * len(ways) for scores in refused),
         "first": first,
     }
 
@@ -101,6 +108,8 @@ def train_and_release(platform: Platform, project: Path) -> None:
     command(platform, "run", "--wait", "--project", str(project), seconds=600)
     command(platform, "approve", "credit", "1", "--comment", "judged on applicants it has not seen")
     until(lambda: platform.call("GET", "/api/live")["items"], "credit v1 serves")
+    function = "/api/functions/credit"
+    until(lambda: platform.call("GET", function)["status"] == "Ready", "the function before it is ready", 120.0)
     say("credit v1 serves")
 
 
@@ -115,6 +124,12 @@ def endpoint_score(platform: Platform, row: dict[str, Any]) -> float | None:
     """The endpoint's score; None when it refuses with 400."""
     answer = platform.predict(row, endpoint="credit")
     return _score(answer.status, answer.json)
+
+
+def function_score(platform: Platform, row: dict[str, Any]) -> float | None:
+    """The score that the function before the endpoint gives; None when it refuses with 400."""
+    answer = platform.ask("POST", "/functions/credit/predict", row)
+    return _score(answer.status, {"predictions": [answer.json]})
 
 
 def _score(status: int, document: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""The example of credit scoring is a test: an endpoint, a plain FastAPI service and an export give the same scores."""
+"""The example of credit scoring is a test: an endpoint, a function before it, FastAPI and an export score alike."""
 
 import json
 import os
