@@ -101,7 +101,7 @@ BEHAVIOUR = {
         answer_in(lambda number: encode_answer(number, 200, b"a/b\r\nset-cookie: c=d", b"{}")),
         {503},
     ),
-    "an answer to somebody else": (answer_in(lambda number: encode_answer(number + 1, 200, b"a/b", b"{}")), {504}),
+    "an answer to somebody else": (answer_in(lambda number: encode_answer(number + 1000, 200, b"a/b", b"{}")), {504}),
     "the same answer twice": (answer_in(lambda number: encode_answer(number, 200, b"a/b", b"{}") * 2), {200}),
     "never reads": (never_read, {504, 429, 503}),
     "floods": (flood, {503, 504}),
