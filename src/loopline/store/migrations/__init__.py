@@ -1,7 +1,7 @@
 """The way from one schema to the next. A revision, once released, never changes; there is no way down but a backup.
 
 Revisions are numbered 0001, 0002, ... Until the first release there is one, which ``python -m
-loopline.store.migrations`` writes anew from ``schema.py``.
+loopline.store.migrations`` writes anew from ``schema``.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``python -m loopline.store.migrations``: write the initial revision anew from ``schema.py``.
+"""``python -m loopline.store.migrations``: write the initial revision anew from ``schema``.
 
 For developers, and only until the first release: databases made before keep the schema that they have.
 """
