@@ -204,17 +204,27 @@ def _published_paths(stage: Stage) -> list[str]:
     return list(document["endpoints"]["boxes"]["variants"][0]["servers"])
 
 
-def test_a_killed_supervisor_s_successor_serves_the_first_request(stage: Stage) -> None:
+def test_a_killed_supervisor_s_successor_goes_on_where_it_was(stage: Stage) -> None:
     stage.scale(0, 3)
     stage.asleep()
     assert stage.predict() == (200, RIGHT)
+    _start_again(stage)
+    assert [child["state"] for child in stage.servers()] == ["asleep"]
+    assert stage.predict() == (200, RIGHT)
+    stage.scale(2, 3)
+    until(lambda: len(stage.servers()) == 2, "two servers are wanted", 60)
+    _start_again(stage)
+    until(lambda: stage.published() == 2 and stage.running() == 2, "two servers serve", 90)
+    assert stage.predict() == (200, RIGHT)
+
+
+def _start_again(stage: Stage) -> None:
+    """Kill the supervisor, see its children end, and start another."""
     pids = [child["pid"] for child in stage.children().values() if child["pid"]]
     os.kill(stage.platform.pid, signal.SIGKILL)
     until(lambda: not any(_alive(pid) for pid in pids), "all of its children end", 30)
     stage.platform.stop()
     stage.platform.start()
-    assert [child["state"] for child in stage.servers()] == ["asleep"]
-    assert stage.predict() == (200, RIGHT)
 
 
 def _alive(pid: int) -> bool:
