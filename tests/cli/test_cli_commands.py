@@ -145,7 +145,7 @@ def test_every_command_that_answers_has_json() -> None:
         for path, command in commands(root.root)
         if "--json" not in [option for parameter in command.params for option in parameter.opts]
     }
-    assert without == {("up",), ("init",), ("serve",)}
+    assert without == {("up",), ("init",), ("serve",), ("gateway", "config")}
 
 
 def test_no_two_parameters_of_a_command_have_the_same_name() -> None:

@@ -14,16 +14,17 @@ def gateway() -> None:
 
 
 @gateway.command()
-@click.option("--haproxy", "kind", flag_value="haproxy", help="For HAProxy 2.4 or later.")
-@click.option("--nginx", "kind", flag_value="nginx", help="A whole nginx.conf, for nginx 1.18 or later.")
+@click.option("--haproxy", is_flag=True, help="For HAProxy 2.4 or later.")
+@click.option("--nginx", is_flag=True, help="A whole nginx.conf, for nginx 1.18 or later.")
 @click.option("--port", type=int, help=f"The proxy's own port (default: {SECURE} with TLS, {PLAIN} without).")
 @click.option("--tls-cert", metavar="FILE", help="A PEM file with certificate and key: the proxy ends TLS.")
 @click.option("--passthrough", is_flag=True, help="Leave TLS to loopline (HAProxy only).")
 @click.option("--dir", "directory", metavar="DIR", help="The data directory (default: ~/.loopline).")
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
 def config(
-    kind: str | None,
     *,
+    haproxy: bool,
+    nginx: bool,
     port: int | None,
     tls_cert: str | None,
     passthrough: bool,
@@ -36,9 +37,9 @@ def config(
     from loopline.domain import proxies
     from loopline.errors import InvalidInput
 
-    if kind is None:
+    if haproxy == nginx:
         raise click.UsageError("say which: --haproxy or --nginx")
-    if passthrough and (kind != "haproxy" or tls_cert):
+    if passthrough and (nginx or tls_cert):
         raise click.UsageError("--passthrough goes with --haproxy, and without --tls-cert")
 
     def bound_port(settings: Settings) -> int:
@@ -65,5 +66,5 @@ def config(
         certificate=None if tls_cert is None else str(Path(tls_cert).absolute()),
         max_body_mb=settings.max_body_mb,
     )
-    render = {"haproxy": proxies.haproxy, "nginx": proxies.nginx}[kind]
-    click.echo((proxies.haproxy_passthrough if passthrough else render)(proxy), nl=False)
+    render = proxies.nginx if nginx else proxies.haproxy_passthrough if passthrough else proxies.haproxy
+    click.echo(render(proxy), nl=False)

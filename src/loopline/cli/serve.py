@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 import loopline
 from loopline.errors import Conflict, Forbidden, InvalidInput, NotFound, Timeout, Unavailable
@@ -111,6 +110,8 @@ def _interpreter(python: str | None) -> str:
 
 def _run(home: Path, spec: dict[str, Any], python: str, port: int) -> int:
     """Start both processes, say where, and wait for either to end or for Ctrl-C."""
+    import msgspec
+
     port = _free_port(port)
     sockets = home / "run"
     sockets.mkdir(mode=0o700)
