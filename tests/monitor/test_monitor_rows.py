@@ -1,5 +1,6 @@
 """Many bodies read at once say what each of them says when it is read alone."""
 
+import io
 import json
 from typing import Any
 
@@ -67,6 +68,14 @@ def test_rows_of_numbers_are_a_matrix_in_the_order_that_is_wanted() -> None:
 def test_lines_of_csv_are_typed() -> None:
     found = RowReader(NAMES, KINDS, NAMES, NAMES[:2]).read("text/csv; charset=utf-8", [b"1,2.5,Oslo\n,x,\n", b""])
     assert list(found.requests) == [0] and found.rows == [[1.0, 2.5, "Oslo"], [None, None, ""]]
+
+
+def test_a_matrix_in_numpys_own_format_is_read() -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([[30.0, np.nan], [40.0, 2.5]]))
+    reader = RowReader(NAMES[:2], KINDS[:2], NAMES[:2], NAMES[:2])
+    found = reader.read("application/x-npy", [file.getvalue(), b"\x93NUMPY"])
+    assert list(found.requests) == [0] and found.rows == [[30.0, None], [40.0, 2.5]]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from loopline.domain.captured import Row, arrange, class_key, prediction_of, pre
 Column = Sequence[Any] | npt.NDArray[Any]
 
 _CLASSES = {int, str, bool}
+_OTHER_FORMS = ("text/csv", "application/x-npy")  # than JSON
 _TYPES: dict[str, Any] = {"number": float | None, "integer": float | None}
 
 
@@ -67,7 +68,7 @@ class RowReader:
         """The rows of these bodies, which are all of one content type."""
         if not self._places:
             return Rows(range(len(bodies)), None, [])  # only the answers are watched
-        if content_type.startswith("text/csv"):
+        if content_type.startswith(_OTHER_FORMS):
             return self._one_by_one(content_type, bodies)
         text = b"[" + b",".join(bodies) + b"]"
         for form, decoder in enumerate(self._forms):
