@@ -17,7 +17,9 @@ MIN_ERRORS = 2  # one error is an accident
 MIN_FOR_P99 = 200  # requests on each side, below which a p99 is the slowest one or two of them
 MIN_FOR_P50 = 30
 COUNTED_AFTER_SECONDS = 1.0  # an answer is counted by then; the end of a step must not outrun its evidence
-MIN_SLOWER_MS = 5.0  # a ratio of two tiny latencies says nothing
+# A ratio of two tiny latencies says nothing; a p99 is also what the machine's own hiccups make of it.
+MIN_SLOWER_P50_MS = 5.0
+MIN_SLOWER_P99_MS = 20.0
 
 STRATEGIES = ("canary", "linear", "rolling", "blue-green", "all-at-once", "shadow", "standby")
 IDLE = ("shadow", "standby")  # the version is started and tested, and takes no caller's request
@@ -101,7 +103,8 @@ def judge(rules: Rules, candidate: Side, predecessor: Side | None, elapsed_secon
 
     Errors: back when the lower end of the 95 % Wilson interval of the candidate's 5xx share is above the limit, there
     were at least two, and the predecessor does no worse. Latency: back when p99 (with at least 200 requests on both
-    sides; p50 from 30 on) exceeds the predecessor's by the ratio and by 5 ms, or the absolute limit.
+    sides) exceeds the predecessor's by the ratio and by 20 ms, or p50 (from 30 on) by the ratio and by 5 ms, or p99 the
+    absolute limit.
     """
     figures = {
         "elapsed_seconds": round(elapsed_seconds, 3),
@@ -140,13 +143,13 @@ def _latency(rules: Rules, candidate: Side, predecessor: Side | None) -> str | N
         return f"p99 was {candidate.p99_ms:.1f} ms; the limit is {rules.max_p99_ms:g} ms"
     if predecessor is None:
         return None
-    for name, least, ours, theirs in (
-        ("p99", MIN_FOR_P99, candidate.p99_ms, predecessor.p99_ms),
-        ("p50", MIN_FOR_P50, candidate.p50_ms, predecessor.p50_ms),
+    for name, least, slower, ours, theirs in (
+        ("p99", MIN_FOR_P99, MIN_SLOWER_P99_MS, candidate.p99_ms, predecessor.p99_ms),
+        ("p50", MIN_FOR_P50, MIN_SLOWER_P50_MS, candidate.p50_ms, predecessor.p50_ms),
     ):
         if min(candidate.requests, predecessor.requests) < least or ours is None or theirs is None:
             continue
-        if ours > theirs * rules.max_latency_ratio and ours - theirs > MIN_SLOWER_MS:
+        if ours > theirs * rules.max_latency_ratio and ours - theirs > slower:
             return (
                 f"{name} was {ours:.1f} ms against {theirs:.1f} ms before; "
                 f"the limit is {rules.max_latency_ratio:g} times as much"
