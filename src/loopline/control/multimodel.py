@@ -17,7 +17,7 @@ from loopline.control.context import SYSTEM, Context
 from loopline.domain import names
 from loopline.domain.access import Actor
 from loopline.domain.states import EndpointStatus, VariantStatus, VersionStatus
-from loopline.errors import Conflict, GateRefused, InvalidInput, LooplineError, NotFound
+from loopline.errors import Conflict, InvalidInput, LooplineError, NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import endpoints as endpoints_table
@@ -40,12 +40,7 @@ def add(
         if not found:
             raise InvalidInput("models: name at least one")
         for version in found:
-            problem = rollouts.unreleasable(tx, version)
-            if problem and not force:
-                raise GateRefused(problem)
-            if problem:
-                registry.require_force(actor, reason)
-                records.note(tx, "version", version["id"], "forced", actor=actor.name, reason=reason, problem=problem)
+            registry.check_deployable(tx, version, actor, force=force, reason=reason)
     return {"items": _serve(ctx, row, found, actor.name), "next": None}
 
 

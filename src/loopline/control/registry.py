@@ -278,12 +278,19 @@ def require_force(actor: Actor, reason: str) -> None:
         raise InvalidInput("--force needs --reason: it is written into the audit log")
 
 
-def check_deployable(tx: Tx, row: Row, actor: Actor, *, force: bool, reason: str) -> None:
-    """The rule for whatever lets a version work: Approved where the gate is enforced, or force with a reason."""
+def undeployable(tx: Tx, row: Row) -> str | None:
+    """Why a version may not work: it is not Approved where the gate is enforced; None when it may."""
     model, number = row["model"], row["number"]
     if row["status"] == VersionStatus.APPROVED or model_row(tx, model)["gate_mode"] != "enforce":
+        return None
+    return f"{model} version {number} is {row['status']}, not Approved; run: loopline approve {model} {number}"
+
+
+def check_deployable(tx: Tx, row: Row, actor: Actor, *, force: bool, reason: str) -> None:
+    """Refuse to let a version work that ``undeployable`` speaks of, unless by force with a reason, which is noted."""
+    problem = undeployable(tx, row)
+    if problem is None:
         return
-    problem = f"{model} version {number} is {row['status']}, not Approved; run: loopline approve {model} {number}"
     if not force:
         raise GateRefused(problem)
     require_force(actor, reason)

@@ -13,7 +13,7 @@ from loopline.domain import loopfile, scaling, states
 from loopline.domain import rollouts as rules
 from loopline.domain.access import Actor
 from loopline.domain.states import EndpointStatus, VersionStatus
-from loopline.errors import Conflict, GateRefused, InvalidInput, NotFound
+from loopline.errors import Conflict, InvalidInput, NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import endpoints as endpoints_table
@@ -53,12 +53,7 @@ def release(
         if name is None:
             raise InvalidInput(f"the endpoint {endpoint} follows no model; say which: model and number")
         version = registry.version_row(tx, name, number) if number else newest_approved(tx, name)
-        problem = unreleasable(tx, version)
-        if problem and not force:
-            raise GateRefused(problem)
-        if problem:
-            registry.require_force(actor, reason)
-            records.note(tx, "version", version["id"], "forced", actor=actor.name, reason=reason, problem=problem)
+        registry.check_deployable(tx, version, actor, force=force, reason=reason)
         trigger = {"kind": "person", "reason": reason} if reason else {"kind": "person"}
         return begin(
             ctx,
@@ -81,19 +76,6 @@ def newest_approved(tx: Tx, model: str) -> Row:
     if row is None:
         raise NotFound(f"the model {model!r} has no Approved version")
     return row
-
-
-def unreleasable(tx: Tx, version: Row) -> str | None:
-    """Why a version may not get traffic; None when it may."""
-    if (
-        version["status"] != VersionStatus.APPROVED
-        and registry.model_row(tx, version["model"])["gate_mode"] == "enforce"
-    ):
-        what = f"{version['model']} version {version['number']}"
-        return (
-            f"{what} is {version['status']}, not Approved; run: loopline approve {version['model']} {version['number']}"
-        )
-    return None
 
 
 def begin(

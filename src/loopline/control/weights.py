@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from loopline.control import endpoints, processes, rollouts, shadows, shifts, snapshots, variants
+from loopline.control import endpoints, processes, registry, shadows, shifts, snapshots, variants
 from loopline.control.context import Context
 from loopline.domain.access import Actor
 from loopline.domain.states import RolloutStatus, VariantStatus
@@ -80,7 +80,7 @@ def _named(tx: Tx, endpoint: Row, weights: dict[str, float]) -> dict[str, Row]:
             start = f"loopline release {endpoint['name']} {row['number']} --no-traffic"
             raise Conflict(f"the variant {name} is {row['status']} and cannot answer; start it: {start}")
         if weight > 0 and row["weight"] == 0 and row["version"]:
-            problem = rollouts.unreleasable(tx, records.get(tx, "version", row["version"]))
+            problem = registry.undeployable(tx, records.get(tx, "version", row["version"]))
             if problem:
                 raise GateRefused(problem)
     return rows
