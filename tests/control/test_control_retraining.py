@@ -174,12 +174,26 @@ def test_labelled_captured_rows_follow_the_base_in_its_columns(world: World) -> 
     assert made[len(base) :] == ["5.0,large", "6.0,large", "7.0,large", "8.0,large"]
     source = assets.show(world.ctx, world.actor, project="boxes", reference="boxes:2")["source"]
     assert (source["kind"], source["endpoint"], source["rows"], source["base"]) == ("captured", "boxes", 4, "boxes:1")
-    assert source["window"]["start_at"] < source["window"]["end_at"] == row["created_at"]
+    assert source["window"]["start_at"] < row["created_at"] <= source["window"]["end_at"]
     push = pushes.show(world.ctx, world.actor, push=row["push"])
     assert push["trigger"]["cause"] == {"kind": "alarm", "alarm": "drift"}
     assert push["trigger"]["why"] == "alarm:drift"
     assert push["options"]["parameters"] == {"shift": 0.25}
     assert push["delivery"] == f"retraining:{row['id']}"
+
+
+def test_labels_that_were_sent_just_before_are_waited_for_and_unknown_ones_not_for_long(world: World) -> None:
+    ids = serve(world, 4)
+    items = [{"request_id": identifier, "label": "large"} for identifier in [*ids, "somebody-else-s"]]
+    labels.put_labels(world.ctx, world.actor, endpoint="boxes", items=items)
+    asked = ask_by_alarm(world)
+    assert advance(world, asked)["status"] == "Collecting"
+    labels.join(world.ctx, "boxes")
+    assert advance(world, asked)["status"] == "Collecting"
+    later(world, retraining.LABELS_WAIT_SECONDS)
+    row = advance(world, asked)
+    assert (row["status"], row["asset"]) == ("Training", "boxes:2")
+    assert assets.show(world.ctx, world.actor, project="boxes", reference="boxes:2")["source"]["rows"] == 4
 
 
 def test_too_few_labelled_rows_fail_with_the_figures_and_keep_nothing(world: World) -> None:

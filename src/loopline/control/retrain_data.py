@@ -24,6 +24,9 @@ KIND = "captured"
 MAX_HEADER_BYTES = 1 << 20
 MAX_BYTES = 16 << 30
 DAY_SECONDS = 86400
+LABELS_RECENT_SECONDS = (
+    60.0  # labels that came so shortly before are joined within seconds, if their requests are known
+)
 
 
 class Plan(NamedTuple):
@@ -56,7 +59,7 @@ def plan(ctx: Context, tx: Tx, row: Row, loop: Loop) -> Plan:
     if not loop.gate.label:
         raise InvalidInput("[gate] label does not say which column of the training data is the truth")
     base = _base(tx, row["project"], loop.retrain.asset)
-    end = float(row["created_at"])
+    end = tx.now
     oldest = end - ctx.settings.capture_days * DAY_SECONDS
     joined_from = _collected_until(tx, base, row["endpoint"])
     start = oldest if joined_from else max(oldest, _released_at(tx, row["endpoint"]) or oldest)
@@ -170,6 +173,14 @@ def _joined(ctx: Context, what: Plan) -> set[str]:
     with ctx.db.read() as tx:
         rows = tx.rows(query.where(c.joined_at >= what.joined_from, c.joined_at < what.end_at))
     return {row["request"] for row in rows}
+
+
+def labels_are_coming(tx: Tx, row: Row) -> bool:
+    """Whether labels that came shortly before a retraining was asked for are still to be joined with their requests."""
+    c = labels.c
+    asked = float(row["created_at"])
+    query = sa.select(c.join_id).where(c.endpoint == row["endpoint"], c.joined_at.is_(None), c.at <= asked)
+    return tx.row(query.where(c.at > asked - LABELS_RECENT_SECONDS).limit(1)) is not None
 
 
 def put(tx: Tx, row: Row, what: Plan, made: Collected) -> str:

@@ -24,6 +24,8 @@ from loopline.store.schema import executions, retrainings
 
 TASK = "retraining.advance"
 PERSON = "person"
+LABELS_WAIT_SECONDS = 5.0
+LABELS_LOOK_SECONDS = 0.25
 
 
 # -- asked for by a person --------------------------------------------------------------------------------------------
@@ -102,11 +104,21 @@ def advance(ctx: Context, retraining_id: str) -> float | None:
     """Task: move a retraining on until its execution has been asked for; safe at any time."""
     try:
         if _allow(ctx, retraining_id) == RetrainingStatus.COLLECTING:
+            if _waits_for_labels(ctx, retraining_id):
+                return LABELS_LOOK_SECONDS
             _collect(ctx, retraining_id)
     except LooplineError as error:
         with ctx.db.transaction() as tx:
             _fail(tx, retraining_id, error.message)
     return None
+
+
+def _waits_for_labels(ctx: Context, retraining_id: str) -> bool:
+    """Whether labels that were sent just before are still being joined: nobody would understand that they are missing.
+    Those whose requests are not known, or not yet, are waited for a few seconds only."""
+    with ctx.db.read() as tx:
+        row = records.get(tx, "retraining", retraining_id)
+        return ctx.clock.now() - row["created_at"] < LABELS_WAIT_SECONDS and retrain_data.labels_are_coming(tx, row)
 
 
 def _fail(tx: Tx, retraining_id: str, reason: str) -> None:

@@ -1,5 +1,6 @@
 """The command line in the hands of somebody in a hurry: what it says, where, and with which exit code."""
 
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from loopline.cli import root
 from loopline.testing.live import Platform
 
 ALSO_LISTS = (("live",), ("status",), ("runs", "list"), ("endpoints", "traffic", "boxes"), ("audit", "verify"))
-WITH = {("versions", "list"): ("boxes",), ("requests", "list"): ("boxes",), ("rollouts", "list"): ()}
+WITH = {each: ("boxes",) for each in (("versions", "list"), ("requests", "list"), ("tests", "list"))}
 NEITHER = ("credential", "serve", "up", "remote")
 
 
@@ -63,6 +64,7 @@ def test_every_list_command_prints_json_that_parses(run: Any) -> None:
 def test_every_command_that_asks_a_server_says_that_there_is_none(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPLINE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("LOOPLINE_KEY", "lk_x")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"{}")))
     tried = 0
     for path, command in commands(root.root):
         if path[0] in NEITHER or path[0] in ("init", "check", "doctor", "apply", "diff", "run"):
