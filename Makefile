@@ -6,6 +6,7 @@ SEED ?= 0
 N ?=
 MINUTES ?= 10
 ARGS ?=
+PROCESSES ?= 2
 ROWS ?= 2000000
 UPGRADE ?=
 # What the demo's project needs: its wheels are put into uv's cache before the demo's clock starts.
@@ -42,8 +43,8 @@ $(RUNTIME):
 $(DEV): | $(RUNTIME)
 	@$(PYTHON) .ci/setup.py dev $@
 
-test: $(DEV) ## every test; ARGS="tests/domain -x" narrows it
-	@$(RUN) -m pytest $(ARGS)
+test: $(DEV) ## every test, files side by side; ARGS="tests/domain -x" narrows it
+	@$(RUN) -m pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
 
 check: $(DEV) ## format, lint, layers, types, dependencies, dead code, house rules
 	@$(VENV)/bin/ruff format --check .
