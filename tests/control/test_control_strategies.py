@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from loopline.control import endpoint_tests, release_tests, rollbacks, rollouts, shifts
+from loopline.control.snapshots import replace_json
 from loopline.domain.access import Actor
 from loopline.domain.states import CheckupStatus
 from loopline.errors import Conflict
@@ -287,3 +288,16 @@ def test_a_rollback_after_a_rollout_that_went_back_by_itself_is_a_first_one(thir
     rollbacks.begin(third.world.ctx, "admin", "boxes", "3 is bad, too")
     third.until("Succeeded", count=5)
     assert third.fleet.weights("boxes") == {"v2": 100.0}
+
+
+def test_a_version_whose_process_dies_while_it_loads_is_given_up_and_says_how(versions: Stage) -> None:
+    def die() -> None:
+        end = {"code": None, "signal": 11, "at": versions.clock.now()}
+        wanted = [{"id": each["id"], "restarts": 3, "last_exit": end} for each in versions.fleet.processes()]
+        replace_json(versions.world.ctx.settings.run_dir / "supervisor.json", {"children": wanted})
+
+    versions.fleet.act = die  # type: ignore[method-assign] - every server dies as soon as it starts
+    versions.release(1)
+    failed = versions.until("Failed")
+    assert "it ended with signal 11 while it loaded, 3 times" in failed["reason"]
+    assert "loopline logs boxes" in failed["reason"]

@@ -52,6 +52,18 @@ def states(variant: Row) -> list[dict[str, Any]]:
     return [processes.server_state(entry) for entry in staying(variant)]
 
 
+def death(ctx: Context, variant: Row) -> tuple[str, int] | None:
+    """How a server of a variant that is not ready ended last, in words, and how often it was started again."""
+    known = processes.children(ctx)
+    for entry in staying(variant):
+        child = known.get(entry["id"])
+        last = child and child.get("last_exit")
+        if child and last and processes.server_state(entry)["state"] != "ready":
+            how = f"signal {last['signal']}" if last.get("signal") else f"exit code {last.get('code')}"
+            return f"it ended with {how} while it loaded", int(child.get("restarts") or 0)
+    return None
+
+
 def shrink(tx: Tx, variant: Row, count: int) -> None:
     """Let all but ``count`` servers leave: the next snapshot is without them."""
     entries = list(variant["server"] or ())

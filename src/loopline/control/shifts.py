@@ -35,6 +35,7 @@ from loopline.store.schema import test_runs
 POLL_SECONDS = 0.1
 DRAIN_SECONDS = 1.0  # between a gateway's switch and the end of a server that it has left
 COMPARE_SECONDS = 1.0
+DEATHS = 3  # of a server that loads, by itself or by force, after which it is given up
 
 
 def advance(ctx: Context, rollout_id: str) -> float | None:
@@ -104,10 +105,14 @@ def _await_servers(ctx: Context, row: Row) -> float | None:
     limit = float(row["plan"].get("start_timeout_seconds", 120))
     problem = None if failed is None else f"the new version does not start: {failed.get('error')}"
     if problem is None and not all(state["state"] == "ready" for state in found):
-        if ctx.clock.now() - row["step_at"] <= limit:
+        how, times = fleets.death(ctx, variant) or ("", 0)
+        if times >= DEATHS:
+            problem = f"the new version does not start: {how}, {times} times; see: loopline logs {row['endpoint']}"
+        elif ctx.clock.now() - row["step_at"] <= limit:
             decision = _bad(ctx, row)
             return POLL_SECONDS if decision is None else _go_back(ctx, row, row["step"] - 1, decision)
-        problem = f"the new version was not ready within {limit:g} s"
+        else:
+            problem = f"the new version was not ready within {limit:g} s" + (f": {how}" if how else "")
     if problem is not None:
         if row["step"] == 0:
             _fail(ctx, row, problem)
