@@ -65,7 +65,20 @@ def test_a_canary_that_is_slower_goes_back_by_itself(versions: Stage) -> None:
     versions.answer("v1", 400, milliseconds=2)
     versions.answer("v2", 400, milliseconds=40)
     reason = versions.until("RolledBack")["reason"]
-    assert "p99 was" in reason and "the limit is 2 times as much" in reason
+    assert "p50 was" in reason and "the limit is 2 times as much" in reason
+
+
+def test_a_canary_whose_slowest_answers_are_slow_second_after_second_goes_back(versions: Stage) -> None:
+    versions.approve(1)
+    versions.until("Succeeded")
+    versions.approve(2)
+    versions.until("Baking", count=2)
+    for _ in range(3):
+        versions.clock.advance(1.5)
+        versions.answer("v1", 400, milliseconds=2)
+        versions.answer("v2", 390, milliseconds=2)
+        versions.answer("v2", 10, milliseconds=80)
+    assert "p99 was" in versions.until("RolledBack")["reason"]
 
 
 def test_a_version_whose_server_does_not_start_never_takes_traffic(versions: Stage) -> None:

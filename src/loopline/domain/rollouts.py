@@ -15,6 +15,7 @@ from loopline.errors import InvalidInput
 CONFIDENCE = 0.95
 MIN_ERRORS = 2  # one error is an accident
 MIN_FOR_P99 = 200  # requests on each side, below which a p99 is the slowest one or two of them
+MIN_SLOW_PERIODS = 3  # what one hiccup of the machine delays is delayed together: it is one accident, not many
 MIN_FOR_P50 = 30
 COUNTED_AFTER_SECONDS = 1.0  # an answer is counted by then; the end of a step must not outrun its evidence
 # A ratio of two tiny latencies says nothing; a p99 is also what the machine's own hiccups make of it.
@@ -27,17 +28,25 @@ IDLE = ("shadow", "standby")  # the version is started and tested, and takes no 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one variant answered during a step. Latencies in milliseconds, None without requests."""
+    """What one variant answered during a step. Latencies in milliseconds, None without requests.
+
+    ``p99s_ms``: the p99 of each second, or each minute of a long step, in which it answered anything.
+    """
 
     requests: int
     errors_5xx: int
     p50_ms: float | None
     p99_ms: float | None
+    p99s_ms: tuple[float, ...] = ()
 
     @property
     def error_rate(self) -> float:
         """Share of 5xx answers; 0 without requests."""
         return self.errors_5xx / self.requests if self.requests else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """What is kept of it: everything but the single periods."""
+        return {name: value for name, value in asdict(self).items() if name != "p99s_ms"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +113,18 @@ def judge(rules: Rules, candidate: Side, predecessor: Side | None, elapsed_secon
     Errors: back when the lower end of the 95 % Wilson interval of the candidate's 5xx share is above the limit, there
     were at least two, and the predecessor does no worse. Latency: back when p99 (with at least 200 requests on both
     sides) exceeds the predecessor's by the ratio and by 20 ms, or p50 (from 30 on) by the ratio and by 5 ms, or p99 the
-    absolute limit.
+    absolute limit. A p99 counts when it is too high in three periods one by one; in all of them where the bake time is
+    over before there are three.
     """
     figures = {
         "elapsed_seconds": round(elapsed_seconds, 3),
-        "candidate": asdict(candidate),
-        "predecessor": None if predecessor is None else asdict(predecessor),
+        "candidate": candidate.figures(),
+        "predecessor": None if predecessor is None else predecessor.figures(),
     }
-    if problem := _errors(rules, candidate, predecessor) or _latency(rules, candidate, predecessor):
+    baked = elapsed_seconds >= rules.bake_seconds + COUNTED_AFTER_SECONDS
+    if problem := _errors(rules, candidate, predecessor) or _latency(rules, candidate, predecessor, baked):
         return Decision("back", problem, figures)
-    if elapsed_seconds < rules.bake_seconds + COUNTED_AFTER_SECONDS:
+    if not baked:
         return Decision("wait", f"baking: {elapsed_seconds:.1f} of {rules.bake_seconds:g} s", figures)
     if candidate.requests < rules.min_requests:
         text = f"waiting for traffic: {candidate.requests} of {rules.min_requests} requests"
@@ -134,11 +145,12 @@ def _errors(rules: Rules, candidate: Side, predecessor: Side | None) -> str | No
     )
 
 
-def _latency(rules: Rules, candidate: Side, predecessor: Side | None) -> str | None:
+def _latency(rules: Rules, candidate: Side, predecessor: Side | None, baked: bool) -> str | None:
     if (
         rules.max_p99_ms is not None
         and candidate.requests >= MIN_FOR_P50
         and (candidate.p99_ms or 0) > rules.max_p99_ms
+        and _lasts(candidate, rules.max_p99_ms, baked)
     ):
         return f"p99 was {candidate.p99_ms:.1f} ms; the limit is {rules.max_p99_ms:g} ms"
     if predecessor is None:
@@ -149,12 +161,19 @@ def _latency(rules: Rules, candidate: Side, predecessor: Side | None) -> str | N
     ):
         if min(candidate.requests, predecessor.requests) < least or ours is None or theirs is None:
             continue
-        if ours > theirs * rules.max_latency_ratio and ours - theirs > slower:
+        limit = max(theirs * rules.max_latency_ratio, theirs + slower)
+        if ours > limit and (name == "p50" or _lasts(candidate, limit, baked)):
             return (
                 f"{name} was {ours:.1f} ms against {theirs:.1f} ms before; "
                 f"the limit is {rules.max_latency_ratio:g} times as much"
             )
     return None
+
+
+def _lasts(candidate: Side, limit_ms: float, baked: bool) -> bool:
+    """Whether the candidate's p99 was above the limit again and again."""
+    slow = sum(each > limit_ms for each in candidate.p99s_ms)
+    return slow >= (min(MIN_SLOW_PERIODS, len(candidate.p99s_ms)) if baked else MIN_SLOW_PERIODS)
 
 
 def _good(candidate: Side, predecessor: Side | None) -> str:
