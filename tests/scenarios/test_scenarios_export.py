@@ -52,7 +52,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     running.start()
     try:
         assert running.run(boxes.project(loop_toml=LOOP, predict_py=PREDICT))["status"] == "Succeeded"
-        until(lambda: running.call("GET", "/api/live")["items"], "boxes serves")
+        until(lambda: running.ask("GET", "/api/endpoints/boxes").json.get("status") == "InService", "boxes serves", 60)
         yield running
     finally:
         running.stop()

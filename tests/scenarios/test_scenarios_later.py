@@ -50,7 +50,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     try:
         found = running.run(boxes.project(loop_toml=LOOP, predict_py=PREDICT))
         assert found["status"] == "Succeeded", found
-        until(lambda: running.call("GET", "/api/live")["items"], "boxes serves")
+        until(lambda: running.ask("GET", "/api/endpoints/boxes").json.get("status") == "InService", "boxes serves", 60)
         yield running
     finally:
         running.stop()
