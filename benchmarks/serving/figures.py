@@ -8,6 +8,7 @@ from servers import PEERS_TABLE
 CONNECTIONS = (1, 16, 64)
 MODELS = ("logistic", "boosting", "network")
 FULL, BARE, OFF, CODE, LIMIT = "loopline", "loopline-bare", "loopline-off", "loopline-code", "predict"
+ECHO = "echo"
 LABELS = {
     FULL: "loopline: key, capture, metrics, drift",
     BARE: "loopline: no key, no capture",
@@ -49,6 +50,29 @@ def _p50(results: Results, server: str) -> float | None:
     return None if found is None else float(found["p50_ms"])
 
 
+def limit_us(results: Results) -> float | None:
+    """What a request costs where nothing is done but what must be: the echo of its HTTP on the same stack, its JSON to
+    numbers and a number to JSON, its share of a prediction of 64 rows. Microseconds of processor time."""
+    echo, alone = _cpu(results, ECHO), results.get(f"{JUDGED}/{LIMIT}", {})
+    if echo is None or "codec_us" not in alone:
+        return None
+    return echo + float(alone["codec_us"]) + float(alone["us_per_row_of_64"])
+
+
+def shares(results: Results) -> list[str]:
+    """What the limit is made of, and how far everything is from HTTP alone, which no model can be part of."""
+    limit, alone, echo = limit_us(results), results.get(f"{JUDGED}/{LIMIT}", {}), _cpu(results, ECHO)
+    if limit is None or echo is None:
+        return []
+    parts = f"echo {echo:.1f} + JSON {alone['codec_us']:.1f} + predict / 64 {alone['us_per_row_of_64']:.1f}"
+    found = [f"the limit: {limit:.1f} us a request = {parts}"]
+    for name in (FULL, BARE, OFF):
+        cpu = _cpu(results, name)
+        if cpu is not None:
+            found.append(f"{LABELS[name]}: {cpu:.1f} us, {limit / cpu:.0%} of the limit, {echo / cpu:.0%} of the echo")
+    return found
+
+
 def _ratio(above: float | None, below: float | None) -> float | None:
     return None if above is None or not below else above / below
 
@@ -58,7 +82,8 @@ def targets(results: Results) -> list[Target]:
     peers = [peer.name for peer in PEERS_TABLE if not peer.limit]
     tuned = [cpu for name in peers if name != "fastapi-document" and (cpu := _cpu(results, name)) is not None]
     fastest = [p50 for name in peers if (p50 := _p50(results, name)) is not None]
-    full, bare, off, echo = (_cpu(results, name) for name in (FULL, BARE, OFF, "echo"))
+    full, bare, off = (_cpu(results, name) for name in (FULL, BARE, OFF))
+    limit = limit_us(results)
     return [
         Target(
             "best_peer",
@@ -69,8 +94,8 @@ def targets(results: Results) -> list[Target]:
         Target(
             "document", "... times those of a data frame a request", 30, _ratio(_cpu(results, "fastapi-document"), full)
         ),
-        Target("echo", "... share of the echo's", 0.35, _ratio(echo, full)),
-        Target("echo_bare", "... share of the echo's, without key and capture", 0.45, _ratio(echo, bare)),
+        Target("limit", "... share of the limit", 0.35, _ratio(limit, full)),
+        Target("limit_bare", "... share of the limit, without key and capture", 0.45, _ratio(limit, bare)),
         Target("watching", "... share of those without capture, metrics and drift", 0.8, _ratio(off, full)),
         Target(
             "p50",
@@ -140,7 +165,11 @@ def _row(model: str, server: str, found: dict[str, Any]) -> list[str]:
     foreign = max((run.get("foreign", 0.0) for run in runs.values()), default=0.0)
     errors = sum(run.get("errors", 0) for run in runs.values())
     notes = [f"{errors} errors"] if errors else []
-    notes += [f"64 rows a call: {found['us_per_row_of_64']:.2f} us a row"] if "us_per_row_of_64" in found else []
+    notes += (
+        [f"64 rows a call: {found['us_per_row_of_64']:.2f} us a row, JSON {found['codec_us']:.2f} us"]
+        if "codec_us" in found
+        else []
+    )
     notes += [f"disturbed: {foreign:.1f} cores elsewhere"] if foreign > DISTURBED else []
     return [*cells, ", ".join(notes)]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,15 @@ class Stage:
     def running(self) -> int:
         return sum(child["state"] == "running" for child in self.servers())
 
+    def strangers(self) -> set[int]:
+        """Living children of the supervisor that it does not know: servers that nobody asked for any more."""
+        below = {int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if _parent(path) == self.platform.pid}
+        return below - {child["pid"] for child in self.children().values()}
+
+    def only_known(self) -> None:
+        """Who is started is told to the supervisor at once, and told by it a little later."""
+        until(lambda: not self.strangers(), "the supervisor knows all of its children", 60)
+
     def published(self) -> int:
         document = json.loads((self.platform.folder / "snapshot.json").read_bytes())
         return len(document["endpoints"]["boxes"]["variants"][0]["servers"])
@@ -63,7 +73,7 @@ class Stage:
     def scale(self, least: int, most: int, target: float = 50) -> None:
         body = {"min": least, "max": most, "target_in_flight": target}
         path = "/api/endpoints/boxes/scaling"
-        until(lambda: self.platform.ask("PUT", path, body).status == 200, "control is there", 30)
+        until(lambda: self.platform.ask("PUT", path, body).status == 200, "control is there", 60)
 
     def predict(self) -> tuple[int, Any]:
         answer = self.platform.predict(ROW)
@@ -131,19 +141,29 @@ def test_a_first_request_is_served_from_a_fork_while_control_is_down(stage: Stag
 
 def test_without_a_forkserver_the_first_request_is_served_by_a_new_interpreter(stage: Stage) -> None:
     stage.asleep()
-    name = next(child["id"] for child in stage.children().values() if child["kind"] == "forkserver")
-    stage.kill(name, signal.SIGSTOP)  # it is there, and does not answer
+    forkserver = next(child for child in stage.children().values() if child["kind"] == "forkserver")
+    os.kill(forkserver["pid"], signal.SIGSTOP)  # it is there, and does not answer
     try:
         assert stage.predict() == (200, RIGHT)
         (server,) = stage.servers()
         assert server["forked"] is False
     finally:
-        stage.kill(name, signal.SIGCONT)
-    assert stage.running() == 1  # what the forkserver was asked before is not started after all
+        os.kill(forkserver["pid"], signal.SIGCONT)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(60)
+        asking.connect(str(stage.run_dir / "fork" / f"{forkserver['id']}.sock"))
+        asking.sendall(b'{"status": true}\n')
+        assert json.loads(asking.recv(4096))["pid"] == forkserver["pid"]  # so it has come to what it was asked before
+    stage.only_known()  # and that is not started after all
+    assert stage.predict() == (200, RIGHT)
+    (server,) = stage.servers()
+    assert server["restarts"] == 0
 
 
 def test_a_gateway_that_dies_during_a_cold_start_takes_nobody_else_along(stage: Stage) -> None:
     stage.asleep()
+    before = stage.children()
+    (sleeping,) = stage.servers()
     answers: list[Any] = []
 
     def ask() -> None:
@@ -155,13 +175,16 @@ def test_a_gateway_that_dies_during_a_cold_start_takes_nobody_else_along(stage: 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    until(lambda: stage.servers()[0]["state"] != "asleep", "somebody asked", 30)
+    until(lambda: stage.servers()[0] != sleeping, "somebody asked", 60)
     stage.kill("gateway-0")
     for thread in threads:
         thread.join(60)
+    assert len(answers) == len(threads)
     assert all(answer == (200, RIGHT) or isinstance(answer, OSError) for answer in answers)
-    until(lambda: stage.predict() == (200, RIGHT), "the next gateway serves", 30)
-    assert stage.running() == 1
+    until(lambda: stage.predict() == (200, RIGHT), "the next gateway serves", 60)
+    ends = {name: child["restarts"] - before[name]["restarts"] for name, child in stage.children().items()}
+    assert {name: count for name, count in ends.items() if count} == {"gateway-0": 1}
+    stage.only_known()
 
 
 def test_load_brings_servers_and_its_end_takes_all_of_them_away(stage: Stage) -> None:
@@ -228,7 +251,13 @@ def _start_again(stage: Stage) -> None:
 
 
 def _alive(pid: int) -> bool:
+    return _parent(Path(f"/proc/{pid}/stat")) is not None
+
+
+def _parent(stat: Path) -> int | None:
+    """Of a living process; None where there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else int(parent)
