@@ -1,5 +1,7 @@
 """Both statements of the frame contract, the gateway's and the model server's."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def pieces(stream, data):
 
 
 def test_the_constants_agree():
-    for name in ("PREDICT", "PING", "CALL", "MAX_FRAME_BYTES"):
+    for name in ("PREDICT", "PING", "CALL", "MANY", "MAX_FRAME_BYTES", "MAX_TOGETHER", "MAX_TOGETHER_BYTES"):
         assert getattr(near, name) == getattr(far, name)
     for name in ("HEAD", "TEXT", "ANSWER"):
         assert getattr(near, name).format == getattr(far, name).format
@@ -54,6 +56,81 @@ def test_answers_survive_any_cut_of_the_stream_and_answers_to_pings_are_passed_o
     for piece in pieces(stream, data):
         found += reader.feed(piece)
     assert found == answers
+
+
+def read_all(frames):
+    """(number, content type, request id, body) of the requests in these frames, as a model server takes them."""
+    found = []
+    for frame in frames:
+        calls = far.decode_many(frame.payload) if frame.kind == far.MANY else [far.decode_predict(frame.payload)]
+        found += [(frame.id + place, *call) for place, call in enumerate(calls)]
+    return found
+
+
+@given(
+    st.integers(0, 2**60),
+    TYPES,
+    st.lists(st.tuples(st.sampled_from([b"rq_1", b"rq_2", b"long"]), st.binary(max_size=300)), min_size=1, max_size=9),
+    st.data(),
+)
+def test_requests_that_leave_together_are_one_frame_and_survive_any_cut(first, content_type, requests, data):
+    ids, bodies = [each for each, _ in requests], [body for _, body in requests]
+    stream = b"".join(near.predict_frames(first, content_type, ids, bodies))
+    reader = far.FrameReader()
+    found = [frame for piece in pieces(stream, data) for frame in reader.feed(piece)]
+    assert len(found) == 1
+    assert read_all(found) == [(first + place, content_type, *request) for place, request in enumerate(requests)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "bodies", "frames"),
+    [
+        ([b"a", b"bc"], [b"1", b"2"], 2),
+        ([b"a", b"b"], [b"x" * near.MAX_TOGETHER_BYTES, b"y"], 2),
+        ([b""] * 3, [b"1", b"2", b"3"], 1),
+        ([b"a"] * near.MAX_TOGETHER, [b"1"] * near.MAX_TOGETHER, 1),
+        ([b"a"] * (near.MAX_TOGETHER + 1), [b"1"] * (near.MAX_TOGETHER + 1), near.MAX_TOGETHER + 1),
+    ],
+    ids=["ids of two lengths", "a large body", "no ids", "as many as may be", "one more"],
+)
+def test_requests_that_do_not_fit_together_leave_one_by_one(ids, bodies, frames):
+    stream = b"".join(near.predict_frames(5, b"a/b", ids, bodies))
+    found = far.FrameReader().feed(stream)
+    assert len(found) == frames
+    together = list(zip(range(5, 5 + len(ids)), [b"a/b"] * len(ids), ids, bodies, strict=True))
+    assert read_all(found) == together
+
+
+@given(
+    st.lists(st.tuples(IDS, st.integers(200, 599), st.binary(max_size=300)), min_size=1, max_size=9), TYPES, st.data()
+)
+def test_answers_that_leave_together_survive_any_cut(answers, content_type, data):
+    stream = far.encode_answers(content_type, *(list(column) for column in zip(*answers, strict=True)))
+    reader = near.AnswerReader()
+    found = [answer for piece in pieces(stream, data) for answer in reader.feed(piece)]
+    assert found == [(number, status, content_type, body) for number, status, body in answers]
+
+
+@pytest.mark.parametrize("sizes", [[near.MAX_TOGETHER_BYTES, 1], [1] * (near.MAX_TOGETHER + 1)], ids=["large", "many"])
+def test_answers_that_do_not_fit_together_leave_one_by_one(sizes):
+    answers = [(number, 200, bytes(size)) for number, size in enumerate(sizes)]
+    stream = far.encode_answers(b"a/b", *(list(column) for column in zip(*answers, strict=True)))
+    assert [frame.kind for frame in far.FrameReader().feed(stream)] == [far.PREDICT] * len(sizes)
+    assert near.AnswerReader().feed(stream) == [(number, 200, b"a/b", body) for number, _, body in answers]
+
+
+@given(st.data())
+def test_a_damaged_frame_of_several_is_refused_or_read_whole(data):
+    requests = b"".join(near.predict_frames(1, b"a/b", [b"id1", b"id2"], [b"12", b"345"]))[near.HEAD.size :]
+    answers = far.encode_answers(b"a/b", [1, 2], [200, 404], [b"12", b"345"])[near.HEAD.size :]
+    for whole in (requests, answers):
+        at = data.draw(st.integers(0, len(whole) - 1))
+        damaged = whole[:at] + data.draw(st.sampled_from([b"", b"\x00", b"\xff", b"\x01\x02"])) + whole[at + 1 :]
+        with contextlib.suppress(far.FrameError):
+            assert sum(len(body) for _, _, body in far.decode_many(damaged)) <= len(damaged)
+        with contextlib.suppress(Corrupt):
+            found = near.AnswerReader().feed(near.HEAD.pack(9 + len(damaged), 1, near.MANY) + damaged)
+            assert all(200 <= status <= 599 for _, status, _, _ in found)
 
 
 @given(st.binary(max_size=200), st.data())

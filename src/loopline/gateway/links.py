@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from loopline.domain.frames import LEAVING, AnswerReader, predict_parts
+from loopline.domain.frames import LEAVING, AnswerReader, predict_frames
 from loopline.errors import Corrupt
 from loopline.gateway.logs import log
 
@@ -72,7 +72,10 @@ class Link(asyncio.Protocol):
         self._unasked = 0  # answers on this connection that nobody waited for
         self._process = 0  # the pid at the other end
         self._sick_process = 0
-        self._out: list[bytes] = []
+        self._kind = b""  # the content type of what leaves at the end of this turn of the event loop: `_ids`, `_bodies`
+        self._ids: list[bytes] = []
+        self._bodies: list[bytes] = []
+        self._out: list[bytes] = []  # what leaves before them
         self._retired = False
         self._closed = asyncio.Event()
         self._leaving = False
@@ -150,7 +153,7 @@ class Link(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         self.connected = False
         self._transport = None
-        self._out.clear()
+        self._forget_unsent()
         self._closed.set()
         pending, self.pending = self.pending, {}
         if pending and not self._retired:
@@ -170,14 +173,32 @@ class Link(asyncio.Protocol):
         self.pending[number] = waiting
         if waiting.deadline < self._soonest:  # noqa: PLR1730 - min() costs four times as much
             self._soonest = waiting.deadline
-        if not self._out:
+        if not self._bodies:
+            self._kind = content_type
             self._loop.call_soon(self._flush)
-        self._out += predict_parts(number, content_type, request_id, body)
+        elif content_type != self._kind:
+            self._put_together(number)
+            self._kind = content_type
+        self._ids.append(request_id)
+        self._bodies.append(body)
+
+    def _put_together(self, following: int) -> None:
+        """Make frames of the requests before ``following``."""
+        count = len(self._bodies)
+        self._out += predict_frames(following - count, self._kind, self._ids, self._bodies)
+        self._ids.clear()
+        self._bodies.clear()
 
     def _flush(self) -> None:
-        if self._transport is not None and self._out:
+        if self._transport is not None and self._bodies:
+            self._put_together(self._next_id + 1)
             self._transport.write(b"".join(self._out))
+        self._forget_unsent()
+
+    def _forget_unsent(self) -> None:
         self._out.clear()
+        self._ids.clear()
+        self._bodies.clear()
 
     def _count_unasked(self) -> None:
         """Pass over an answer that nobody waits for any more. Raises ``Corrupt`` for a flood of them, which would keep

@@ -4,11 +4,19 @@ Big-endian. A predict request's payload is ``u16 length | content type | u8 leng
 ``u16 HTTP status | u16 length | content type | body``; a ping and its answer carry none. An answer to request 0, which
 nobody asked, says that the server is about to end: the gateway sends it nothing more, and closes when the last answer
 has come. A function asks an endpoint by a call, ``u8 length | endpoint | u16 length | content type | u32 ms | body``,
-with a number of its own; the gateway's reply has that number, and the payload of an answer. ``loopline.domain.frames``
-states the same contract for the gateway; a test holds the two together.
+with a number of its own; the gateway's reply has that number, and the payload of an answer.
+
+Requests that leave together are one frame of kind 4, ``u16 length | content type | u16 count | u8 length of an id | ids
+| u32 length of each body | bodies``: the frame's id is the first request's, the others follow it one by one. Answers
+that leave together are one, too, to a gateway that has sent such a frame: ``u16 length | content type | u16 count | u64
+request each | u16 status each | u32 length of each body | bodies``.
+``loopline.domain.frames`` states the same contract for the gateway; a test holds the two together.
 """
 
 import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 HEAD = struct.Struct(">IQB")
@@ -18,8 +26,12 @@ WAIT = struct.Struct(">I")
 PREDICT = 1
 PING = 2
 CALL = 3
+MANY = 4
 LEAVING = 0  # the request whose answer says that the server is about to end
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_TOGETHER = 1024  # requests in one frame
+MAX_TOGETHER_BYTES = 1024 * 1024  # larger bodies are not copied once more to stand together
+_COUNTS = struct.Struct(">HB")
 _REST = HEAD.size - 4
 _REPLY = struct.Struct(">IQBHH")
 _tuple = tuple.__new__  # what a named tuple's own constructor does, at a third of its price
@@ -81,6 +93,31 @@ def encode_answer(number: int, status: int, content_type: bytes, body: bytes) ->
     return b"%b%b%b" % (_REPLY.pack(_REST + 4 + size + len(body), number, PREDICT, status, size), content_type, body)
 
 
+def encode_answers(
+    content_type: bytes, numbers: Sequence[int], statuses: Sequence[int], bodies: Sequence[bytes]
+) -> bytes:
+    """The answers to predict requests, one frame where they fit into one."""
+    lengths = list(map(len, bodies))
+    size, count = sum(lengths), len(bodies)
+    if count == 1 or size > MAX_TOGETHER_BYTES or count > MAX_TOGETHER:
+        answers = zip(numbers, statuses, bodies, strict=True)
+        return b"".join([encode_answer(number, status, content_type, body) for number, status, body in answers])
+    packed = _answers_head(count).pack(*numbers, *statuses, *lengths)
+    text = TEXT.pack(len(content_type)) + content_type + TEXT.pack(count)
+    more = _REST + len(text) + len(packed) + size
+    return b"".join((HEAD.pack(more, numbers[0], MANY), text, packed, *bodies))
+
+
+@lru_cache(maxsize=MAX_TOGETHER)
+def _lengths(count: int) -> struct.Struct:
+    return struct.Struct(f">{count}I")
+
+
+@lru_cache(maxsize=MAX_TOGETHER)
+def _answers_head(count: int) -> struct.Struct:
+    return struct.Struct(f">{count}Q{count}H{count}I")
+
+
 def encode_call(number: int, endpoint: bytes, content_type: bytes, milliseconds: int, body: bytes) -> bytes:
     """A function's question to an endpoint, which waits for so long."""
     head = b"%c%b%b%b" % (len(endpoint), endpoint, TEXT.pack(len(content_type)), content_type)
@@ -109,3 +146,24 @@ def decode_predict(payload: bytes) -> tuple[bytes, bytes, bytes]:
     if after > size:
         raise FrameError("a predict frame that is cut short")
     return payload[TEXT.size : end], payload[start:after], payload[after:]
+
+
+def decode_many(payload: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """(content type, request id, body) of each request in a frame of several. Raises ``FrameError``."""
+    try:
+        end = TEXT.size + TEXT.unpack_from(payload)[0]
+        count, each = _COUNTS.unpack_from(payload, end)
+        if count > MAX_TOGETHER:
+            raise FrameError(f"{count} requests in one frame; there may be {MAX_TOGETHER}")
+        first = end + _COUNTS.size
+        after = first + count * each
+        lengths = _lengths(count).unpack_from(payload, after)
+    except struct.error:
+        raise FrameError("a predict frame that is cut short") from None
+    begin = after + 4 * count
+    if not count or begin + sum(lengths) != len(payload):
+        raise FrameError("a predict frame whose parts do not add up")
+    kind = payload[TEXT.size : end]
+    ids = [payload[at : at + each] for at in range(first, after, each)] if each else [b""] * count
+    bodies = [payload[start:stop] for start, stop in pairwise(accumulate(lengths, initial=begin))]
+    return [(kind, id_, body) for id_, body in zip(ids, bodies, strict=True)]

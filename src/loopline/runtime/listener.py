@@ -23,14 +23,17 @@ from .batches import Answer
 from .frames import (
     CALL,
     LEAVING,
+    MANY,
     MAX_FRAME_BYTES,
     PING,
     PREDICT,
     FrameError,
     FrameReader,
+    decode_many,
     decode_predict,
     decode_reply,
     encode_answer,
+    encode_answers,
     encode_call,
     encode_frame,
 )
@@ -63,6 +66,7 @@ class Connection:
         self.unsent = bytearray()
         self.watched = _IN
         self.closed = False
+        self.together = False  # the gateway sends several requests in a frame, and takes several answers in one
 
 
 class Listener:
@@ -241,7 +245,12 @@ class Listener:
         self._waiting_bytes += size
         try:
             for number, kind, payload in connection.reader.feed(bytes(self._view[:size])):
-                if kind == PREDICT:
+                if kind == MANY:
+                    calls = decode_many(payload)
+                    self._calls += calls
+                    self._owners += [(connection, each) for each in range(number, number + len(calls))]
+                    connection.together = True
+                elif kind == PREDICT:
                     self._calls.append(decode_predict(payload))
                     self._owners.append((connection, number))
                 else:
@@ -260,18 +269,25 @@ class Listener:
             raise FrameError(f"unknown frame kind {kind}")
 
     def _send(self, owners: list[tuple[Connection, int]], answers: list[Answer]) -> None:
-        by_connection: dict[Connection, list[bytes]] = {}
+        sent: dict[Connection, tuple[list[int], list[int], list[bytes]]] = {}
         for (connection, number), (status, body) in zip(owners, answers, strict=True):
             if len(body) > MAX_ANSWER_BYTES:
                 message = "the predictions are larger than an answer may be"
                 status, body = 500, error_body("model_error", message)  # noqa: PLW2901
-            frame = encode_answer(number, status, JSON_TYPE, body)
-            if connection in by_connection:
-                by_connection[connection].append(frame)
+            if connection not in sent:
+                sent[connection] = ([], [], [])
+            numbers, statuses, bodies = sent[connection]
+            numbers.append(number)
+            statuses.append(status)
+            bodies.append(body)
+        for connection, (numbers, statuses, bodies) in sent.items():
+            if connection.together:
+                self._write(connection, encode_answers(JSON_TYPE, numbers, statuses, bodies))
             else:
-                by_connection[connection] = [frame]
-        for connection, frames in by_connection.items():
-            self._write(connection, frames[0] if len(frames) == 1 else b"".join(frames))
+                parts = zip(numbers, statuses, bodies, strict=True)
+                self._write(
+                    connection, b"".join([encode_answer(n, status, JSON_TYPE, body) for n, status, body in parts])
+                )
 
     def _write(self, connection: Connection, data: bytes) -> None:
         """Send, and keep what the gateway does not take yet."""
