@@ -58,6 +58,7 @@ _FIXED = {  # HEADER and _COMPACT as a type of numpy
     "offsets": [4, 8, 12, 16, 17, 19, 46],
     "itemsize": HEADER.size + _COMPACT.size,
 }
+_HEADER_SIZE, _COMPACT_SIZE = HEADER.size, _COMPACT.size
 _MAX_LATENCY = 2**32 - 1
 _MAX_CONTEXTS = 4096
 _contexts: dict[bytes, dict[str, Any]] = {}
@@ -160,23 +161,23 @@ def read_columns(data: bytes) -> tuple[Columns, int]:
     known: dict[bytes, int] = {}
     starts: list[int] = []
     numbers: list[int] = []
-    while size - at >= HEADER.size:
+    last, number = b"", -1  # the context of the record before, which most records share
+    while size - at >= _HEADER_SIZE:
         crc, meta_length, body_length, answer_length = unpack(data, at)
-        if meta_length > MAX_META_BYTES or body_length > MAX_PART_BYTES or answer_length > MAX_PART_BYTES:
-            break
-        meta = at + HEADER.size
+        meta = at + _HEADER_SIZE
         body = meta + meta_length
         end = body + body_length + answer_length
-        if end > size or crc32(view[at + 4 : end]) != crc:
+        if end > size or crc32(view[at + 4 : end]) != crc or meta_length > MAX_META_BYTES:
             break
-        raw = data[meta + _COMPACT.size if meta_length >= _COMPACT.size and data[meta] == COMPACT else meta : body]
-        number = known.get(raw)
-        if number is None:
-            context = _context(raw)
-            if context is None:
-                break
-            number = known[raw] = len(contexts)
-            contexts.append(context)
+        raw = data[meta + _COMPACT_SIZE if meta_length >= _COMPACT_SIZE and data[meta] == COMPACT else meta : body]
+        if raw != last or number < 0:
+            last, number = raw, known.get(raw, -1)
+            if number < 0:
+                context = _context(raw)
+                if context is None:
+                    break
+                number = known[raw] = len(contexts)
+                contexts.append(context)
         starts.append(at)
         numbers.append(number)
         at = end

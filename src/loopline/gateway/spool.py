@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loopline.gateway.logs import log
 
-FLUSH_BYTES = 1024 * 1024
+FLUSH_BYTES = 128 * 1024  # what is put together stays in the processor's cache
 SEGMENT_BYTES = 8 * 1024 * 1024
 SEGMENT_SECONDS = 60.0
 WAITING_BYTES = 16 * 1024 * 1024  # what a disk that does not answer may make the gateway hold

@@ -23,7 +23,7 @@ from loopline.domain.drift import DriftPolicy, DriftReport, report
 from loopline.errors import InvalidInput
 from loopline.monitor.rows import Column, RowReader, read_answers
 
-MAX_ROWS_PER_SECOND = 20_000  # of one variant; the rest of a second is counted but not looked at
+MAX_ROWS_PER_SECOND = 10_000  # of one variant; others are counted and not looked at: a minute rests on 600,000 rows
 MAX_BUFFERED_ROWS = 4096
 MANY_REQUESTS = 256  # are read at once: a larger text costs more than it saves
 MANY_SECONDS = 64  # gateways may be apart by this much
