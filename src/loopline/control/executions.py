@@ -25,30 +25,34 @@ def begin(
     ctx: Context,
     tx: Tx,
     *,
-    project: Row,
-    push: Row,
+    project: str,
     pipeline: Row,
-    environment: Row,
     parameters: dict[str, Any],
-    targets: dict[str, Any],
     trigger: dict[str, Any],
     actor: str,
+    push: Row | None = None,
+    environment: Row | None = None,
+    targets: dict[str, Any] | None = None,
     delivery: str | None = None,
     use_cache: bool = True,
     max_parallel: int = 4,
 ) -> Row:
-    """Create an execution with its steps and its run, and move it on. ``parameters`` are checked already."""
+    """Create an execution with its steps and its run, and move it on. ``parameters`` are checked already.
+
+    Of a project its pipeline runs with a push's files in an environment; of no project (``project`` = "") the steps
+    bring what they need themselves.
+    """
     index = specs.index(ctx, pipeline)
-    assets = specs.pin_assets(tx, project["name"], index)
+    assets = specs.pin_assets(tx, project, index)
     execution = records.create(
         tx,
         "execution",
         actor=actor,
-        project=project["name"],
+        project=project,
         pipeline=pipeline["name"],
         pipeline_version=pipeline["version"],
-        push=push["id"],
-        environment=environment["id"],
+        push=push and push["id"],
+        environment=environment and environment["id"],
         parameters=parameters,
         targets=targets,
         assets=assets,
@@ -60,16 +64,17 @@ def begin(
     )
     run = tracking.start(
         tx,
-        project=project["name"],
+        project=project,
+        experiment=project or pipeline["name"],
         name=f"{pipeline['name']} {execution['id'][-6:]}",
         actor=actor,
         execution=execution["id"],
         parameters=parameters,
         inputs=[{"asset": f"{a['name']}:{a['version']}", "digest": a["sha256"]} for a in assets],
-        commit=push["commit"],
-        dirty=push["dirty"],
-        tree=push["tree"],
-        environment=environment["key"],
+        commit=push and push["commit"],
+        dirty=bool(push and push["dirty"]),
+        tree=push and push["tree"],
+        environment=environment and environment["key"],
         host=ctx.host,
     )
     tx.execute(
