@@ -40,6 +40,13 @@ class TooLarge(InvalidInput):
     status = 413
 
 
+class RangeNotSatisfiable(InvalidInput):
+    """None of the bytes that are asked for is there."""
+
+    code = "range_not_satisfiable"
+    status = 416
+
+
 class Unauthenticated(LooplineError):
     """A valid API key is needed: send it as `Authorization: Bearer KEY`."""
 
@@ -66,6 +73,13 @@ class Conflict(LooplineError):
 
     code = "conflict"
     status = 409
+
+
+class PreconditionFailed(Conflict):
+    """What the caller demanded of the record is not so."""
+
+    code = "precondition_failed"
+    status = 412
 
 
 class IllegalMove(Conflict):
@@ -133,3 +147,15 @@ class Timeout(LooplineError):
     code = "timeout"
     status = 504
     exit_code = 4
+
+
+class AwsError(LooplineError):
+    """The request was refused in words that a client of AWS knows."""
+
+    status: int  # type: ignore[misc]
+
+    def __init__(self, name: str, message: str, status: int = 400) -> None:
+        """``name``: AWS's code, such as ``ValidationException``."""
+        super().__init__(message)
+        self.name = name
+        self.status = status

@@ -107,6 +107,23 @@ class CompilationStatus(StrEnum):
     FAILED = "Failed"
 
 
+class ServableStatus(StrEnum):
+    """What a variant runs without being a version: its files are unpacked and its environment is built first."""
+
+    PENDING = "Pending"
+    READY = "Ready"
+    FAILED = "Failed"
+    DELETED = "Deleted"
+
+
+class UploadStatus(StrEnum):
+    """An object that comes in parts."""
+
+    OPEN = "Open"
+    COMPLETED = "Completed"
+    ABORTED = "Aborted"
+
+
 class EndpointStatus(StrEnum):
     """An endpoint as a whole."""
 
@@ -221,6 +238,8 @@ _N, _W, _O, _L, _D, _T = EndpointStatus, VariantStatus, RolloutStatus, AlarmStat
 _C = CheckupStatus
 _K = CompilationStatus
 _B, _I = BatchStatus, InvocationStatus
+_Y = UploadStatus
+_Q = ServableStatus
 
 # noun -> status -> what may follow. A status that nothing follows is terminal. A noun's first key is where it begins,
 # unless INITIAL says more.
@@ -317,6 +336,15 @@ MOVES: dict[str, Moves] = {
             _K.FAILED: (),
         }
     ),
+    "servable": _moves(
+        {
+            _Q.PENDING: (_Q.READY, _Q.FAILED, _Q.DELETED),
+            _Q.READY: (_Q.DELETED,),
+            _Q.FAILED: (_Q.PENDING, _Q.DELETED),
+            _Q.DELETED: (),
+        }
+    ),
+    "upload": _moves({_Y.OPEN: (_Y.COMPLETED, _Y.ABORTED), _Y.COMPLETED: (), _Y.ABORTED: ()}),
     "endpoint": _moves(
         {
             _N.CREATING: (_N.IN_SERVICE, _N.FAILED, _N.DELETED),
@@ -437,6 +465,8 @@ TERMINAL: dict[str, frozenset[str]] = {
     "evaluation": frozenset({_G.PASSED, _G.REFUSED, _G.FAILED}),
     "compilation": frozenset({_K.PASSED, _K.REFUSED, _K.FAILED}),
     "function": frozenset({_F.READY, _F.FAILED, _F.DELETED}),
+    "servable": frozenset({_Q.READY, _Q.FAILED, _Q.DELETED}),
+    "upload": frozenset({_Y.COMPLETED, _Y.ABORTED}),
     "rollout": frozenset({_O.SUCCEEDED, _O.ROLLED_BACK, _O.FAILED}),
     "test_run": frozenset({_C.PASSED, _C.FAILED, _C.STOPPED}),
     "batch": frozenset({_B.SUCCEEDED, _B.FAILED, _B.STOPPED}),

@@ -17,7 +17,21 @@ from loopline.store.schema import NOUNS
 
 # What an event need not repeat: it is large, or it is a secret's digest.
 _LEFT_OUT = frozenset(
-    {"sha256", "spec", "baseline", "warmup", "body", "lock", "requirements", "sealed", "loop", "cases", "results"}
+    {
+        "sha256",
+        "spec",
+        "baseline",
+        "warmup",
+        "body",
+        "lock",
+        "requirements",
+        "sealed",
+        "loop",
+        "cases",
+        "results",
+        "parts",
+        "variables",
+    }
 )
 
 _PREFIXES = {
@@ -37,6 +51,7 @@ _PREFIXES = {
     "evaluation": "el",
     "compilation": "co",
     "alias": "al",
+    "servable": "sb",
     "endpoint": "ep",
     "variant": "va",
     "rollout": "ro",
@@ -51,6 +66,9 @@ _PREFIXES = {
     "topic": "to",
     "subscription": "su",
     "delivery": "de",
+    "bucket": "bu",
+    "object": "ob",
+    "upload": "up",
     "user": "us",
     "key": "ke",
 }

@@ -7,10 +7,12 @@ Every record that has a life of its own has ``id``; those with a status have ``s
 from sqlalchemy import Table
 
 from loopline.store.schema.columns import metadata
+from loopline.store.schema.objects import buckets, objects, upload_parts, uploads
 from loopline.store.schema.serving import (
     alarms,
     aliases,
     batches,
+    blobs,
     compilations,
     deliveries,
     endpoint_tests,
@@ -21,12 +23,12 @@ from loopline.store.schema.serving import (
     invocations,
     labels,
     models,
-    objects,
     reports,
     retrainings,
     rollouts,
     scores,
     series,
+    servables,
     snapshots,
     subscriptions,
     test_runs,
@@ -71,6 +73,8 @@ __all__ = [
     "attempts",
     "audit",
     "batches",
+    "blobs",
+    "buckets",
     "cache",
     "compilations",
     "consumers",
@@ -104,6 +108,7 @@ __all__ = [
     "scores",
     "secrets",
     "series",
+    "servables",
     "snapshots",
     "spools",
     "steps",
@@ -112,6 +117,8 @@ __all__ = [
     "topics",
     "traffic",
     "triggers",
+    "upload_parts",
+    "uploads",
     "users",
     "variants",
     "versions",
@@ -136,6 +143,7 @@ NOUNS: dict[str, Table] = {
     "evaluation": evaluations,
     "compilation": compilations,
     "alias": aliases,
+    "servable": servables,
     "endpoint": endpoints,
     "variant": variants,
     "rollout": rollouts,
@@ -150,4 +158,7 @@ NOUNS: dict[str, Table] = {
     "topic": topics,
     "subscription": subscriptions,
     "delivery": deliveries,
+    "bucket": buckets,
+    "object": objects,
+    "upload": uploads,
 }

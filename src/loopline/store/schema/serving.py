@@ -40,6 +40,7 @@ versions = Table(
     text_("step"),
     text_("run"),
     text_("evaluation"),  # the latest finished one
+    text_("servable"),  # what serves it, where it was made of files and not by a pipeline
     json_("copied_from"),
     text_("requested_by", null=False),
     time_("created_at", null=False),
@@ -111,6 +112,28 @@ aliases = Table(
 
 # -- traffic ----------------------------------------------------------------------------------------------------------
 
+servables = Table(
+    "servables",  # what a variant runs: model files, code and an environment
+    metadata,
+    id_(),
+    status_(),
+    Column("name", String(63), nullable=True, unique=True),  # null: it belongs to a version, or was deleted
+    text_("version"),  # the version's id; null is ungated
+    Column("model", String(63), nullable=True),
+    Column("number", Integer, nullable=True),
+    text_("image"),  # what its creator called the environment
+    text_("handler", null=False),
+    text_("program"),  # the file of the code that is asked
+    json_("source"),  # the objects that it is made of: {"data", "code"}, each with uri, digest and size_bytes
+    json_("artifact"),  # the model files, once they are unpacked, as a version has them
+    json_("code"),  # the code, where it does not stand among the model files
+    json_("variables"),
+    text_("requirements"),
+    text_("environment"),
+    text_("reason"),
+    text_("by", null=False),
+    time_("created_at", null=False),
+)
 endpoints = Table(
     "endpoints",
     metadata,
@@ -132,6 +155,8 @@ variants = Table(
     Column("endpoint", String(63), nullable=False),
     Column("name", String(63), nullable=False),
     text_("version"),  # the version's id; null is ungated
+    text_("servable"),  # the servable's id, where it is not the version itself that is served
+    Column("called", String(63), nullable=True),  # what callers know it as, where several of one name follow each other
     Column("model", String(63), nullable=True),
     Column("number", Integer, nullable=True),
     Column("weight", Double, nullable=False),
@@ -422,7 +447,7 @@ deliveries = Table(
     UniqueConstraint("subscription", "event"),
     Index(None, "status"),
 )
-objects = Table(
+blobs = Table(
     "blobs",
     metadata,
     Column("digest", String(64), primary_key=True),
