@@ -150,12 +150,13 @@ class Timeout(LooplineError):
 
 
 class AwsError(LooplineError):
-    """The request was refused in words that a client of AWS knows."""
+    """The request was refused in words that clients of AWS know."""
 
-    status: int  # type: ignore[misc]
+    code = "aws_error"
+    status = 400
 
-    def __init__(self, name: str, message: str, status: int = 400) -> None:
+    def __init__(self, name: str, message: str, http_status: int = 400) -> None:
         """``name``: AWS's code, such as ``ValidationException``."""
         super().__init__(message)
         self.name = name
-        self.status = status
+        self.http_status = http_status
