@@ -66,6 +66,7 @@ _PREFIXES = {
     "topic": "to",
     "subscription": "su",
     "delivery": "de",
+    "dashboard": "da",
     "bucket": "bu",
     "object": "ob",
     "upload": "up",

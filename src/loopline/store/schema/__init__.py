@@ -38,6 +38,7 @@ from loopline.store.schema.serving import (
     variants,
     versions,
 )
+from loopline.store.schema.watching import dashboards, metric_points, metrics
 from loopline.store.schema.work import (
     artifacts,
     assets,
@@ -78,6 +79,7 @@ __all__ = [
     "cache",
     "compilations",
     "consumers",
+    "dashboards",
     "deliveries",
     "endpoint_tests",
     "endpoints",
@@ -93,6 +95,8 @@ __all__ = [
     "keys",
     "labels",
     "metadata",
+    "metric_points",
+    "metrics",
     "models",
     "objects",
     "pipelines",

@@ -418,17 +418,20 @@ topics = Table(
     text_("project"),
     json_("match"),  # which events it carries
     time_("created_at", null=False),
+    json_("settings"),  # what its owner says of it
 )
 subscriptions = Table(
     "subscriptions",
     metadata,
     id_(),
     Column("topic", String(63), nullable=False),
-    text_("kind", null=False),  # webhook or slack
+    text_("kind", null=False),  # webhook, slack, sns or email
     text_("url", null=False),
     text_("secret"),  # name of the secret that signs
     Column("enabled", Boolean, nullable=False),
     time_("created_at", null=False),
+    time_("pending_until"),  # how long its receiver may still say that it wants it; null: it does
+    json_("settings"),  # what the form of its messages needs
     UniqueConstraint("topic", "kind", "url"),
 )
 deliveries = Table(
