@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from loopline.domain import calls
 from loopline.domain.pipelines import (
-    Condition,
     Decision,
     Index,
     JobStep,
@@ -24,6 +23,7 @@ from loopline.domain.pipelines import (
     resolve_parameters,
 )
 from loopline.domain.states import ExecutionStatus
+from loopline.domain.values import Condition
 from loopline.errors import InvalidInput
 from loopline.runtime import local
 

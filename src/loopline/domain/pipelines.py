@@ -5,15 +5,16 @@ Everything here is a pure function of the spec, the statuses of the steps and wh
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from loopline.domain.names import check_name
 from loopline.domain.states import TERMINAL, ExecutionStatus, StepStatus, VersionStatus
+from loopline.domain.values import Condition, Part, Ref, Value
 from loopline.errors import InvalidInput
 
 MAX_STEPS = 2_000
@@ -23,14 +24,10 @@ _PYTHON_TYPES: dict[str, type] = {"string": str, "integer": int, "number": float
 _ENDED = TERMINAL["step"]
 
 
-class _Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A part of a compiled pipeline; a field not known here is refused."""
-
-
 # -- the compiled form ------------------------------------------------------------------------------------------------
 
 
-class Parameter(_Part, frozen=True):
+class Parameter(Part, frozen=True):
     """A pipeline's parameter; without a default it must be given. ``choices`` None = any value of the type."""
 
     name: str
@@ -39,88 +36,14 @@ class Parameter(_Part, frozen=True):
     default: Any = UNSET
 
 
-class Ref(_Part, frozen=True):
-    """Either a parameter, or the part at ``path`` of an output of a step."""
-
-    parameter: str | None = None
-    step: str | None = None
-    output: str | None = None
-    path: tuple[str | int, ...] = ()
-
-    def __post_init__(self) -> None:
-        of_step = self.step is not None and self.output is not None and self.parameter is None
-        of_pipeline = self.parameter is not None and self.step is None and self.output is None and not self.path
-        if of_step == of_pipeline:
-            raise ValueError("a ref is {parameter} or {step, output, path}")
-
-    def __str__(self) -> str:
-        return (self.parameter or f"{self.step}.{self.output}") + "".join(f"[{part!r}]" for part in self.path)
-
-
-class AssetRef(_Part, frozen=True):
-    """A data asset; ``version`` None = the newest when the execution starts."""
-
-    name: str
-    version: int | None = None
-
-
-class Value(_Part, frozen=True, rename={"items": "list", "entries": "dict"}):
-    """Exactly one of: a literal, a reference, an asset, a list of values, a dict of values."""
-
-    value: Any = UNSET
-    ref: Ref | UnsetType = UNSET
-    asset: AssetRef | UnsetType = UNSET
-    items: "tuple[Value, ...] | UnsetType" = UNSET
-    entries: "dict[str, Value] | UnsetType" = UNSET
-
-    def __post_init__(self) -> None:
-        given = [part is not UNSET for part in (self.value, self.ref, self.asset, self.items, self.entries)]
-        if sum(given) != 1:
-            raise ValueError("a value is exactly one of value, ref, asset, list, dict")
-
-    def leaves(self) -> "list[Value]":
-        """This value, or those that a list or dict is made of, at any depth."""
-        inner: Sequence[Value] = ()
-        if isinstance(self.items, tuple):
-            inner = self.items
-        elif isinstance(self.entries, dict):
-            inner = tuple(self.entries.values())
-        else:
-            return [self]
-        return [leaf for value in inner for leaf in value.leaves()]
-
-
-Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "and", "or", "not"]
-
-
-class Condition(_Part, frozen=True):
-    """A comparison of ``left`` and ``right``, or ``and``, ``or``, ``not`` of the conditions in ``of``."""
-
-    op: Operator
-    left: Value | None = None
-    right: Value | None = None
-    of: "tuple[Condition, ...]" = ()
-
-    def __post_init__(self) -> None:
-        joins = self.op in ("and", "or", "not")
-        sides = self.left is not None and self.right is not None
-        if joins == sides or joins != bool(self.of) or (self.op == "not" and len(self.of) != 1):
-            raise ValueError(f"{self.op!r} takes {'conditions in `of`' if joins else '`left` and `right`'}")
-
-    def values(self) -> list[Value]:
-        """Every value that is compared somewhere in this condition."""
-        own = [side for side in (self.left, self.right) if side is not None]
-        return own + [value for condition in self.of for value in condition.values()]
-
-
-class Parent(_Part, frozen=True):
+class Parent(Part, frozen=True):
     """The branch of a condition step under which a step stands."""
 
     step: str
     branch: bool
 
 
-class _Step(_Part, frozen=True, kw_only=True):
+class _Step(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     name: str
     after: tuple[str, ...] = ()
     parents: tuple[Parent, ...] = ()
@@ -205,7 +128,7 @@ class FailStep(_Step, frozen=True, tag_field="kind", tag="fail", kw_only=True):
 Step = JobStep | RegisterStep | ConditionStep | FailStep
 
 
-class PipelineSpec(_Part, frozen=True):
+class PipelineSpec(Part, frozen=True):
     """A compiled pipeline. ``file``: the path inside the project that jobs import."""
 
     version: Literal[1]
@@ -216,7 +139,7 @@ class PipelineSpec(_Part, frozen=True):
     description: str = ""
 
 
-class OutputFile(_Part, frozen=True):
+class OutputFile(Part, frozen=True):
     """A file of a folder; ``path`` is relative to the folder, with ``/``."""
 
     path: str
@@ -225,7 +148,7 @@ class OutputFile(_Part, frozen=True):
     mode_x: bool = False
 
 
-class Output(_Part, frozen=True):
+class Output(Part, frozen=True):
     """What a step gave under one name, as its job's manifest says.
 
     ``path`` is relative to the attempt's folder. ``value`` is the JSON itself when it is small. A folder's ``sha256``
