@@ -45,6 +45,7 @@ _PREFIXES = {
     "environment_version": "ev",
     "asset": "as",
     "pipeline": "pi",
+    "stored_pipeline": "sp",
     "project": "pr",
     "model": "mo",
     "version": "ve",

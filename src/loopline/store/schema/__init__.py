@@ -62,6 +62,7 @@ from loopline.store.schema.work import (
     secrets,
     spools,
     steps,
+    stored_pipelines,
     users,
 )
 
@@ -116,6 +117,7 @@ __all__ = [
     "snapshots",
     "spools",
     "steps",
+    "stored_pipelines",
     "subscriptions",
     "test_runs",
     "topics",
@@ -137,6 +139,7 @@ NOUNS: dict[str, Table] = {
     "environment_version": environment_versions,
     "asset": assets,
     "pipeline": pipelines,
+    "stored_pipeline": stored_pipelines,
     "execution": executions,
     "step": steps,
     "job": jobs,

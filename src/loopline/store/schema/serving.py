@@ -65,6 +65,7 @@ evaluations = Table(
     json_("policy"),
     json_("asset"),
     json_("jobs"),
+    json_("sources"),  # the files that a client's figures come from, where nothing was measured here
     json_("metrics"),
     json_("verdict"),
     text_("reason"),
