@@ -20,7 +20,20 @@ from loopline.errors import InvalidInput
 
 KINDS = ("webhook", "slack")
 NOUNS_WITHOUT_STATUS = frozenset(
-    {"alias", "asset", "environment_version", "key", "model", "pipeline", "project", "test", "topic", "trigger", "user"}
+    {
+        "alias",
+        "asset",
+        "environment_version",
+        "key",
+        "model",
+        "pipeline",
+        "stored_pipeline",
+        "project",
+        "test",
+        "topic",
+        "trigger",
+        "user",
+    }
 )
 MAX_TRIES = 10
 FIRST_RETRY_SECONDS = 1.0

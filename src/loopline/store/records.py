@@ -13,13 +13,14 @@ import sqlalchemy as sa
 from loopline.domain import states
 from loopline.errors import Conflict, NotFound
 from loopline.store.db import Prepared, Row, Tx
-from loopline.store.schema import NOUNS
+from loopline.store.schema import NOUNS, tags
 
 # What an event need not repeat: it is large, or it is a secret's digest.
 _LEFT_OUT = frozenset(
     {
         "sha256",
         "spec",
+        "definition",
         "baseline",
         "warmup",
         "body",
@@ -152,6 +153,7 @@ def delete(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None
     table = NOUNS[noun]
     if tx.execute(table.delete().where(table.c.id == identifier)).rowcount != 1:
         raise NotFound(f"there is no {noun} {identifier!r}")
+    tx.execute(tags.delete().where(tags.c.record == identifier))
     _record(tx, noun, identifier, "deleted", actor, reason=reason)
 
 

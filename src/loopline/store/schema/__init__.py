@@ -63,6 +63,7 @@ from loopline.store.schema.work import (
     spools,
     steps,
     stored_pipelines,
+    tags,
     users,
 )
 
@@ -119,6 +120,7 @@ __all__ = [
     "steps",
     "stored_pipelines",
     "subscriptions",
+    "tags",
     "test_runs",
     "topics",
     "traffic",
