@@ -88,13 +88,14 @@ class VersionStatus(StrEnum):
 
 
 class EvaluationStatus(StrEnum):
-    """A gate's judgement of a version."""
+    """A gate's judgement of a version; ``Claimed`` is none: somebody's figures, which nobody measured here."""
 
     PENDING = "Pending"
     SCORING = "Scoring"
     PASSED = "Passed"
     REFUSED = "Refused"
     FAILED = "Failed"
+    CLAIMED = "Claimed"
 
 
 class CompilationStatus(StrEnum):
@@ -314,17 +315,18 @@ MOVES: dict[str, Moves] = {
     "version": _moves(
         {
             _V.PENDING: (_V.APPROVED, _V.REJECTED),
-            _V.APPROVED: (_V.REJECTED,),
-            _V.REJECTED: (_V.APPROVED,),
+            _V.APPROVED: (_V.REJECTED, _V.PENDING),  # Pending again: somebody is to decide anew
+            _V.REJECTED: (_V.APPROVED, _V.PENDING),
         }
     ),
     "evaluation": _moves(
         {
-            _G.PENDING: (_G.SCORING, _G.PASSED, _G.REFUSED, _G.FAILED),
+            _G.PENDING: (_G.SCORING, _G.PASSED, _G.REFUSED, _G.FAILED, _G.CLAIMED),
             _G.SCORING: (_G.PASSED, _G.REFUSED, _G.FAILED),
             _G.PASSED: (),
             _G.REFUSED: (),
             _G.FAILED: (),
+            _G.CLAIMED: (),
         }
     ),
     "compilation": _moves(
@@ -462,7 +464,7 @@ TERMINAL: dict[str, frozenset[str]] = {
     "run": frozenset({_R.SUCCEEDED, _R.FAILED, _R.STOPPED}),
     "environment": frozenset({_E.READY, _E.FAILED}),
     "push": frozenset({_P.STARTED, _P.REJECTED, _P.IGNORED}),
-    "evaluation": frozenset({_G.PASSED, _G.REFUSED, _G.FAILED}),
+    "evaluation": frozenset({_G.PASSED, _G.REFUSED, _G.FAILED, _G.CLAIMED}),
     "compilation": frozenset({_K.PASSED, _K.REFUSED, _K.FAILED}),
     "function": frozenset({_F.READY, _F.FAILED, _F.DELETED}),
     "servable": frozenset({_Q.READY, _Q.FAILED, _Q.DELETED}),
