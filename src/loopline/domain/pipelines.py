@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct
 
+from loopline.domain import scripts
 from loopline.domain.names import check_name
 from loopline.domain.states import TERMINAL, ExecutionStatus, StepStatus, VersionStatus
 from loopline.domain.values import Condition, Part, Ref, Value
@@ -125,7 +126,45 @@ class FailStep(_Step, frozen=True, tag_field="kind", tag="fail", kw_only=True):
         return list(self.message)
 
 
-Step = JobStep | RegisterStep | ConditionStep | FailStep
+class Report(Part, frozen=True):
+    """A JSON file that a script leaves: ``path``, relative, below the folder of its output ``output``."""
+
+    output: str
+    path: str
+
+
+class ScriptStep(_Step, frozen=True, tag_field="kind", tag="script", kw_only=True):
+    """Runs a program by the contract of training or processing containers: folders, files, variables, no container.
+
+    ``settings``: a dict in the form of ``domain.scripts.Script``, whose parts may be references at any depth; it is
+    resolved and checked when the step starts. A dict that is all literal is checked with the pipeline. ``given``: what
+    the author wrote in a language of theirs, kept with the job for whoever describes it in that language.
+
+    Gives ``result``: {"name" of the job, "contract", "model" and "output" (URIs; training), "outputs" {name: URI}
+    (processing), "metrics" {name: last value}, "message"}; and for each of ``reports`` the JSON of that file.
+
+    ``retries`` and ``backoff_seconds``: as of a job step. ``cache``: a result with the same program, environment,
+    channels (by content), settings and destinations is taken again, if it is at most ``cache_seconds`` old (None:
+    however old). The job's name does not count.
+    """
+
+    settings: Value
+    given: Value | None = None
+    reports: dict[str, Report] = {}
+    retries: int = 0
+    backoff_seconds: float = 0.0
+    cache: bool = False
+    cache_seconds: float | None = None
+
+    def values(self) -> list[Value]:
+        return [self.settings, *([self.given] if self.given is not None else [])]
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        return ("result", *self.reports)
+
+
+Step = JobStep | RegisterStep | ConditionStep | FailStep | ScriptStep
 
 
 class PipelineSpec(Part, frozen=True):
@@ -256,10 +295,9 @@ def _check_head(index: Index) -> None:
             check_parameter(parameter, parameter.default)
     for step in spec.steps:
         check_name(step.name, "a step")
-        if isinstance(step, JobStep):
-            _check_job(step)
-        elif isinstance(step, RegisterStep):
-            _check_register(step)
+        check = _CHECKS.get(type(step))
+        if check is not None:
+            check(step)
 
 
 def _check_job(step: JobStep) -> None:
@@ -283,6 +321,23 @@ def _check_register(step: RegisterStep) -> None:
         raise InvalidInput(f"the step {step.name!r} registers what no step gave")
     if step.status is not None and isinstance(step.status.value, str):
         check_version_status(step.status.value)
+
+
+def _check_script(step: ScriptStep) -> None:
+    wrong = None
+    if step.retries < 0 or step.backoff_seconds < 0 or (step.cache_seconds is not None and step.cache_seconds < 0):
+        wrong = "retries, backoff_seconds and cache_seconds are at least 0"
+    elif "result" in step.reports:
+        wrong = "a report is not named 'result'"
+    elif any(leaf.asset is not UNSET for value in step.values() for leaf in value.leaves()):
+        wrong = "a script takes objects, not data assets"
+    elif step.settings.value is not UNSET:
+        scripts.parse_script(step.settings.value)
+    if wrong:
+        raise InvalidInput(f"the step {step.name!r}: {wrong}")
+
+
+_CHECKS: dict[type, Any] = {JobStep: _check_job, RegisterStep: _check_register, ScriptStep: _check_script}
 
 
 def check_version_status(status: Any) -> VersionStatus:
