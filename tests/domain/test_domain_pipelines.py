@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.domain import calls
+from loopline.domain.decisions import Decision, decide
 from loopline.domain.pipelines import (
-    Decision,
     Index,
     JobStep,
     Output,
     PipelineSpec,
-    decide,
     dump_spec,
     parse_outputs,
     parse_spec,

@@ -1,6 +1,6 @@
 """Executions of pipelines: started, moved on as their steps end, stopped and tried again.
 
-``advance_in`` is the engine's whole decision: a pure look at the steps (``domain.pipelines.decide``), then each step
+``advance_in`` is the engine's whole decision: a pure look at the steps (``domain.decisions.decide``), then each step
 that may start is taken from the cache, decided on the spot, or handed on as a job, all in one transaction.
 """
 
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from loopline.control import events, jobs, registrations, specs, tracking
 from loopline.control.context import SYSTEM, Context
-from loopline.domain import calls, pipelines, states
+from loopline.domain import calls, decisions, states
 from loopline.domain.access import Actor
 from loopline.domain.pipelines import ConditionStep, FailStep, JobStep, Output, RegisterStep
 from loopline.domain.states import ExecutionStatus, JobStatus, RunStatus, StepStatus
@@ -115,7 +115,7 @@ def advance_in(ctx: Context, tx: Tx, execution_id: str) -> None:
     view = _View(ctx, tx, execution)
     stopping = execution["status"] == ExecutionStatus.STOPPING
     while True:
-        decision = pipelines.decide(view.index, view.statuses, view.results)
+        decision = decisions.decide(view.index, view.statuses, view.results)
         for name, reason in decision.skip:
             view.end(name, StepStatus.SKIPPED, reason=reason)
         if decision.status is not None:

@@ -1,7 +1,7 @@
-"""Compiled pipelines: what they may contain, what their parameters take, and what runs next.
+"""Compiled pipelines: what they may contain, and what their parameters take.
 
-Everything here is a pure function of the spec, the statuses of the steps and what they gave. A spec is indexed once
-(``Index``); after that a decision about an execution is one pass over its steps.
+Everything here is a pure function of the spec. A spec is indexed once (``Index``); after that a decision about an
+execution (``domain.decisions``) is one pass over its steps.
 """
 
 import math
@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct
 
 from loopline.domain import scripts
 from loopline.domain.names import check_name
-from loopline.domain.states import TERMINAL, ExecutionStatus, StepStatus, VersionStatus
+from loopline.domain.states import VersionStatus
 from loopline.domain.values import Condition, Part, Ref, Value
 from loopline.errors import InvalidInput
 
@@ -22,7 +22,6 @@ MAX_STEPS = 2_000
 ParameterType = Literal["string", "integer", "number", "boolean"]
 _LIMITS = frozenset({"memory_mb", "cpu_seconds", "open_files", "disk_mb"})
 _PYTHON_TYPES: dict[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
-_ENDED = TERMINAL["step"]
 
 
 # -- the compiled form ------------------------------------------------------------------------------------------------
@@ -117,6 +116,23 @@ class ConditionStep(_Step, frozen=True, tag_field="kind", tag="condition", kw_on
         return ("result",)
 
 
+class ActionStep(_Step, frozen=True, tag_field="kind", tag="action", kw_only=True):
+    """What control itself does, once for each execution and step. ``action``: one of ``control.actions``.
+
+    Gives ``result``: what the action says about what it made.
+    """
+
+    action: str
+    arguments: dict[str, Value] = {}
+
+    def values(self) -> list[Value]:
+        return list(self.arguments.values())
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        return ("result",)
+
+
 class FailStep(_Step, frozen=True, tag_field="kind", tag="fail", kw_only=True):
     """Ends as Failed, with ``message`` joined by spaces as the reason."""
 
@@ -164,15 +180,15 @@ class ScriptStep(_Step, frozen=True, tag_field="kind", tag="script", kw_only=Tru
         return ("result", *self.reports)
 
 
-Step = JobStep | RegisterStep | ConditionStep | FailStep | ScriptStep
+Step = JobStep | RegisterStep | ActionStep | ConditionStep | FailStep | ScriptStep
 
 
 class PipelineSpec(Part, frozen=True):
-    """A compiled pipeline. ``file``: the path inside the project that jobs import."""
+    """A compiled pipeline. ``file``: the path inside the project that jobs import; empty where no step needs one."""
 
     version: Literal[1]
     name: str
-    file: str
+    file: str = ""
     parameters: tuple[Parameter, ...] = ()
     steps: tuple[Step, ...] = ()
     description: str = ""
@@ -247,7 +263,7 @@ class Index:
             circle = " -> ".join(reversed(error.args[1]))
             raise InvalidInput(f"these steps wait for one another: {circle} (each needs the next)") from None
         # What a decision reads, in the order of the steps: one tuple each, no attribute look-ups.
-        self._rows = tuple(
+        self.rows = tuple(
             (name, self.needs[name], tuple((parent.step, parent.branch) for parent in self.steps[name].parents))
             for name in self.order
         )
@@ -288,7 +304,8 @@ def _check_head(index: Index) -> None:
             raise InvalidInput(f"two {what} are named {twice!r}")
     if not 0 < len(spec.steps) <= MAX_STEPS:
         raise InvalidInput(f"a pipeline has 1 to {MAX_STEPS} steps; this one has {len(spec.steps)}")
-    if spec.file.startswith("/") or ".." in spec.file.split("/") or not spec.file.endswith(".py"):
+    needed = bool(spec.file) or any(isinstance(step, JobStep) for step in spec.steps)
+    if needed and (spec.file.startswith("/") or ".." in spec.file.split("/") or not spec.file.endswith(".py")):
         raise InvalidInput(f"{spec.file!r} is not the path of a Python file inside the project")
     for parameter in spec.parameters:
         if parameter.default is not UNSET:
@@ -402,66 +419,6 @@ def resolve_parameters(
         else:
             values[name] = check_parameter(parameter, parameter.default)
     return values
-
-
-# -- what runs next ---------------------------------------------------------------------------------------------------
-
-
-class Decision(Struct, frozen=True):
-    """``start``: steps that may start now, in order. ``skip``: (step, reason) that will never run.
-
-    ``status``: how the execution ended once the skipped ones are recorded; None while it goes on.
-    """
-
-    start: tuple[str, ...]
-    skip: tuple[tuple[str, str], ...]
-    status: ExecutionStatus | None
-
-
-def decide(index: Index, statuses: Mapping[str, str], results: Mapping[str, bool]) -> Decision:
-    """What follows from the steps' statuses and from the ``results`` of those condition steps that succeeded.
-
-    A step starts when all it needs (data, ``after``, conditions above it) has succeeded and its branches are taken.
-    It is skipped when a branch is not taken, or when something it needs failed, was stopped or was itself skipped; what
-    does not need it goes on. The execution ends when every step has: Failed if one failed, else Stopped if one was
-    stopped, else Succeeded.
-    """
-    start: list[str] = []
-    skip: list[tuple[str, str]] = []
-    now: dict[str, str] = dict(statuses)
-    going_on = False
-    for name, needs, parents in index._rows:
-        if now[name] != StepStatus.PENDING:
-            going_on = going_on or now[name] not in _ENDED
-            continue
-        if reason := _why_not(needs, parents, now, results):
-            skip.append((name, reason))
-            now[name] = StepStatus.SKIPPED
-        else:
-            going_on = True
-            if all(now[need] == StepStatus.SUCCEEDED for need in needs):
-                start.append(name)
-    return Decision(tuple(start), tuple(skip), None if going_on else _ending(now))
-
-
-def _why_not(
-    needs: tuple[str, ...], parents: tuple[tuple[str, bool], ...], now: Mapping[str, str], results: Mapping[str, bool]
-) -> str | None:
-    for condition, branch in parents:
-        if now[condition] == StepStatus.SUCCEEDED and results[condition] is not branch:
-            return f"{condition} was {'false' if branch else 'true'}"
-    for need in needs:
-        status = now[need]
-        if status != StepStatus.SUCCEEDED and status in _ENDED:
-            return f"{need} {'failed' if status == StepStatus.FAILED else f'was {status.lower()}'}"
-    return None
-
-
-def _ending(now: Mapping[str, str]) -> ExecutionStatus:
-    reached = set(now.values())
-    if StepStatus.FAILED in reached:
-        return ExecutionStatus.FAILED
-    return ExecutionStatus.STOPPED if StepStatus.STOPPED in reached else ExecutionStatus.SUCCEEDED
 
 
 # As in projects.py: the types are worked out while one thread imports this module, not when two threads first use them.
