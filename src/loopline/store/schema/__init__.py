@@ -8,6 +8,7 @@ from sqlalchemy import Table
 
 from loopline.store.schema.columns import metadata
 from loopline.store.schema.objects import buckets, objects, upload_parts, uploads
+from loopline.store.schema.scripts import images, scripts
 from loopline.store.schema.serving import (
     alarms,
     aliases,
@@ -92,6 +93,7 @@ __all__ = [
     "executions",
     "functions",
     "gateways",
+    "images",
     "invocations",
     "jobs",
     "keys",
@@ -112,6 +114,7 @@ __all__ = [
     "run_values",
     "runs",
     "scores",
+    "scripts",
     "secrets",
     "series",
     "servables",
@@ -159,6 +162,8 @@ NOUNS: dict[str, Table] = {
     "test": endpoint_tests,
     "test_run": test_runs,
     "batch": batches,
+    "script": scripts,
+    "image": images,
     "invocation": invocations,
     "function": functions,
     "alarm": alarms,
