@@ -32,6 +32,7 @@ from loopline.control import (
     processes,
     pushes,
     rollouts,
+    servables,
     snapshots,
 )
 from loopline.control.context import Clock, Context, Ids
@@ -81,6 +82,7 @@ def recover(ctx: Context) -> None:
     executions.recover(ctx)
     rollouts.recover(ctx)
     functions.recover(ctx)
+    servables.recover(ctx)
     invocations.recover(ctx)
 
 

@@ -64,6 +64,7 @@ COMMANDS: dict[str, Entry] = {
     "retrainings": Entry("retrainings:retrainings", "Retrainings: what asked for them, and what came of it."),
     "rollouts": Entry("rollouts:rollouts", "How traffic moved, and why."),
     "runs": Entry("runs:runs", "Tracked runs: parameters, metrics, artifacts."),
+    "servables": Entry("servables:servables", "Model files, code and an environment that endpoints run."),
     "tests": Entry("tests:tests", "What versions have to show before traffic moves."),
     "topics": Entry("topics:topics", "Notifications: topics, subscriptions, deliveries."),
     "triggers": Entry("triggers:triggers", "What starts pipelines by itself."),

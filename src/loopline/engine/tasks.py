@@ -22,6 +22,7 @@ from loopline.control import (
     retraining,
     rollbacks,
     rollouts,
+    servables,
     shadows,
     shifts,
 )
@@ -47,6 +48,7 @@ TASKS: Mapping[str, Task] = {
     "retraining.advance": retraining.advance,
     "rollout.advance": shifts.advance,
     "rollout.request": rollouts.request,
+    "servable.prepare": servables.prepare,
     "shadow.compare": shadows.compare_windows,
     "test_run.advance": release_tests.advance,
 }
@@ -62,6 +64,7 @@ SLOW = frozenset(
         "multimodel.follow",
         "push.advance",
         "retraining.advance",
+        "servable.prepare",
         "shadow.compare",
         "test_run.advance",
     }

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .answers import error_body
+from .answers import Body, error_body
 from .batches import Answer
 from .frames import (
     CALL,
@@ -265,7 +265,8 @@ class Listener:
             if len(body) > MAX_ANSWER_BYTES:
                 message = "the predictions are larger than an answer may be"
                 status, body = 500, error_body("model_error", message)  # noqa: PLW2901
-            frame = encode_answer(number, status, JSON_TYPE, body)
+            kind = body.content_type if type(body) is Body else JSON_TYPE
+            frame = encode_answer(number, status, kind, body)
             if connection in by_connection:
                 by_connection[connection].append(frame)
             else:
