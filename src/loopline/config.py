@@ -48,6 +48,7 @@ SETTINGS = (
     Setting("job_disk_mb", int, 4096, "disk limit of a job that declares none"),
     Setting("job_log_mb", int, 16, "how much of a job's log is kept"),
     Setting("job_open_files", int, 1024, "open-file limit of a job that declares none"),
+    Setting("default_image", str, "sagemaker-scikit-learn", "whose packages stand for an image that is not known"),
     Setting("max_body_mb", int, 6, "the largest prediction request"),
     Setting("async_body_mb", int, 32, "the largest body of an asynchronous request, at most 63"),
     Setting("async_queue", int, 1000, "asynchronous requests of one endpoint that may wait"),
@@ -82,6 +83,7 @@ class Settings:
     job_disk_mb: int
     job_log_mb: int
     job_open_files: int
+    default_image: str
     max_body_mb: int
     async_body_mb: int
     async_queue: int
