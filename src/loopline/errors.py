@@ -54,6 +54,18 @@ class Unauthenticated(LooplineError):
     status = 401
 
 
+class BadSignature(Unauthenticated):
+    """The signature of the request does not match."""
+
+    code = "bad_signature"
+
+
+class Expired(Unauthenticated):
+    """The signature of the request is not of this time."""
+
+    code = "expired"
+
+
 class Forbidden(LooplineError):
     """This key's role does not allow that."""
 

@@ -77,6 +77,8 @@ _PREFIXES = {
     "upload": "up",
     "user": "us",
     "key": "ke",
+    "access_key": "ak",
+    "role_alias": "ra",
 }
 
 

@@ -6,6 +6,7 @@ Every record that has a life of its own has ``id``; those with a status have ``s
 
 from sqlalchemy import Table
 
+from loopline.store.schema.callers import access_keys, role_aliases, warnings
 from loopline.store.schema.columns import metadata
 from loopline.store.schema.objects import buckets, objects, upload_parts, uploads
 from loopline.store.schema.scripts import images, scripts
@@ -70,6 +71,7 @@ from loopline.store.schema.work import (
 
 __all__ = [
     "NOUNS",
+    "access_keys",
     "alarms",
     "aliases",
     "artifacts",
@@ -109,6 +111,7 @@ __all__ = [
     "queue",
     "reports",
     "retrainings",
+    "role_aliases",
     "rollouts",
     "run_metrics",
     "run_values",
@@ -133,11 +136,14 @@ __all__ = [
     "users",
     "variants",
     "versions",
+    "warnings",
 ]
 
 NOUNS: dict[str, Table] = {
     "user": users,
     "key": keys,
+    "access_key": access_keys,
+    "role_alias": role_aliases,
     "project": projects,
     "push": pushes,
     "environment": environments,
