@@ -34,11 +34,15 @@ def check_bucket(name: object) -> str:
     if not isinstance(name, str) or not _BUCKET.fullmatch(name) or ".." in name or _is_address(name):
         raise InvalidInput(
             f"{str(name)[:80]!r} is not a name for a bucket: use 3 to 63 lower-case letters, digits, '-' or '.', "
-            "beginning and ending with a letter or a digit, without '..', and no IP address"
+            "beginning and ending with a letter or a digit, without '..', and no IP address",
+            kind="bucket_name",
         )
     if name.startswith(_RESERVED_STARTS) or name.endswith(_RESERVED_ENDS):
         reserved = ", ".join((*_RESERVED_STARTS, *_RESERVED_ENDS))
-        raise InvalidInput(f"{name!r} is not a name for a bucket: these beginnings and ends are reserved: {reserved}")
+        raise InvalidInput(
+            f"{name!r} is not a name for a bucket: these beginnings and ends are reserved: {reserved}",
+            kind="bucket_name",
+        )
     return name
 
 
@@ -64,7 +68,9 @@ def check_key(key: object) -> str:
     if "\0" in key:
         raise InvalidInput("the key of an object holds no NUL character")
     if size > MAX_KEY_BYTES:
-        raise InvalidInput(f"the key of an object has at most {MAX_KEY_BYTES} bytes in UTF-8, this one has {size}")
+        raise InvalidInput(
+            f"the key of an object has at most {MAX_KEY_BYTES} bytes in UTF-8, this one has {size}", kind="key_length"
+        )
     return key
 
 

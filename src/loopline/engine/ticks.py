@@ -16,6 +16,7 @@ from loopline.control import (
     repositories,
     scaling,
     snapshots,
+    uploads,
 )
 from loopline.control.context import Context
 
@@ -41,6 +42,7 @@ TICKS = (
     Tick("scaling.adjust", 1.0, scaling.adjust),
     Tick("monitoring.ingest", 0.5, monitoring.ingest),
     Tick("monitoring.prune", 60.0, monitoring.prune),
+    Tick("uploads.prune", 600.0, uploads.prune),
     Tick("alarms.evaluate", 1.0, alarms.evaluate),
     Tick("triggers.cron", 1.0, firings.cron),
     Tick("repositories.sweep", 2.0, repositories.sweep),
