@@ -4,21 +4,22 @@
 that may start is taken from the cache, decided on the spot, or handed on as a job, all in one transaction.
 """
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import events, jobs, registrations, specs, tracking
+from loopline.control import events, jobs, registrations, selections, specs, tracking
 from loopline.control.context import SYSTEM, Context
-from loopline.domain import calls, decisions, states
+from loopline.control.steps import View, look_at_actions, start
+from loopline.domain import decisions, states
 from loopline.domain.access import Actor
-from loopline.domain.pipelines import ConditionStep, FailStep, JobStep, Output, RegisterStep
 from loopline.domain.states import ExecutionStatus, JobStatus, RunStatus, StepStatus
-from loopline.errors import Conflict, LooplineError, NotFound
+from loopline.errors import Conflict, NotFound
 from loopline.store import queue, records
-from loopline.store.db import Prepared, Row, Tx
+from loopline.store.db import Row, Tx
 from loopline.store.schema import cache, executions, runs, steps
+
+ACTION_SECONDS = 0.25  # between two looks at an action that takes its time
 
 
 def begin(
@@ -36,11 +37,12 @@ def begin(
     delivery: str | None = None,
     use_cache: bool = True,
     max_parallel: int = 4,
+    selection: dict[str, Any] | None = None,
 ) -> Row:
     """Create an execution with its steps and its run, and move it on. ``parameters`` are checked already.
 
     Of a project its pipeline runs with a push's files in an environment; of no project (``project`` = "") the steps
-    bring what they need themselves.
+    bring what they need themselves. ``selection``: of ``selections.choose``.
     """
     index = specs.index(ctx, pipeline)
     assets = specs.pin_assets(tx, project, index)
@@ -60,6 +62,7 @@ def begin(
         delivery=delivery,
         cache=use_cache,
         max_parallel=max_parallel,
+        selection=selection,
         by=actor,
     )
     run = tracking.start(
@@ -93,6 +96,7 @@ def begin(
         ],
     )
     records.move(tx, "execution", execution["id"], ExecutionStatus.RUNNING, actor=SYSTEM.name, started_at=tx.now)
+    selections.apply(tx, execution, index)
     advance_in(ctx, tx, execution["id"])
     return records.get(tx, "execution", execution["id"])
 
@@ -112,8 +116,9 @@ def advance_in(ctx: Context, tx: Tx, execution_id: str) -> None:
     execution = records.get(tx, "execution", execution_id)
     if states.is_terminal("execution", execution["status"]) or execution["status"] == ExecutionStatus.PENDING:
         return
-    view = _View(ctx, tx, execution)
+    view = View(ctx, tx, execution)
     stopping = execution["status"] == ExecutionStatus.STOPPING
+    look_at_actions(view, stopping=stopping)
     while True:
         decision = decisions.decide(view.index, view.statuses, view.results)
         for name, reason in decision.skip:
@@ -127,156 +132,22 @@ def advance_in(ctx: Context, tx: Tx, execution_id: str) -> None:
                 view.end(name, StepStatus.STOPPED, reason="the execution was stopped")
                 moved = True
             else:
-                moved = _start_step(view, name) or moved
+                moved = start(view, name) or moved
         if not moved:
             return
 
 
-class _View:
-    """An execution as one decision sees it."""
-
-    def __init__(self, ctx: Context, tx: Tx, execution: Row) -> None:
-        self.ctx, self.tx, self.execution = ctx, tx, execution
-        self.index = specs.index_of(ctx, tx, execution)
-        self.rows = {row["name"]: row for row in tx.fetch(_STEPS, execution=execution["id"])}
-        self.statuses = {name: row["status"] for name, row in self.rows.items()}
-        self.running = sum(1 for row in self.rows.values() if row["status"] == StepStatus.RUNNING)
-        self.outputs = _Outputs(tx, execution["id"], self.statuses)
-        self.results = {
-            name: bool(self.outputs[name]["result"].value)
-            for name, step in self.index.steps.items()
-            if isinstance(step, ConditionStep) and name in self.outputs
-        }
-        self._shared: dict[str, Any] = {}
-
-    def shared(self, key: str, make: Any) -> Any:
-        """Something that several steps of one decision need, read once."""
-        if key not in self._shared:
-            self._shared[key] = make()
-        return self._shared[key]
-
-    def move(self, name: str, status: StepStatus, **values: Any) -> Row:
-        known = self.rows[name]
-        row = records.move(self.tx, "step", known["id"], status, actor=SYSTEM.name, known=known, **values)
-        self.rows[name] = row
-        self.statuses[name] = row["status"]
-        return row
-
-    def end(self, name: str, status: StepStatus, **values: Any) -> None:
-        if status == StepStatus.SKIPPED:
-            self.move(name, status, **values)
-            return
-        values.setdefault("started_at", self.rows[name]["started_at"] or self.tx.now)
-        self.move(name, status, ended_at=self.tx.now, **values)
-
-    def succeed(self, name: str, given: dict[str, Any], **values: Any) -> None:
-        self.end(name, StepStatus.SUCCEEDED, outputs=given, **values)
-        self.outputs.keep(name, given)
-        if isinstance(self.index.steps[name], ConditionStep):
-            self.results[name] = bool(given["result"]["value"])
+def check_action(ctx: Context, step_id: str) -> float | None:
+    """Task: look at an action that goes on; comes back until it is over."""
+    with ctx.db.transaction() as tx:
+        row = records.get(tx, "step", step_id)
+        if row["status"] != StepStatus.RUNNING:
+            return None
+        advance_in(ctx, tx, row["execution"])
+        return None if records.get(tx, "step", step_id)["status"] != StepStatus.RUNNING else ACTION_SECONDS
 
 
-class _Outputs(Mapping[str, Mapping[str, Output]]):
-    """What the steps that succeeded gave. Of many steps a decision needs few: each is read when it is asked for."""
-
-    def __init__(self, tx: Tx, execution: str, statuses: Mapping[str, str]) -> None:
-        self._tx, self._execution, self._statuses = tx, execution, statuses
-        self._read: dict[str, dict[str, Output]] = {}
-
-    def keep(self, name: str, given: dict[str, Any]) -> None:
-        """Of a step that has just succeeded."""
-        self._read[name] = {key: specs.as_output(value) for key, value in given.items()}
-
-    def __getitem__(self, name: str) -> dict[str, Output]:
-        if name not in self._read:
-            if name not in self:
-                raise KeyError(name)
-            row = self._tx.fetch_one(_GIVEN, execution=self._execution, name=name)
-            self.keep(name, (row or {}).get("outputs") or {})
-        return self._read[name]
-
-    def __contains__(self, name: object) -> bool:
-        return self._statuses.get(str(name)) == StepStatus.SUCCEEDED
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._statuses if name in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-_STEPS = Prepared(  # what a decision looks at; there may be thousands of steps
-    sa.select(
-        *(steps.c[name] for name in ("id", "name", "status", "run", "reason", "started_at")),
-    ).where(steps.c.execution == sa.bindparam("execution"))
-)
-_GIVEN = Prepared(
-    sa.select(steps.c.outputs).where(
-        steps.c.execution == sa.bindparam("execution"), steps.c.name == sa.bindparam("name")
-    )
-)
-_CACHED = Prepared(sa.select(cache).where(cache.c.key == sa.bindparam("key")))
-_SET_JOB = Prepared(
-    steps.update().where(steps.c.id == sa.bindparam("step")).values(job=sa.bindparam("new_job", type_=sa.String))
-)
-
-
-def _start_step(view: _View, name: str) -> bool:
-    """Start one step; True when its end is known already, so that others may follow at once."""
-    step = view.index.steps[name]
-    try:
-        if isinstance(step, ConditionStep):
-            holds = calls.evaluate_condition(step.condition, view.execution["parameters"], view.outputs)
-            view.succeed(name, {"result": specs.json_output(holds)})
-            return True
-        if isinstance(step, FailStep):
-            parts = [str(calls.resolve_value(p, view.execution["parameters"], view.outputs)) for p in step.message]
-            view.end(name, StepStatus.FAILED, reason=" ".join(parts))
-            return True
-        if isinstance(step, RegisterStep):
-            view.move(name, StepStatus.RUNNING, started_at=view.tx.now)
-            registrations.begin(view.ctx, view.tx, view.execution, view.rows[name], step, view.outputs)
-            return False
-        return _start_job(view, name, step)
-    except LooplineError as error:
-        view.end(name, StepStatus.FAILED, reason=error.message)
-        return True
-
-
-def _start_job(view: _View, name: str, step: JobStep) -> bool:
-    if view.running >= view.execution["max_parallel"] and not step.cache:
-        return False
-    ctx, tx, execution = view.ctx, view.tx, view.execution
-    context = view.shared("context", lambda: specs.StepContext(ctx, tx, execution, view.index))
-    arguments = calls.resolve_arguments(step, execution["parameters"], view.outputs, context.assets)
-    key = calls.cache_key(view.index.spec, step, context.code_digest(step), context.environment["key"], arguments)
-    if step.cache and execution["cache"]:
-        hit = tx.fetch_one(_CACHED, key=key)
-        if hit is not None:
-            view.succeed(name, hit["outputs"], cached_from=hit["execution"], cache_key=key)
-            return True
-    if view.running >= execution["max_parallel"]:
-        return False
-    view.running += 1
-    row = view.move(name, StepStatus.RUNNING, started_at=tx.now, cache_key=key)
-    job = jobs.submit(
-        ctx,
-        tx,
-        owner="step",
-        owner_id=row["id"],
-        name=name,
-        kind="step",
-        spec=context.job_spec(step, arguments),
-        actor=SYSTEM.name,
-        max_tries=step.retries + 1,
-        backoff_seconds=step.backoff_seconds,
-    )
-    tx.change(_SET_JOB, step=row["id"], new_job=job["id"])
-    view.rows[name]["job"] = job["id"]
-    return False
-
-
-def _end(tx: Tx, execution: Row, status: ExecutionStatus, view: _View) -> None:
+def _end(tx: Tx, execution: Row, status: ExecutionStatus, view: View) -> None:
     if execution["status"] == ExecutionStatus.STOPPING and status == ExecutionStatus.SUCCEEDED:
         status = ExecutionStatus.STOPPED  # its last step ended well before it could be stopped
     if execution["status"] == ExecutionStatus.RUNNING and status == ExecutionStatus.STOPPED:
@@ -339,6 +210,7 @@ def list_(
     actor: Actor,
     *,
     project: str | None = None,
+    pipeline: str | None = None,
     status: str | None = None,
     limit: int = 50,
     cursor: str | None = None,
@@ -347,6 +219,8 @@ def list_(
     query = sa.select(executions).order_by(executions.c.created_at.desc(), executions.c.id.desc())
     if project is not None:
         query = query.where(executions.c.project == project)
+    if pipeline is not None:
+        query = query.where(executions.c.pipeline == pipeline)
     if status is not None:
         query = query.where(executions.c.status == status)
     offset = events.cursor_offset(cursor)
@@ -395,7 +269,8 @@ def log(
         job = row["job"]
         if job is None and row["cached_from"]:
             entry = tx.row(sa.select(cache).where(cache.c.key == row["cache_key"]))
-            origin = records.find(tx, "step", execution=row["cached_from"], name=entry["step"]) if entry else None
+            named = entry["step"] if entry else step
+            origin = records.find(tx, "step", execution=row["cached_from"], name=named)
             job = origin["job"] if origin else None
     if job is None:
         over = states.is_terminal("step", row["status"])
@@ -417,7 +292,7 @@ def stop(ctx: Context, actor: Actor, *, execution: str, reason: str = "stopped b
                 job = jobs.stop(ctx, tx, step["job"], actor=actor.name, reason=reason)
                 if states.is_terminal("job", job["status"]):
                     job_ended(ctx, tx, job)
-            else:
+            elif step["kind"] == "register":
                 registrations.stop(ctx, tx, step, actor=actor.name)
         advance_in(ctx, tx, execution)
         return records.get(tx, "execution", execution)
@@ -434,6 +309,8 @@ def retry(ctx: Context, actor: Actor, *, execution: str) -> dict[str, Any]:
         )
         again = (StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.STOPPED)
         for step in tx.rows(sa.select(steps).where(steps.c.execution == execution, steps.c.status.in_(again))):
+            if not selections.runs(row, step["name"]):
+                continue
             fresh = {"job": None, "started_at": None, "ended_at": None, "outputs": None}
             records.move(tx, "step", step["id"], StepStatus.PENDING, actor=actor.name, reason="", **fresh)
         for run in tx.rows(sa.select(runs).where(runs.c.execution == execution)):

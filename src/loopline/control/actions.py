@@ -1,0 +1,106 @@
+"""What control itself does as a step of a pipeline, by name.
+
+``begin`` is called in the transaction in which the step becomes Running, so that a step begins once whatever dies when;
+what it gives is kept with the step. ``result`` looks at that until it is over: None while it goes on, then what the
+step gives; it raises the reason when it failed. Both act for whoever started the execution.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from loopline.control import servables
+from loopline.control.context import Context
+from loopline.domain.pipelines import ActionStep
+from loopline.domain.states import ServableStatus
+from loopline.errors import Conflict, InvalidInput, LooplineError
+from loopline.store import records
+from loopline.store.db import Row, Tx
+
+BEGUN = "begun"  # what a step that is Running keeps its action's word under, among its outputs
+MAX_NAME = 63
+
+
+class Action(NamedTuple):
+    """``arguments``: the type of what it takes. ``begin``: (ctx, tx, execution, step's name, arguments). ``result``:
+    (ctx, tx, what ``begin`` gave)."""
+
+    arguments: type[Struct]
+    begin: Callable[[Context, Tx, Row, str, Any], dict[str, Any]]
+    result: Callable[[Context, Tx, dict[str, Any]], dict[str, Any] | None]
+
+
+def check(step: ActionStep) -> None:
+    """Raise ``InvalidInput`` unless the step's action is known and takes arguments of these names."""
+    known = [field.encode_name for field in msgspec.structs.fields(_named(step.action).arguments)]
+    unknown = [name for name in step.arguments if name not in known]
+    if unknown:
+        raise InvalidInput(f"the step {step.name!r}: {step.action} takes {', '.join(known)}, not {unknown[0]!r}")
+
+
+def begin(ctx: Context, tx: Tx, execution: Row, step: str, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Begin an action. Raises ``InvalidInput`` for arguments that it does not take."""
+    named = _named(action)
+    try:
+        given = msgspec.convert(arguments, named.arguments)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{action}: {error}") from None
+    return named.begin(ctx, tx, execution, step, given)
+
+
+def result(ctx: Context, tx: Tx, action: str, begun: dict[str, Any]) -> dict[str, Any] | None:
+    """What an action has come to; None while it goes on. Raises why it failed."""
+    return _named(action).result(ctx, tx, begun)
+
+
+def _named(action: str) -> Action:
+    if action not in ACTIONS:
+        raise InvalidInput(f"{action!r} is no action; actions: {', '.join(ACTIONS)}")
+    return ACTIONS[action]
+
+
+def made_name(execution: Row, step: str) -> str:
+    """The name of what a step makes whose author gave none."""
+    rest = f"-{execution['id'].partition('_')[2]}"
+    return f"{step[: MAX_NAME - len(rest)]}{rest}".lstrip("-_")
+
+
+# -- servables --------------------------------------------------------------------------------------------------------
+
+
+class ServableArguments(Struct, frozen=True, forbid_unknown_fields=True):
+    """As of ``servables.create``; without a ``name`` one is made."""
+
+    name: str | None = None
+    data: str | None = None
+    code: str | None = None
+    program: str | None = None
+    handler: str = "predict"
+    image: str = ""
+    requirements: str = ""
+    variables: dict[str, str] = {}
+
+
+def _begin_servable(ctx: Context, tx: Tx, execution: Row, step: str, given: ServableArguments) -> dict[str, Any]:
+    values = msgspec.structs.asdict(given)
+    name = values.pop("name") or made_name(execution, step)
+    if records.find(tx, "servable", name=name) is not None:
+        raise Conflict(f"there is a servable {name!r} already")
+    row = servables.create_in(ctx, tx, actor=execution["by"], name=name, **values)
+    return {"id": row["id"], "name": name}
+
+
+def _servable(_ctx: Context, tx: Tx, begun: dict[str, Any]) -> dict[str, Any] | None:
+    row = records.get(tx, "servable", begun["id"])
+    if row["status"] == ServableStatus.PENDING:
+        return None
+    if row["status"] != ServableStatus.READY:
+        raise LooplineError(servables.problem(row) or f"the servable {begun['name']} is {row['status']}")
+    return {"name": begun["name"]}
+
+
+ACTIONS: Mapping[str, Action] = {
+    "servable.create": Action(ServableArguments, _begin_servable, _servable),
+}
