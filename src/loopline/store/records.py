@@ -19,6 +19,7 @@ from loopline.store.schema import NOUNS, tags
 _LEFT_OUT = frozenset(
     {
         "sha256",
+        "token_sha256",
         "spec",
         "definition",
         "given",
@@ -55,6 +56,7 @@ _PREFIXES = {
     "compilation": "co",
     "alias": "al",
     "servable": "sb",
+    "blueprint": "bp",
     "endpoint": "ep",
     "variant": "va",
     "rollout": "ro",

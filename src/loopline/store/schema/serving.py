@@ -135,6 +135,16 @@ servables = Table(
     text_("by", null=False),
     time_("created_at", null=False),
 )
+blueprints = Table(
+    "blueprints",  # the variants that an endpoint is brought to, all at once
+    metadata,
+    id_(),
+    Column("name", String(63), nullable=False, unique=True),
+    json_("variants"),  # [{"name", "servable" (its id), "weight", "instances", "copies"}]
+    json_("capture"),  # what of its requests goes to objects
+    text_("by", null=False),
+    time_("created_at", null=False),
+)
 endpoints = Table(
     "endpoints",
     metadata,
