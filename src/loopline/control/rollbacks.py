@@ -198,8 +198,9 @@ def _before(tx: Tx, endpoint: str, current: Row | None, to: int | None) -> Row |
         if row["variant"] == wanted and row["predecessor"]:
             before = records.get(tx, "variant", row["predecessor"])
             version = records.find(tx, "version", id=before["version"]) if before["version"] else None
+            gone = before["version"] is not None and version is None
             rejected = version is not None and version["status"] == VersionStatus.REJECTED
-            if not rejected and to in (None, before["number"]):
+            if not rejected and not gone and to in (None, before["number"]):
                 return before
             wanted = before["id"]
     return None

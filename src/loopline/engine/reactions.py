@@ -22,7 +22,7 @@ TOLD = frozenset(NOUNS) - {"attempt", "delivery", "job", "run", "subscription", 
 
 REACTIONS = (
     Reaction("audit", audit.chain),
-    Reaction("release", rollouts.react, frozenset({"version"})),
+    Reaction("release", rollouts.react, frozenset({"evaluation", "version"})),
     Reaction("multimodel", multimodel.react, frozenset({"endpoint", "version"})),
     Reaction("notify", topics.notify, TOLD),
     Reaction("triggers", firings.react, frozenset({"asset"})),

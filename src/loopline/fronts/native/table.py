@@ -35,9 +35,11 @@ from loopline.control import (
     servables,
     shadows,
     status,
+    tags,
     topics,
     tracking,
     triggers,
+    versions,
     weights,
 )
 from loopline.domain.access import Permission
@@ -124,13 +126,19 @@ _REGISTRY = (
     Route("GET", "/api/models", READ, registry.list_models),
     Route("POST", "/api/models", WRITE, registry.create_model, status=201),
     Route("GET", "/api/models/{model}", READ, registry.show_model),
+    Route("DELETE", "/api/models/{model}", APPROVE, versions.delete_model),
     Route("PUT", "/api/models/{model}/gate-mode", APPROVE, registry.set_gate_mode),
+    Route("GET", "/api/versions", READ, registry.list_versions),
     Route("GET", "/api/models/{model}/versions", READ, registry.list_versions),
-    Route("GET", "/api/models/{model}/versions/compare", READ, registry.compare_versions),
+    Route("POST", "/api/models/{model}/versions", WRITE, versions.register, status=201),
+    Route("GET", "/api/models/{model}/versions/compare", READ, versions.compare),
     Route("GET", "/api/models/{model}/versions/{number}", READ, registry.show_version),
+    Route("PUT", "/api/models/{model}/versions/{number}/words", WRITE, versions.update),
+    Route("DELETE", "/api/models/{model}/versions/{number}", APPROVE, versions.delete),
     Route("POST", "/api/models/{model}/versions/{number}/approve", APPROVE, registry.approve),
     Route("POST", "/api/models/{model}/versions/{number}/reject", APPROVE, registry.reject),
-    Route("POST", "/api/models/{model}/versions/{number}/copy", WRITE, registry.copy, status=201),
+    Route("POST", "/api/models/{model}/versions/{number}/reopen", APPROVE, versions.reopen),
+    Route("POST", "/api/models/{model}/versions/{number}/copy", WRITE, versions.copy, status=201),
     Route("POST", "/api/models/{model}/versions/{number}/evaluate", WRITE, gates.evaluate, status=201),
     Route("GET", "/api/models/{model}/versions/{number}/lineage", READ, registry.lineage),
     # The champion is what the gate compares with: who moves aliases decides what passes.
@@ -139,6 +147,12 @@ _REGISTRY = (
     Route("GET", "/api/models/{model}/export", WRITE, exports.export, download=True),
     Route("GET", "/api/evaluations", READ, gates.list_),
     Route("GET", "/api/evaluations/{evaluation}", READ, gates.show),
+)
+
+_TAGS = (
+    Route("GET", "/api/tags/{noun}/{name:path}", READ, tags.list_),
+    Route("PUT", "/api/tags/{noun}/{name:path}", WRITE, tags.put),
+    Route("DELETE", "/api/tags/{noun}/{name:path}", WRITE, tags.delete),
 )
 
 _TRAFFIC = (
@@ -153,6 +167,7 @@ _TRAFFIC = (
     Route("POST", "/api/endpoints", WRITE, endpoints.create, status=201),
     Route("GET", "/api/endpoints/{endpoint}", READ, endpoints.show),
     Route("DELETE", "/api/endpoints/{endpoint}", APPROVE, endpoints.delete),
+    Route("PUT", "/api/endpoints/{endpoint}/follow", WRITE, endpoints.follow),
     Route("POST", "/api/endpoints/{endpoint}/release", WRITE, rollouts.release, status=201),
     Route("POST", "/api/endpoints/{endpoint}/rollback", WRITE, rollbacks.rollback),
     Route("PUT", "/api/endpoints/{endpoint}/traffic", WRITE, weights.set_weights),
@@ -255,6 +270,7 @@ TABLE = (
     *_WORK,
     *_TRACKING,
     *_REGISTRY,
+    *_TAGS,
     *_TRAFFIC,
     *_BATCHES,
     *_ASYNC,
