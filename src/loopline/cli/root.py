@@ -58,6 +58,7 @@ COMMANDS: dict[str, Entry] = {
     "jobs": Entry("jobs:jobs", "Work on compute, and its logs."),
     "keys": Entry("keys:keys", "API keys."),
     "models": Entry("models:models", "Registered models and their aliases."),
+    "pipelines": Entry("pipelines:pipelines", "Pipelines that are kept here by name, without a project."),
     "projects": Entry("projects:projects", "Projects."),
     "pushes": Entry("pushes:pushes", "Commits and trees that reached the platform."),
     "requests": Entry("requests:requests", "Predictions as they were logged, and labels."),

@@ -23,6 +23,7 @@ from loopline.control import (
     logs,
     monitoring,
     multimodel,
+    pipelines,
     projects,
     pushes,
     registry,
@@ -52,6 +53,7 @@ MAX_LOG_BYTES = 1 << 20
 MAX_TREE_BYTES = 1 << 30
 MAX_ASSET_BYTES = 1 << 34
 MAX_LABELS_BYTES = 16 << 20
+MAX_SPEC_BYTES = 32 << 20
 
 _STATUS = (
     Route("GET", "/api/health", PUBLIC, status.health),
@@ -105,6 +107,13 @@ _WORK = (
     Route("GET", "/api/executions/{execution}/steps/{step}/log", READ, executions.log, max_limit=MAX_LOG_BYTES),
     Route("POST", "/api/executions/{execution}/stop", WRITE, executions.stop),
     Route("POST", "/api/executions/{execution}/retry", WRITE, executions.retry),
+    Route("GET", "/api/executions/{execution}/pipeline", READ, pipelines.of_execution),
+    Route("GET", "/api/pipelines", READ, pipelines.list_),
+    Route("POST", "/api/pipelines", WRITE, pipelines.create, max_body_bytes=MAX_SPEC_BYTES, status=201),
+    Route("GET", "/api/pipelines/{pipeline}", READ, pipelines.show),
+    Route("PUT", "/api/pipelines/{pipeline}", WRITE, pipelines.update, max_body_bytes=MAX_SPEC_BYTES),
+    Route("DELETE", "/api/pipelines/{pipeline}", WRITE, pipelines.delete),
+    Route("POST", "/api/pipelines/{pipeline}/executions", WRITE, pipelines.start, status=201),
     Route("GET", "/api/jobs", READ, jobs.list_),
     Route("GET", "/api/jobs/{job}", READ, jobs.show),
     Route("GET", "/api/jobs/{job}/log", READ, jobs.log, max_limit=MAX_LOG_BYTES),
