@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import events, jobs, registrations, selections, specs, tracking
+from loopline.control import events, jobs, registrations, selections, specs, staging, tracking
 from loopline.control.context import SYSTEM, Context
 from loopline.control.steps import View, look_at_actions, start
 from loopline.domain import decisions, states
@@ -168,24 +168,51 @@ def job_ended(ctx: Context, tx: Tx, job: Row) -> None:
     row = records.get(tx, "step", job["owner_id"])
     if states.is_terminal("step", row["status"]) or row["job"] != job["id"]:
         return
+    if row["kind"] == "script":
+        queue.ask(tx, staging.TASK, row["id"])
+        return
     if job["status"] == JobStatus.SUCCEEDED:
         given = job["result"] or {}
         done: dict[str, Any] = {"outputs": given, "ended_at": tx.now}
         records.move(tx, "step", row["id"], StepStatus.SUCCEEDED, actor=SYSTEM.name, known=row, **done)
         if row["cache_key"]:
-            entry = {
-                "key": row["cache_key"],
-                "execution": row["execution"],
-                "step": row["name"],
-                "outputs": given,
-                "created_at": tx.now,
-            }
-            tx.upsert(cache, [entry], ("key",), ("execution", "step", "outputs", "created_at"))
+            _remember(tx, row, row["cache_key"], given)
     else:
         stopped = job["status"] == JobStatus.STOPPED
         status = StepStatus.STOPPED if stopped else StepStatus.FAILED
         records.move(tx, "step", row["id"], status, actor=SYSTEM.name, reason=job["reason"], ended_at=tx.now)
     advance_in(ctx, tx, row["execution"])
+
+
+def _remember(tx: Tx, row: Row, key: str, given: dict[str, Any]) -> None:
+    entry = {
+        "key": key,
+        "execution": row["execution"],
+        "step": row["name"],
+        "outputs": given,
+        "created_at": tx.now,
+    }
+    tx.upsert(cache, [entry], ("key",), ("execution", "step", "outputs", "created_at"))
+
+
+def advance_script(ctx: Context, step_id: str) -> float | None:
+    """Task: hand a script step's job on; when its job has ended, end the step, and move the execution on."""
+    ending = staging.advance(ctx, step_id)
+    if ending is None:
+        return None
+    with ctx.db.transaction() as tx:
+        row = records.get(tx, "step", step_id)
+        if states.is_terminal("step", row["status"]):
+            return None
+        staging.settle_in(tx, row, ending)
+        done = {"outputs": ending.given, "cached_from": ending.cached_from, "ended_at": tx.now}
+        if ending.key is not None:
+            done["cache_key"] = ending.key
+            if ending.cached_from is None:
+                _remember(tx, row, ending.key, ending.given)
+        records.move(tx, "step", step_id, ending.status, actor=SYSTEM.name, known=row, reason=ending.reason, **done)
+        advance_in(ctx, tx, row["execution"])
+    return None
 
 
 def check_registration(ctx: Context, step_id: str) -> float | None:
@@ -294,6 +321,9 @@ def stop(ctx: Context, actor: Actor, *, execution: str, reason: str = "stopped b
                     job_ended(ctx, tx, job)
             elif step["kind"] == "register":
                 registrations.stop(ctx, tx, step, actor=actor.name)
+            elif step["kind"] == "script":  # its job is not there yet, and will not be
+                ended = {"reason": reason, "ended_at": tx.now}
+                records.move(tx, "step", step["id"], StepStatus.STOPPED, actor=actor.name, **ended)
         advance_in(ctx, tx, execution)
         return records.get(tx, "execution", execution)
 

@@ -31,6 +31,7 @@ log_ = logging.getLogger(__name__)
 MAX_LOST = 5  # attempts of one job that may vanish with their host before the job fails
 MAX_BACKOFF_SECONDS = 3600.0
 STOP_GRACE_SECONDS = 10.0
+ENDED_EARLY = frozenset({"stopped", "timeout"})  # a program that was told to end has had time to save what it has
 UNSENT_SECONDS = 15.0  # an attempt that is recorded and was not handed over by then never will be
 
 
@@ -238,8 +239,8 @@ def _record(ctx: Context, row: Row, exit_: dict[str, Any]) -> None:
     with ctx.db.read() as tx:
         kind = records.get(tx, "job", row["job"])["kind"]
     try:
-        if exit_.get("reason") == "ok":
-            results = outputs.take(ctx, folder, needed=kind != "command")
+        if exit_.get("reason") == "ok" or (kind == "script" and exit_.get("reason") in ENDED_EARLY):
+            results = outputs.take(ctx, folder, needed=kind != "command" and exit_.get("reason") == "ok")
         artifacts = outputs.take_artifacts(ctx, folder)
     except (LooplineError, OSError, ValueError) as error:
         results = {}
@@ -303,10 +304,13 @@ def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], resu
         return records.move(tx, "job", job["id"], JobStatus.SUCCEEDED, actor=SYSTEM.name, known=job, **done)
     if status == AttemptStatus.LOST:
         return _settle_lost(tx, job, reason)
-    if status == AttemptStatus.STOPPED and job["status"] == JobStatus.STOPPING:
-        return records.move(tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, reason=reason, ended_at=tx.now)
-    tries = job["tries"] + 1
     result = {"error": exit_.get("error"), "exit": {k: exit_.get(k) for k in ("code", "signal", "reason")}}
+    if results:
+        result["outputs"] = results
+    if status == AttemptStatus.STOPPED and job["status"] == JobStatus.STOPPING:
+        ended: dict[str, Any] = {"reason": reason, "result": result, "ended_at": tx.now}
+        return records.move(tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, **ended)
+    tries = job["tries"] + 1
     if tries < job["max_tries"] and job["status"] == JobStatus.RUNNING:
         delay = min(job["backoff_seconds"] * 2 ** (tries - 1), MAX_BACKOFF_SECONDS)
         text = f"try {tries} of {job['max_tries']} failed: {reason}; the next one starts in {delay:g} s"
@@ -418,8 +422,9 @@ def stop_attempts(ctx: Context, job_id: str) -> float | None:
             attempts.c.job == job_id, attempts.c.status.in_((AttemptStatus.STARTING, AttemptStatus.RUNNING))
         )
         live = tx.rows(query)
+        limits = (records.get(tx, "job", job_id)["spec"] or {}).get("limits") or {}
     for row in live:
-        ctx.compute.stop(row["id"], STOP_GRACE_SECONDS)
+        ctx.compute.stop(row["id"], limits.get("grace_seconds", STOP_GRACE_SECONDS))
         collect(ctx, row["id"])
     return 1.0 if live else None
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import actions, jobs, registrations, specs
+from loopline.control import actions, jobs, registrations, specs, staging
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import calls
-from loopline.domain.pipelines import ActionStep, ConditionStep, FailStep, JobStep, Output, RegisterStep
+from loopline.domain.pipelines import ActionStep, ConditionStep, FailStep, JobStep, Output, RegisterStep, ScriptStep
 from loopline.domain.states import StepStatus
 from loopline.domain.values import Value
 from loopline.errors import LooplineError
@@ -129,6 +129,8 @@ def start(view: View, name: str) -> bool:
             view.move(name, StepStatus.RUNNING, started_at=view.tx.now)
             registrations.begin(view.ctx, view.tx, view.execution, view.rows[name], step, view.outputs)
             return False
+        if isinstance(step, ScriptStep):
+            return _start_script(view, name, step)
         return _start_job(view, name, step)
     except LooplineError as error:
         view.end(name, StepStatus.FAILED, reason=error.message)
@@ -161,6 +163,14 @@ def look_at_actions(view: View, *, stopping: bool) -> None:
             continue
         if result is not None:
             view.succeed(name, {"result": specs.json_output(result)})
+
+
+def _start_script(view: View, name: str, step: ScriptStep) -> bool:
+    if view.running < view.execution["max_parallel"]:
+        view.running += 1
+        row = view.move(name, StepStatus.RUNNING, started_at=view.tx.now)
+        staging.begin(view.tx, execution=view.execution, row=row, step=step, resolve=view.resolve)
+    return False
 
 
 def _start_job(view: View, name: str, step: JobStep) -> bool:

@@ -187,6 +187,18 @@ def below_root(path: str) -> str:
     return "/".join(parts[3:])
 
 
+def own_hyperparameters(script: Script) -> dict[str, Any]:
+    """The author's hyperparameters, without those of script mode; what is written as JSON is read as such."""
+    found = {}
+    for name, text in script.hyperparameters.items():
+        if not name.startswith(("sagemaker_", "_tuning_")):
+            try:
+                found[name] = json.loads(text)
+            except ValueError:
+                found[name] = text
+    return found
+
+
 def wants_gpu(machine: str) -> bool:
     """Whether that kind of machine has a GPU."""
     return bool(_GPU.match(machine))
@@ -237,10 +249,9 @@ def input_config(script: Script) -> dict[str, Any]:
     return found
 
 
-def processing_config(script: Script, uri: str) -> dict[str, Any]:
-    """The content of ``processingjobconfig.json``; ``uri``: what names the job, as its author knows it."""
+def processing_config(script: Script) -> dict[str, Any]:
+    """The content of ``processingjobconfig.json``."""
     return {
-        "ProcessingJobArn": uri,
         "ProcessingJobName": script.name,
         "Environment": script.environment,
         "AppSpecification": {
