@@ -61,13 +61,14 @@ def show(session: Session, endpoint: str) -> None:
         return
     rollout = found.get("rollout")
     moving = None if rollout is None else f"{rollout['id']} {rollout['status']}, step {rollout['step'] + 1}"
-    told = {key: found[key] for key in ("name", "status", "model", "project", "reason", "created_at")}
+    told = {key: found[key] for key in ("name", "status", "model", "follows", "project", "reason", "created_at")}
     session.record({**told, "rollout": moving, **_flat(found["settings"] or {}, "")})
     total = sum(row["weight"] for row in found["variants"]) or 1.0
     columns = (
         ("VARIANT", "name"),
         ("VERSION", _version),
         ("STATUS", "status"),
+        ("VERIFICATION", lambda row: "ungated" if row["version"] is None else row["verification"]),
         ("WEIGHT", "weight"),
         ("SHARE", lambda row: f"{row['weight'] / total:.1%}"),
         ("COPIES", lambda row: None if row["shadow"] is None else f"{row['shadow']:g}%"),
@@ -94,6 +95,19 @@ def _servers(variant: dict[str, Any]) -> str:
     """How many servers are in which state: "2 ready, 1 loading"."""
     states = [str(server["state"]) for server in variant["servers"]]
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+@endpoints.command()
+@click.argument("endpoint")
+@click.argument("model", required=False)
+@click.option("--stop", "stopped", is_flag=True, help="Follow no model any more.")
+@options
+def follow(session: Session, endpoint: str, model: str | None, stopped: bool) -> None:
+    """Take each version of a model that is approved, from now on: loopline endpoints follow patients patients."""
+    if stopped == (model is not None):
+        raise click.UsageError("give a model, or --stop")
+    found = session.client.put("endpoints", endpoint, "follow", **({"model": model} if model else {}))
+    session.done(found, f"{endpoint} follows {model or 'nothing'}")
 
 
 @endpoints.command()

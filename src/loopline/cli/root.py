@@ -66,6 +66,7 @@ COMMANDS: dict[str, Entry] = {
     "rollouts": Entry("rollouts:rollouts", "How traffic moved, and why."),
     "runs": Entry("runs:runs", "Tracked runs: parameters, metrics, artifacts."),
     "servables": Entry("servables:servables", "Model files, code and an environment that endpoints run."),
+    "tags": Entry("tags:tags", "Words on any record, to find it by."),
     "tests": Entry("tests:tests", "What versions have to show before traffic moves."),
     "topics": Entry("topics:topics", "Notifications: topics, subscriptions, deliveries."),
     "triggers": Entry("triggers:triggers", "What starts pipelines by itself."),
