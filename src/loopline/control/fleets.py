@@ -35,6 +35,8 @@ def grown(ctx: Context, variant: Row, count: int) -> list[Entry]:
         version = records.get(tx, "version", variant["version"]) if servable is None else None
         named = (servable or version or {}).get("environment")
         environment = records.get(tx, "environment", named) if named else None
+    if servable is not None and (problem := servables.problem(servable)):
+        raise Conflict(problem)
     if environment is None:
         raise Conflict("the version names no environment to run in")
     if servable is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import artifacts, environments, objects, outputs, registry
+from loopline.control import artifacts, environments, images, objects, outputs, registry
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import names
 from loopline.domain.access import Actor
@@ -45,25 +45,27 @@ def create(
     image: str = "",
     requirements: str = "",
     variables: dict[str, str] | None = None,
+    given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Make a servable of files, or of a version.
 
     ``data``: the address (s3://BUCKET/KEY) of a tar of model files, as a rule with ``code/`` in it; or ``version``:
     MODEL:NUMBER. ``code``: the address of a tar of code; ``program``: the file of it that is asked. ``requirements``:
-    the packages of its environment, to which those of ``code/requirements.txt`` are added. ``variables``: of its
-    process.
+    the packages of its environment, beside those that its ``image`` stands for; those of ``code/requirements.txt`` are
+    added. ``variables``: of its process. ``given``: what its author wrote, kept as it is.
     """
     names.check_name(name, "a servable")
     with ctx.db.transaction() as tx:
         if records.find(tx, "servable", name=name) is not None:
             raise Conflict(f"there is a servable {name!r} already")
-        values = {"program": program, "image": image, "variables": variables or {}}
+        values = {"program": program, "image": image, "variables": variables or {}, "given": given}
         if version is not None:
             if data is not None or code is not None:
                 raise InvalidInput("a servable is made of a version or of data, not of both")
             return _public(_of_version(tx, actor.name, name, version, values))
         return _public(
             create_in(
+                ctx,
                 tx,
                 actor=actor.name,
                 name=name,
@@ -99,6 +101,7 @@ def _of_version(tx: Tx, actor: str, name: str, reference: str, values: dict[str,
 
 
 def create_in(
+    ctx: Context,
     tx: Tx,
     *,
     actor: str,
@@ -110,6 +113,7 @@ def create_in(
     image: str = "",
     requirements: str = "",
     variables: dict[str, str] | None = None,
+    given: dict[str, Any] | None = None,
     version: Row | None = None,
 ) -> Row:
     """As ``create`` of files, in a transaction; without a name for what belongs to a ``version``.
@@ -120,8 +124,7 @@ def create_in(
         raise InvalidInput(f"{handler!r} is no handler; handlers: {', '.join(HANDLERS)}")
     if data is None and code is None:
         raise InvalidInput("a servable needs model files or code: say data or code")
-    given = variables or {}
-    if sum(len(key) + len(value) for key, value in given.items()) > MAX_VARIABLES_BYTES:
+    if sum(len(key) + len(value) for key, value in (variables or {}).items()) > MAX_VARIABLES_BYTES:
         raise InvalidInput(f"variables hold at most {MAX_VARIABLES_BYTES} bytes")
     wanted = {"data": data, "code": code}
     row = records.create(
@@ -135,8 +138,9 @@ def create_in(
         image=image,
         handler=handler,
         program=program,
-        source={what: _source(tx, uri) for what, uri in wanted.items() if uri is not None},
-        variables=given,
+        source={what: _source(ctx, tx, uri) for what, uri in wanted.items() if uri is not None},
+        variables=variables or {},
+        given=given,
         requirements=requirements,
         by=actor,
     )
@@ -144,11 +148,17 @@ def create_in(
     return row
 
 
-def _source(tx: Tx, uri: str) -> dict[str, Any]:
-    """An object as it is now: {"uri", "digest", "size_bytes"}; raises ``NotFound``."""
+def _source(ctx: Context, tx: Tx, uri: str) -> dict[str, Any]:
+    """An object as it is now: {"uri", "kind", "digest", "size_bytes"}; raises ``NotFound``.
+
+    An address that ends with ``/`` means the files below it.
+    """
     bucket, key = split_uri(uri)
+    if key.endswith("/") or not key:
+        blob = objects.folder(ctx, bucket, key)
+        return {"uri": uri, "kind": "folder", "digest": blob.digest, "size_bytes": blob.size_bytes}
     found = objects.find(tx, bucket, key)
-    return {"uri": uri, "digest": found["digest"], "size_bytes": found["size_bytes"]}
+    return {"uri": uri, "kind": "tar", "digest": found["digest"], "size_bytes": found["size_bytes"]}
 
 
 # -- getting ready ----------------------------------------------------------------------------------------------------
@@ -180,29 +190,42 @@ def _prepared(ctx: Context, row: Row) -> dict[str, Any]:
     source = row["source"]
     artifact = _unpack(ctx, source.get("data"))
     code = _unpack(ctx, source["code"]) if "code" in source else None
-    text = merge(row["requirements"] or "", _own_requirements(ctx, artifact, code))
+    text = merge(_usual(ctx, row), _own_requirements(ctx, artifact, code))
     environment = environments.ensure(ctx, project=None, requirements=text, preload=(), actor=row["by"])
     return {"artifact": artifact, "code": code, "requirements": text, "environment": environment["id"]}
+
+
+def _usual(ctx: Context, row: Row) -> str:
+    """The packages of the image, where one is named, and those that were asked for beside them."""
+    if not row["image"]:
+        return str(row["requirements"] or "")
+    with ctx.db.read() as tx:
+        chosen = images.choose(ctx, tx, row["image"])
+    return merge(chosen.requirements, row["requirements"] or "")
 
 
 def _unpack(ctx: Context, source: dict[str, Any] | None) -> dict[str, Any]:
     """The files of a tar as a version keeps its own. Whoever made the servable may run code, and so vouches for it."""
     if source is None:
         blob = folders.put_manifest(ctx.blobs, ())
+        digest, size = blob.digest, blob.size_bytes
+    elif source["kind"] == "folder":
+        digest, size = source["digest"], source["size_bytes"]
     else:
         try:
             blob = ctx.blobs.put_tar(ctx.blobs.chunks(source["digest"]), folders.OWN)
         except InvalidInput as error:
             raise InvalidInput(f"{source['uri']} is no tar of files: {error.message}") from error
+        digest, size = blob.digest, blob.size_bytes
     return {
         "format": "folder",
         "kind": "folder",
         "name": "model",
-        "sha256": blob.digest,
-        "size_bytes": blob.size_bytes,
+        "sha256": digest,
+        "size_bytes": size,
         "executable": True,
         "trust": "uploaded",
-        "sealed": ctx.signer.sign(blob.digest),
+        "sealed": ctx.signer.sign(digest),
     }
 
 

@@ -131,6 +131,7 @@ servables = Table(
     json_("variables"),
     text_("requirements"),
     text_("environment"),
+    json_("given"),  # what its author wrote
     text_("reason"),
     text_("by", null=False),
     time_("created_at", null=False),
@@ -142,6 +143,7 @@ blueprints = Table(
     Column("name", String(63), nullable=False, unique=True),
     json_("variants"),  # [{"name", "servable" (its id), "weight", "instances", "copies"}]
     json_("capture"),  # what of its requests goes to objects
+    json_("given"),  # what its author wrote
     text_("by", null=False),
     time_("created_at", null=False),
 )
