@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from loopline.domain import endpoint_tests, functionrules, names, rolloutrules, scaling, states
+from loopline.domain import endpoint_tests, functionrules, names, notifications, rolloutrules, scaling, states
 from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
 from loopline.domain.drift import Rule
 from loopline.domain.measures import MEASURES
@@ -465,8 +465,11 @@ def _notifications(loop: Loop, say: Say) -> None:
             good = url.scheme in ("http", "https") and bool(url.hostname)
         except ValueError:
             good = False
+        if message.kind == "email":
+            good = notifications.is_mail(message.url)
         if not good:
-            say((*path, "url"), f"{message.url!r} is not a web address", "write https://HOST/PATH")
+            what, cure = ("an e-mail", "NAME@HOST") if message.kind == "email" else ("a web", "https://HOST/PATH")
+            say((*path, "url"), f"{message.url!r} is not {what} address", f"write {cure}")
         for number, pattern in enumerate(message.events):
             noun, dot, _ = pattern.partition(".")
             if not dot or (noun != "*" and noun not in states.MOVES):

@@ -278,8 +278,8 @@ class TriggerTable(_Table, frozen=True):
 class Notification(_Table, frozen=True):
     """``[[notifications]]``"""
 
-    kind: Literal["webhook", "slack"]
-    url: str
+    kind: Literal["webhook", "slack", "email"]
+    url: str  # the address, of an email
     secret: str = ""  # name of a stored secret that signs; made when absent
     events: tuple[str, ...] = (
         "push.Rejected",
