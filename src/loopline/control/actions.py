@@ -1,8 +1,8 @@
 """What control itself does as a step of a pipeline, by name.
 
-``begin`` is called in the transaction in which the step becomes Running, so that a step begins once whatever dies when;
-what it gives is kept with the step. ``result`` looks at that until it is over: None while it goes on, then what the
-step gives; it raises the reason when it failed. Both act for whoever started the execution.
+``begin`` is called in a transaction that keeps what it gives with the step, so that a step begins once whatever dies
+when. ``result`` looks at that until it is over: None while it goes on, then what the step gives; it raises the reason
+when it failed. Both act for whoever started the execution.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,11 +24,11 @@ MAX_NAME = 63
 
 
 class Action(NamedTuple):
-    """``arguments``: the type of what it takes. ``begin``: (ctx, tx, execution, step's name, arguments). ``result``:
-    (ctx, tx, what ``begin`` gave)."""
+    """``arguments``: the type of what it takes. ``begin``: (ctx, tx, execution, step, arguments). ``result``: (ctx, tx,
+    what ``begin`` gave)."""
 
     arguments: type[Struct]
-    begin: Callable[[Context, Tx, Row, str, Any], dict[str, Any]]
+    begin: Callable[[Context, Tx, Row, Row, Any], dict[str, Any]]
     result: Callable[[Context, Tx, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -40,7 +40,7 @@ def check(step: ActionStep) -> None:
         raise InvalidInput(f"the step {step.name!r}: {step.action} takes {', '.join(known)}, not {unknown[0]!r}")
 
 
-def begin(ctx: Context, tx: Tx, execution: Row, step: str, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def begin(ctx: Context, tx: Tx, execution: Row, step: Row, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Begin an action. Raises ``InvalidInput`` for arguments that it does not take."""
     named = _named(action)
     try:
@@ -83,9 +83,9 @@ class ServableArguments(Struct, frozen=True, forbid_unknown_fields=True):
     variables: dict[str, str] = {}
 
 
-def _begin_servable(ctx: Context, tx: Tx, execution: Row, step: str, given: ServableArguments) -> dict[str, Any]:
+def _begin_servable(ctx: Context, tx: Tx, execution: Row, step: Row, given: ServableArguments) -> dict[str, Any]:
     values = msgspec.structs.asdict(given)
-    name = values.pop("name") or made_name(execution, step)
+    name = values.pop("name") or made_name(execution, step["name"])
     if records.find(tx, "servable", name=name) is not None:
         raise Conflict(f"there is a servable {name!r} already")
     row = servables.create_in(ctx, tx, actor=execution["by"], name=name, **values)

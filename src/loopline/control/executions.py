@@ -8,13 +8,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import events, jobs, registrations, selections, specs, staging, tracking
+from loopline.control import actions, events, jobs, registrations, selections, specs, staging, tracking
 from loopline.control.context import SYSTEM, Context
-from loopline.control.steps import View, look_at_actions, start
+from loopline.control.steps import View, start
 from loopline.domain import decisions, states
 from loopline.domain.access import Actor
+from loopline.domain.pipelines import ActionStep
 from loopline.domain.states import ExecutionStatus, JobStatus, RunStatus, StepStatus
-from loopline.errors import Conflict, NotFound
+from loopline.errors import Conflict, LooplineError, NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import cache, executions, runs, steps
@@ -118,7 +119,6 @@ def advance_in(ctx: Context, tx: Tx, execution_id: str) -> None:
         return
     view = View(ctx, tx, execution)
     stopping = execution["status"] == ExecutionStatus.STOPPING
-    look_at_actions(view, stopping=stopping)
     while True:
         decision = decisions.decide(view.index, view.statuses, view.results)
         for name, reason in decision.skip:
@@ -137,14 +137,44 @@ def advance_in(ctx: Context, tx: Tx, execution_id: str) -> None:
             return
 
 
-def check_action(ctx: Context, step_id: str) -> float | None:
-    """Task: look at an action that goes on; comes back until it is over."""
-    with ctx.db.transaction() as tx:
-        row = records.get(tx, "step", step_id)
-        if row["status"] != StepStatus.RUNNING:
-            return None
-        advance_in(ctx, tx, row["execution"])
-        return None if records.get(tx, "step", step_id)["status"] != StepStatus.RUNNING else ACTION_SECONDS
+def act(ctx: Context, step_id: str) -> float | None:
+    """Task: begin the action of a step, or look at it; comes back until it is over.
+
+    What an action that fails had begun is undone with it.
+    """
+    try:
+        with ctx.db.transaction(durable=True) as tx:
+            return _act_in(ctx, tx, step_id)
+    except LooplineError as error:
+        with ctx.db.transaction() as tx:
+            row = records.get(tx, "step", step_id)
+            if row["status"] == StepStatus.RUNNING:
+                values = {"reason": error.message, "ended_at": tx.now}
+                records.move(tx, "step", step_id, StepStatus.FAILED, actor=SYSTEM.name, known=row, **values)
+                advance_in(ctx, tx, row["execution"])
+    return None
+
+
+def _act_in(ctx: Context, tx: Tx, step_id: str) -> float | None:
+    row = records.get(tx, "step", step_id)
+    if row["status"] != StepStatus.RUNNING:
+        return None
+    execution = records.get(tx, "execution", row["execution"])
+    view = View(ctx, tx, execution)
+    step = view.index.steps[row["name"]]
+    assert isinstance(step, ActionStep)
+    begun = (row["outputs"] or {}).get(actions.BEGUN)
+    if begun is None:
+        arguments = {key: view.resolve(value) for key, value in step.arguments.items()}
+        begun = specs.json_output(actions.begin(ctx, tx, execution, row, step.action, arguments))
+        records.set(tx, "step", step_id, actor=SYSTEM.name, outputs={actions.BEGUN: begun})
+    result = actions.result(ctx, tx, step.action, begun["value"])
+    if result is None:
+        return ACTION_SECONDS
+    values = {"outputs": {"result": specs.json_output(result)}, "ended_at": tx.now}
+    records.move(tx, "step", step_id, StepStatus.SUCCEEDED, actor=SYSTEM.name, known=row, **values)
+    advance_in(ctx, tx, row["execution"])
+    return None
 
 
 def _end(tx: Tx, execution: Row, status: ExecutionStatus, view: View) -> None:
@@ -321,6 +351,9 @@ def stop(ctx: Context, actor: Actor, *, execution: str, reason: str = "stopped b
                     job_ended(ctx, tx, job)
             elif step["kind"] == "register":
                 registrations.stop(ctx, tx, step, actor=actor.name)
+            elif step["kind"] == "action":  # what it has begun goes on
+                ended = {"reason": "the execution was stopped", "ended_at": tx.now}
+                records.move(tx, "step", step["id"], StepStatus.STOPPED, actor=SYSTEM.name, known=step, **ended)
             elif step["kind"] == "script":  # its job is not there yet, and will not be
                 ended = {"reason": reason, "ended_at": tx.now}
                 records.move(tx, "step", step["id"], StepStatus.STOPPED, actor=actor.name, **ended)

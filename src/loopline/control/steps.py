@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import actions, jobs, registrations, specs, staging
+from loopline.control import jobs, registrations, specs, staging
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import calls
 from loopline.domain.pipelines import ActionStep, ConditionStep, FailStep, JobStep, Output, RegisterStep, ScriptStep
@@ -124,7 +124,9 @@ def start(view: View, name: str) -> bool:
             view.end(name, StepStatus.FAILED, reason=" ".join(str(view.resolve(part)) for part in step.message))
             return True
         if isinstance(step, ActionStep):
-            return _act(view, name, step)
+            row = view.move(name, StepStatus.RUNNING, started_at=view.tx.now)
+            queue.ask(view.tx, "execution.action", row["id"])
+            return False
         if isinstance(step, RegisterStep):
             view.move(name, StepStatus.RUNNING, started_at=view.tx.now)
             registrations.begin(view.ctx, view.tx, view.execution, view.rows[name], step, view.outputs)
@@ -135,34 +137,6 @@ def start(view: View, name: str) -> bool:
     except LooplineError as error:
         view.end(name, StepStatus.FAILED, reason=error.message)
         return True
-
-
-def _act(view: View, name: str, step: ActionStep) -> bool:
-    """Begin an action, in the transaction that says so: it is never begun twice. True when its end is known already."""
-    arguments = {key: view.resolve(value) for key, value in step.arguments.items()}
-    begun = actions.begin(view.ctx, view.tx, view.execution, name, step.action, arguments)
-    row = view.move(name, StepStatus.RUNNING, started_at=view.tx.now, outputs={actions.BEGUN: specs.json_output(begun)})
-    queue.ask(view.tx, "execution.action", row["id"])
-    return False
-
-
-def look_at_actions(view: View, *, stopping: bool) -> None:
-    """End those actions that are over, or that nobody waits for any more; what they began goes on."""
-    for name, status in list(view.statuses.items()):
-        step = view.index.steps[name]
-        if status != StepStatus.RUNNING or not isinstance(step, ActionStep):
-            continue
-        if stopping:
-            view.end(name, StepStatus.STOPPED, reason="the execution was stopped")
-            continue
-        try:
-            begun = records.get(view.tx, "step", view.rows[name]["id"])["outputs"][actions.BEGUN]["value"]
-            result = actions.result(view.ctx, view.tx, step.action, begun)
-        except LooplineError as error:
-            view.end(name, StepStatus.FAILED, reason=error.message)
-            continue
-        if result is not None:
-            view.succeed(name, {"result": specs.json_output(result)})
 
 
 def _start_script(view: View, name: str, step: ScriptStep) -> bool:

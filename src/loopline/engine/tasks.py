@@ -36,7 +36,7 @@ TASKS: Mapping[str, Task] = {
     "endpoint.rollback": rollbacks.by_alarm,
     "environment.build": environments.build_again,
     "evaluation.judge": gates.judge,
-    "execution.action": executions.check_action,
+    "execution.action": executions.act,
     "execution.advance": executions.advance,
     "execution.registration": executions.check_registration,
     "execution.script": executions.advance_script,
