@@ -27,19 +27,21 @@ class Source(NamedTuple):
     digest: str | None = None
 
 
-def record(ctx: Context, tx: Tx, version: Row, reports: Mapping[str, Source], *, actor: str) -> dict[str, Any]:
-    """Keep what reports claim of a version; gives the columns of the version that changed.
+def record(
+    ctx: Context, tx: Tx, version: Row, reports: Mapping[str, Source], *, actor: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Keep what reports claim of a version; gives the columns of the version that changed, and warnings.
 
     A report that cannot be read is kept with its ``problem``; when none can be, there is no evaluation at all.
     """
     if not reports:
-        return {}
+        return {}, []
     sources, metrics = _read(ctx, tx, reports)
+    problems = [f"{name}: {source['problem']}" for name, source in sources.items() if "problem" in source]
     read = [name for name, source in sources.items() if "problem" not in source]
     if not read:
-        told = "; ".join(f"{name}: {source['problem']}" for name, source in sources.items())
-        records.note(tx, "version", version["id"], "reports_unread", actor=actor, reason=told)
-        return {}
+        records.note(tx, "version", version["id"], "reports_unread", actor=actor, reason="; ".join(problems))
+        return {}, problems
     row = records.create(
         tx,
         "evaluation",
@@ -63,7 +65,7 @@ def record(ctx: Context, tx: Tx, version: Row, reports: Mapping[str, Source], *,
     )
     values = {"evaluation": row["id"], "metrics": {**(version["metrics"] or {}), **metrics}}
     records.set(tx, "version", version["id"], actor=actor, **values)
-    return values
+    return values, problems
 
 
 def _read(ctx: Context, tx: Tx, reports: Mapping[str, Source]) -> tuple[dict[str, Any], dict[str, float]]:

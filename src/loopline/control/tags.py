@@ -42,6 +42,15 @@ def find(tx: Tx, noun: str, name: str) -> Row:
     return found[0]
 
 
+def check(tags: Mapping[str, str]) -> None:
+    """Raise ``InvalidInput`` for tags that no record may have."""
+    if len(tags) > MAX_TAGS:
+        raise InvalidInput(f"a record has at most {MAX_TAGS} tags")
+    for key, value in tags.items():
+        if not 1 <= len(key) <= MAX_KEY or len(value) > MAX_VALUE:
+            raise InvalidInput(f"a tag's key has 1 to {MAX_KEY} characters, its value at most {MAX_VALUE}")
+
+
 def put(ctx: Context, actor: Actor, *, noun: str, name: str, tags: dict[str, str]) -> dict[str, Any]:
     """Put tags on a record, over those with the same keys; gives all that it has."""
     with ctx.db.transaction(durable=True) as tx:
@@ -51,11 +60,9 @@ def put(ctx: Context, actor: Actor, *, noun: str, name: str, tags: dict[str, str
 
 def put_in(tx: Tx, noun: str, record: str, tags: Mapping[str, str], *, actor: str) -> None:
     """As ``put``, in a transaction, on the record with this id."""
+    check(tags)
     if not tags:
         return
-    for key, value in tags.items():
-        if not 1 <= len(key) <= MAX_KEY or len(value) > MAX_VALUE:
-            raise InvalidInput(f"a tag's key has 1 to {MAX_KEY} characters, its value at most {MAX_VALUE}")
     if len({*of_records(tx, [record]).get(record, {}), *tags}) > MAX_TAGS:
         raise InvalidInput(f"a record has at most {MAX_TAGS} tags")
     given = [
@@ -81,6 +88,17 @@ def delete(ctx: Context, actor: Actor, *, noun: str, name: str, keys: list[str])
         tx.execute(table.delete().where(table.c.record == record, table.c.key.in_(keys)))
         records.note(tx, noun, record, "untagged", actor=actor.name, keys=keys)
     return list_(ctx, actor, noun=noun, name=name)
+
+
+def known(ctx: Context, actor: Actor, *, noun: str, key: str | None = None, value: str | None = None) -> dict[str, Any]:
+    """Every tag on records of a noun, or those with this ``key`` and ``value``: which record (its id) has which."""
+    query = sa.select(table.c.record, table.c.key, table.c.value).where(table.c.noun == noun)
+    if key is not None:
+        query = query.where(table.c.key == key)
+    if value is not None:
+        query = query.where(table.c.value == value)
+    with ctx.db.read() as tx:
+        return {"items": tx.rows(query.order_by(table.c.record, table.c.key)), "next": None}
 
 
 def of_records(tx: Tx, identifiers: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -2,7 +2,7 @@
 another decision, copies, and its end."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -10,6 +10,7 @@ from loopline.control import claims, images, registry, servables, verification
 from loopline.control.context import Context
 from loopline.domain import access, pipelines, states
 from loopline.domain.access import Actor, Permission
+from loopline.domain.images import Chosen
 from loopline.domain.states import EndpointStatus, VariantStatus, VersionStatus
 from loopline.errors import Conflict, InvalidInput
 from loopline.store import records
@@ -48,89 +49,93 @@ def register(
     of it that is asked. ``requirements``: the packages of its environment, or those that stand for ``image``.
     ``properties``: texts of its owner's, at most 50. ``reports``: addresses of what was measured elsewhere, by what
     they are about, such as ``{"model_quality": "s3://..."}``: the version's evaluation is Claimed then. ``status``: as
-    it begins; Approved needs who may approve, and ``unverified`` where an enforced gate would refuse.
+    it begins; Approved needs who may approve, and ``unverified`` where an enforced gate would refuse. ``warnings`` in
+    the answer: what may not be expected.
     """
-    source = {"data": data, "code": code, "program": program, "image": image, "variables": variables or {}}
+    source: dict[str, Any] = {"data": data, "code": code, "program": program, "image": image}
+    source |= {"variables": variables or {}, "requirements": requirements}
+    wanted = New(
+        source=source if data or code else None,
+        description=description,
+        properties=properties or {},
+        reports={about: claims.Source(uri) for about, uri in (reports or {}).items()},
+        status=status,
+        comment=comment,
+        unverified=unverified,
+    )
+    return admit(ctx, actor, model=model, wanted=wanted)
+
+
+class New(NamedTuple):
+    """A version as somebody brings it.
+
+    ``source``: what ``servables.create_in`` takes, without ``requirements`` (or with None) where the image chooses
+    them; no source at all for a version of which there are words alone, and which cannot serve. ``declared``: what
+    else its author says of it, kept as it is. ``execution`` and ``step``: which step made it; again gives it again.
+    """
+
+    source: Mapping[str, Any] | None
+    description: str = ""
+    properties: Mapping[str, str] = {}
+    reports: Mapping[str, claims.Source] = {}
+    status: str = VersionStatus.PENDING
+    comment: str = ""
+    unverified: bool = False
+    declared: Mapping[str, Any] | None = None
+    execution: str | None = None
+    step: str | None = None
+    run: str | None = None
+
+
+def admit(ctx: Context, actor: Actor, *, model: str, wanted: New) -> dict[str, Any]:
+    """Add a version in a transaction of its own; ``warnings`` in the answer say what may not be expected."""
     with ctx.db.transaction(durable=True) as tx:
-        if requirements is None:
-            requirements = images.choose(ctx, tx, image).requirements if image else ""
-        row = register_in(
-            ctx,
-            tx,
-            actor,
-            model=model,
-            source={**source, "requirements": requirements} if data or code else None,
-            description=description,
-            properties=properties or {},
-            reports={about: claims.Source(uri) for about, uri in (reports or {}).items()},
-            status=status,
-            comment=comment,
-            unverified=unverified,
-        )
+        row = admit_in(ctx, tx, actor, model, wanted)
         verification.add(tx, [row])
         return row
 
 
-def register_in(
-    ctx: Context,
-    tx: Tx,
-    actor: Actor,
-    *,
-    model: str,
-    source: Mapping[str, Any] | None,
-    description: str = "",
-    properties: Mapping[str, str] | None = None,
-    reports: Mapping[str, claims.Source] | None = None,
-    status: str = VersionStatus.PENDING,
-    comment: str = "",
-    unverified: bool = False,
-    declared: Mapping[str, Any] | None = None,
-    execution: str | None = None,
-    step: str | None = None,
-    run: str | None = None,
-) -> Row:
-    """As ``register``, in a transaction; the same (execution, step) gives the same version again.
-
-    ``source``: what ``servables.create_in`` takes; None for a version of which there are words alone, which cannot
-    serve. ``declared``: what else its author says of it; kept as it is.
-    """
-    pipelines.check_version_status(status)
-    check_words(description, properties or {})
-    again = records.find(tx, "version", execution=execution, step=step) if execution else None
+def admit_in(ctx: Context, tx: Tx, actor: Actor, model: str, wanted: New) -> Row:
+    """Add a version, with its files, what is claimed of it and the status that it begins with: all of it or nothing."""
+    pipelines.check_version_status(wanted.status)
+    check_words(wanted.description, wanted.properties)
+    again = records.find(tx, "version", execution=wanted.execution, step=wanted.step) if wanted.execution else None
     if again is not None:
-        return again
-    row = registry.register(
-        tx,
-        model=model,
-        actor=actor.name,
-        handler=HANDLER,
-        metrics={},
-        metadata={
-            "description": description,
-            "properties": dict(properties or {}),
-            **({"declared": dict(declared)} if declared else {}),
-        },
-        execution=execution,
-        step=step,
-        run=run,
-    )
-    if source is not None:
-        row = provide(ctx, tx, actor, row, source)
-    row = {**row, **claims.record(ctx, tx, row, reports or {}, actor=actor.name)}
+        return {**again, "warnings": []}
+    metadata: dict[str, Any] = {"description": wanted.description, "properties": dict(wanted.properties)}
+    if wanted.declared:
+        metadata["declared"] = dict(wanted.declared)
+    origin = {"execution": wanted.execution, "step": wanted.step, "run": wanted.run}
+    row = registry.register(tx, model=model, actor=actor.name, handler=HANDLER, metrics={}, metadata=metadata, **origin)
+    warnings: list[str] = []
+    if wanted.source is not None:
+        row, warnings = provide(ctx, tx, actor, row, wanted.source)
+    claimed, problems = claims.record(ctx, tx, row, wanted.reports, actor=actor.name)
+    row = _decide(tx, {**row, **claimed}, actor, wanted.status, wanted.comment, wanted.unverified, "registered as")
+    return {**row, "warnings": [*warnings, *problems]}
+
+
+def _decide(tx: Tx, row: Row, actor: Actor, status: str, comment: str, unverified: bool, how: str) -> Row:
+    words = comment or f"{how} {status}"
     if status == VersionStatus.APPROVED:
-        words = comment or "registered as Approved"
         return registry.approve_in(tx, row, actor, comment=words, unverified=unverified)
+    access.require(actor, Permission.WRITE if row["status"] == status else Permission.APPROVE)
     if status == VersionStatus.REJECTED:
-        access.require(actor, Permission.APPROVE)
-        return registry.reject_in(tx, row, actor=actor.name, comment=comment or "registered as Rejected")
-    return row
+        return registry.reject_in(tx, row, actor=actor.name, comment=words)
+    return _wait_again(tx, row, actor, comment)
 
 
-def provide(ctx: Context, tx: Tx, actor: Actor, row: Row, source: Mapping[str, Any]) -> Row:
-    """Give a version that has nothing to serve its files. Raises ``Conflict`` for one that has."""
+def provide(ctx: Context, tx: Tx, actor: Actor, row: Row, source: Mapping[str, Any]) -> tuple[Row, list[str]]:
+    """Give a version that has nothing to serve its files; gives it and warnings. Raises ``Conflict`` for one that has
+    some, and ``NotFound`` for objects that are not there."""
     if row["artifact"] is not None:
         raise Conflict(f"{row['model']} version {row['number']} has its files, which never change; register another")
-    made = servables.create_in(ctx, tx, actor=actor.name, name=None, handler=HANDLER, version=row, **source)
+    given, warnings = dict(source), []
+    if given.get("requirements") is None:
+        chosen = images.choose(ctx, tx, given["image"]) if given.get("image") else Chosen("")
+        given["requirements"] = chosen.requirements
+        warnings = [chosen.warning] if chosen.warning else []
+    made = servables.create_in(ctx, tx, actor=actor.name, name=None, handler=HANDLER, version=row, **given)
     origin = made["source"].get("data") or made["source"]["code"]
     values = {
         "servable": made["id"],
@@ -146,7 +151,7 @@ def provide(ctx: Context, tx: Tx, actor: Actor, row: Row, source: Mapping[str, A
         },
     }
     records.set(tx, "version", row["id"], actor=actor.name, **values)
-    return {**row, **values}
+    return {**row, **values}, warnings
 
 
 def check_words(description: str, properties: Mapping[str, str]) -> None:
@@ -163,6 +168,20 @@ def check_words(description: str, properties: Mapping[str, str]) -> None:
 # -- changing ---------------------------------------------------------------------------------------------------------
 
 
+class Change(NamedTuple):
+    """What is to change of a version; None leaves it. ``properties`` are laid over those that it has, ``declared`` over
+    what its author said of it; ``source`` gives files to one that has none, as for ``New``."""
+
+    description: str | None = None
+    properties: Mapping[str, str] = {}
+    remove: Sequence[str] = ()
+    declared: Mapping[str, Any] = {}
+    source: Mapping[str, Any] | None = None
+    status: str | None = None
+    comment: str = ""
+    unverified: bool = False
+
+
 def update(
     ctx: Context,
     actor: Actor,
@@ -174,44 +193,48 @@ def update(
     remove: list[str] | None = None,
 ) -> dict[str, Any]:
     """Change the words about a version: its description, some of its ``properties``, or ``remove`` some of them."""
+    change = Change(description=description, properties=properties or {}, remove=remove or ())
+    return amend(ctx, actor, model=model, number=number, change=change)
+
+
+def amend(ctx: Context, actor: Actor, *, model: str, number: int, change: Change) -> dict[str, Any]:
+    """Change a version: all that is asked, or nothing. ``warnings`` in the answer say what may not be expected."""
     with ctx.db.transaction(durable=True) as tx:
-        row = registry.version_row(tx, model, number)
-        return update_in(tx, row, actor, description=description, properties=properties, remove=remove)
+        row, warnings = registry.version_row(tx, model, number), []
+        if change.source is not None:
+            row, warnings = provide(ctx, tx, actor, row, change.source)
+        row = _reword(tx, row, actor, change)
+        if change.status is not None:
+            pipelines.check_version_status(change.status)
+            row = _decide(tx, row, actor, change.status, change.comment, change.unverified, "set to")
+        verification.add(tx, [row])
+        return {**row, "warnings": warnings}
 
 
-def update_in(
-    tx: Tx,
-    row: Row,
-    actor: Actor,
-    *,
-    description: str | None = None,
-    properties: Mapping[str, str] | None = None,
-    remove: Sequence[str] | None = None,
-    declared: Mapping[str, Any] | None = None,
-) -> Row:
-    """As ``update``, in a transaction; ``declared`` is laid over what its author said of it."""
-    metadata = dict(row["metadata"] or {})
-    kept = {key: value for key, value in (metadata.get("properties") or {}).items() if key not in (remove or ())}
-    metadata["properties"] = {**kept, **(properties or {})}
-    if description is not None:
-        metadata["description"] = description
-    if declared:
-        metadata["declared"] = {**(metadata.get("declared") or {}), **declared}
-    check_words(metadata.get("description") or "", metadata["properties"])
-    if metadata != row["metadata"]:
+def _reword(tx: Tx, row: Row, actor: Actor, change: Change) -> Row:
+    before = row["metadata"] or {}
+    metadata = dict(before)
+    kept = {key: value for key, value in (before.get("properties") or {}).items() if key not in change.remove}
+    if kept or change.properties or "properties" in before:
+        metadata["properties"] = {**kept, **change.properties}
+    if change.description is not None:
+        metadata["description"] = change.description
+    if change.declared:
+        metadata["declared"] = {**(before.get("declared") or {}), **change.declared}
+    check_words(metadata.get("description") or "", metadata.get("properties") or {})
+    if metadata != before:
         records.set(tx, "version", row["id"], actor=actor.name, metadata=metadata)
     return {**row, "metadata": metadata}
 
 
 def reopen(ctx: Context, actor: Actor, *, model: str, number: int, comment: str = "") -> dict[str, Any]:
     """Make a version that was decided on wait for a decision again. What it serves, it goes on serving."""
-    with ctx.db.transaction(durable=True) as tx:
-        return reopen_in(tx, registry.version_row(tx, model, number), actor, comment=comment)
+    change = Change(status=VersionStatus.PENDING, comment=comment)
+    return amend(ctx, actor, model=model, number=number, change=change)
 
 
-def reopen_in(tx: Tx, row: Row, actor: Actor, *, comment: str = "") -> Row:
-    """As ``reopen``, in a transaction; one that waits already stays as it is."""
-    access.require(actor, Permission.APPROVE)
+def _wait_again(tx: Tx, row: Row, actor: Actor, comment: str) -> Row:
+    """Pending again, undecided; one that waits already stays as it is."""
     if row["status"] == VersionStatus.PENDING:
         return row
     undone = {"decided_by": None, "decided_at": None, "policy": None, "evidence": None, "comment": comment or None}
