@@ -1,6 +1,6 @@
 """Checksums that clients send along with bytes, and what is computed of them on the way. Pure functions.
 
-SHA-1, SHA-256, MD5 and CRC-32 are Python's own. CRC-32C and CRC-64/NVME have no C code in the base install: a megabyte
+The SHA family, MD5 and CRC-32 are Python's own. CRC-32C and CRC-64/NVME have no C code in the base install: a megabyte
 is cut into lanes that numpy takes through the table side by side, and the lanes' remainders are joined as remainders of
 polynomials are. Source: Amazon S3 User Guide, "Checking object integrity".
 """
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from loopline.errors import InvalidInput
 
-ALGORITHMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
-SIZES = {"CRC32": 4, "CRC32C": 4, "CRC64NVME": 8, "SHA1": 20, "SHA256": 32, "MD5": 16}  # bytes
+SIZES = {"CRC32": 4, "CRC32C": 4, "CRC64NVME": 8, "SHA1": 20, "SHA256": 32, "SHA512": 64, "MD5": 16}  # bytes
+ALGORITHMS = tuple(SIZES)
 
 _LANE_BYTES = 256
 _MAX_LANES = 4096
@@ -160,8 +160,9 @@ def check_form(name: str, value: str) -> str:
 class Checking:
     """Computes checksums of a stream on the way, and compares them with what the client said, which may come last.
 
-    ``expected``: in base 64 by algorithm (``ALGORITHMS`` and MD5). ``later``: gives what is known only after the last
-    byte (trailers). ``wanted``: algorithms to compute although nothing is expected.
+    ``expected``: in base 64 by algorithm (``ALGORITHMS``). ``later``: gives what is known only after the last byte
+    (trailers). ``wanted``: algorithms to compute although nothing is expected. ``content_md5``: expected of the MD5,
+    which is computed in any case and is no checksum of the object unless it is among the others.
     """
 
     def __init__(
@@ -169,10 +170,13 @@ class Checking:
         expected: Mapping[str, str] | None = None,
         later: Callable[[], Mapping[str, str]] | None = None,
         wanted: Iterable[str] = (),
+        content_md5: str | None = None,
     ) -> None:
         self._expected = {name: check_form(name, value) for name, value in (expected or {}).items()}
+        self._content_md5 = None if content_md5 is None else check_form("MD5", content_md5)
         self._later = later
-        self._running: dict[str, _Running] = {name: _begin(name) for name in {"MD5", *self._expected, *wanted}}
+        self._kept = {*self._expected, *wanted}
+        self._running: dict[str, _Running] = {name: _begin(name) for name in {"MD5", *self._kept}}
         self.size_bytes = 0
         self.found: dict[str, str] = {}
 
@@ -190,11 +194,14 @@ class Checking:
             self.size_bytes += len(chunk)
             yield chunk
         computed = {name: base64.b64encode(each.digest()).decode() for name, each in self._running.items()}
-        for name, value in {**self._expected, **(self._later() if self._later else {})}.items():
+        expected = [*self._expected.items(), *(self._later().items() if self._later else ())]
+        if self._content_md5 is not None:
+            expected.append(("MD5", self._content_md5))
+        for name, value in expected:
             if computed.get(name) != value:
                 raise InvalidInput(
                     f"the {name} of the bytes that came is {computed.get(name)}, not {value[:100]} as was said",
                     kind="mismatch",
                     algorithm=name,
                 )
-        self.found = {name: value for name, value in computed.items() if name != "MD5"}
+        self.found = {name: value for name, value in computed.items() if name in self._kept}
