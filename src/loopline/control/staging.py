@@ -239,18 +239,18 @@ def _job_spec(
     places: dict[str, str] = {}
     laid: list[dict[str, Any]] = []
 
-    def lay(host: int, digest: str, to: str) -> None:
+    def lay(host: int, digest: str, to: str, channel: str | None = None) -> None:
         number = str(len(laid))
         inputs[number] = {"sha256": digest, "kind": "folder", "name": "content"}
         places[f"inputs.{number}"] = number
-        laid.append({"host": host, "to": to})
+        laid.append({"host": host, "to": to, "channel": channel})
 
     for host in range(script.hosts):
         if tree:
             lay(host, tree, CODE)
         for name, parts in channels.items():
             path = script.channels[name].path
-            lay(host, parts[host], scripts.below_root(path) if path else f"input/data/{name}")
+            lay(host, parts[host], scripts.below_root(path) if path else f"input/data/{name}", name)
     call = {
         "contract": script.contract,
         "name": script.name,
@@ -314,18 +314,19 @@ def _results(
             puts.append((bucket, prefix, values))
             result[name] = join_uri(bucket, prefix)
     for name, target in script.outputs.items():
-        if name in left:
+        if f"files.{name}" in left:
             bucket, prefix = split_uri(target.uri.rstrip("/") + "/")
-            for entry in folders.read_manifest(ctx.blobs, left[name]["sha256"]):
+            for entry in folders.read_manifest(ctx.blobs, left[f"files.{name}"]["sha256"]):
                 puts.append((bucket, prefix + entry.path, objects.blob_values(ctx, entry.sha256, source=source)))
     return puts, result
 
 
 def _report(ctx: Context, name: str, report: Report, left: dict[str, Any]) -> dict[str, Any]:
     """The JSON of a file among the outputs, as an output of the step. Raises ``InvalidInput``."""
-    if report.output not in left:
+    folder = left.get(f"files.{report.output}")
+    if folder is None:
         raise InvalidInput(f"{name}: the program has no output {report.output!r}")
-    files = {entry.path: entry for entry in folders.read_manifest(ctx.blobs, left[report.output]["sha256"])}
+    files = {entry.path: entry for entry in folders.read_manifest(ctx.blobs, folder["sha256"])}
     entry = files.get(report.path)
     if entry is None:
         there = ", ".join(sorted(files)[:10]) or "nothing"
