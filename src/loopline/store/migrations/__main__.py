@@ -3,8 +3,10 @@
 For developers, and only until the release that it comes with: databases made before keep the schema that they have.
 """
 
+import itertools
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +53,22 @@ def render() -> str:
         assert operations is not None
         operations.ops.sort(key=_sort_key)
         body = render_python_code(operations, migration_context=context, render_as_batch=True)
-    lines = [f"{line}\n" for line in body.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    first = len(lines[0]) - len(lines[0].lstrip())
-    indented = "".join(" " * (4 - first) + line if first < 4 else line for line in lines)
-    return _HEADING + indented.replace(", schema=None)", ', recreate="always")')
+    lines = [line for line in body.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return _HEADING + "".join(f"    {line}\n" for line in _copying(lines))
+
+
+def _copying(lines: list[str]) -> Iterator[str]:
+    """Tables that get columns are copied; an index needs no copy."""
+    for number, line in enumerate(lines):
+        grows = line.endswith("as batch_op:") and any(
+            each.lstrip().startswith("batch_op.add_column")
+            for each in itertools.takewhile(_is_inner, lines[number + 1 :])
+        )
+        yield line.replace(", schema=None)", ', recreate="always")' if grows else ")")
+
+
+def _is_inner(line: str) -> bool:
+    return line.startswith(" " * 4)
 
 
 def _sort_key(operation: Any) -> tuple[str, bool, str]:
