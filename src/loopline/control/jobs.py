@@ -47,8 +47,10 @@ def submit(
     actor: str,
     max_tries: int = 1,
     backoff_seconds: float = 0.0,
+    retry: dict[str, Any] | None = None,
 ) -> Row:
-    """Record a job; it starts after the commit when a slot is free, else when one is. ``spec``: see ``_job_spec``."""
+    """Record a job; it starts after the commit when a slot is free, else when one is. ``spec``: see ``_job_spec``;
+    ``retry``: a ``domain.pipelines.Retry``."""
     job = records.create(
         tx,
         "job",
@@ -61,6 +63,7 @@ def submit(
         tries=0,
         max_tries=max_tries,
         backoff_seconds=backoff_seconds,
+        retry=retry,
     )
     _fill_last(ctx, tx)
     return job
@@ -311,8 +314,8 @@ def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], resu
         ended: dict[str, Any] = {"reason": reason, "result": result, "ended_at": tx.now}
         return records.move(tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, **ended)
     tries = job["tries"] + 1
-    if tries < job["max_tries"] and job["status"] == JobStatus.RUNNING:
-        delay = min(job["backoff_seconds"] * 2 ** (tries - 1), MAX_BACKOFF_SECONDS)
+    delay = _delay(tx, job, tries, exit_) if job["status"] == JobStatus.RUNNING else None
+    if delay is not None:
         text = f"try {tries} of {job['max_tries']} failed: {reason}; the next one starts in {delay:g} s"
         queue.ask(tx, "jobs.start", "all", tx.now + delay)
         return records.move(
@@ -329,6 +332,17 @@ def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], resu
     return records.move(
         tx, "job", job["id"], to, actor=SYSTEM.name, reason=reason, tries=tries, result=result, ended_at=tx.now
     )
+
+
+def _delay(tx: Tx, job: Row, tries: int, exit_: dict[str, Any]) -> float | None:
+    """Seconds until the try that follows one that failed; None when none does."""
+    rule = job["retry"] or {}
+    if tries >= job["max_tries"] or (rule.get("only") == "faults" and not exits.is_fault(exit_)):
+        return None
+    grown = job["backoff_seconds"] * rule.get("rate", 2.0) ** min(tries - 1, 100)
+    delay = float(min(grown, MAX_BACKOFF_SECONDS))
+    last = rule.get("seconds")
+    return None if last is not None and tx.now + delay > (job["started_at"] or tx.now) + last else delay
 
 
 def _lose(ctx: Context, attempt_id: str) -> None:

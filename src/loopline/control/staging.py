@@ -148,6 +148,7 @@ def _prepare(ctx: Context, execution: Row, row: Row, known: Row, step: ScriptSte
             actor=SYSTEM.name,
             max_tries=step.retries + 1,
             backoff_seconds=step.backoff_seconds,
+            retry=None if step.retry is None else msgspec.to_builtins(step.retry),
         )
         tx.execute(steps.update().where(steps.c.id == row["id"]).values(job=job["id"], cache_key=key))
     return None

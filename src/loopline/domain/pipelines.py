@@ -149,6 +149,15 @@ class Report(Part, frozen=True):
     path: str
 
 
+class Retry(Part, frozen=True):
+    """Which tries are followed by another, and when: the wait grows by ``rate`` each time, and none begins later than
+    ``seconds`` after the first. ``only``: "faults" are those that are not the program's own, such as a signal."""
+
+    rate: float = 2.0
+    seconds: float | None = None
+    only: Literal["all", "faults"] = "all"
+
+
 class ScriptStep(_Step, frozen=True, tag_field="kind", tag="script", kw_only=True):
     """Runs a program by the contract of training or processing containers: folders, files, variables, no container.
 
@@ -159,9 +168,9 @@ class ScriptStep(_Step, frozen=True, tag_field="kind", tag="script", kw_only=Tru
     Gives ``result``: {"name" of the job, "contract", "model" and "output" (URIs; training), "outputs" {name: URI}
     (processing), "metrics" {name: last value}, "message"}; and for each of ``reports`` the JSON of that file.
 
-    ``retries`` and ``backoff_seconds``: as of a job step. ``cache``: a result with the same program, environment,
-    channels (by content), settings and destinations is taken again, if it is at most ``cache_seconds`` old (None:
-    however old). The job's name does not count.
+    ``retries`` and ``backoff_seconds``: as of a job step; ``retry``: more about them. ``cache``: a result with the same
+    program, environment, channels (by content), settings and destinations is taken again, if it is at most
+    ``cache_seconds`` old (None: however old). The job's name does not count.
     """
 
     settings: Value
@@ -169,6 +178,7 @@ class ScriptStep(_Step, frozen=True, tag_field="kind", tag="script", kw_only=Tru
     reports: dict[str, Report] = {}
     retries: int = 0
     backoff_seconds: float = 0.0
+    retry: Retry | None = None
     cache: bool = False
     cache_seconds: float | None = None
 
@@ -342,7 +352,10 @@ def _check_register(step: RegisterStep) -> None:
 
 def _check_script(step: ScriptStep) -> None:
     wrong = None
-    if step.retries < 0 or step.backoff_seconds < 0 or (step.cache_seconds is not None and step.cache_seconds < 0):
+    rule = step.retry or Retry()
+    if rule.rate < 1 or (rule.seconds is not None and rule.seconds < 0):
+        wrong = "the rate of retries is at least 1, their time at least 0"
+    elif step.retries < 0 or step.backoff_seconds < 0 or (step.cache_seconds is not None and step.cache_seconds < 0):
         wrong = "retries, backoff_seconds and cache_seconds are at least 0"
     elif "result" in step.reports:
         wrong = "a report is not named 'result'"

@@ -33,6 +33,10 @@ class AlgorithmError(RuntimeError):
     """The program failed; the message is its own, from the failure file, where it left one."""
 
 
+class ProgramKilled(AlgorithmError):
+    """A signal ended the program: no error of its own telling."""
+
+
 class Host:
     """One process of the program: its number, its folders, and the pipes from it."""
 
@@ -442,7 +446,8 @@ def _check(hosts: list[Host], *, stopped: bool) -> None:
         if host.status:
             code = os.waitstatus_to_exitcode(host.status)
             how = f"exit code: {code}" if code >= 0 else f"killed by signal {-code}"
-            raise AlgorithmError(", ".join(filter(None, [_text(f"{host.base}/output/failure"), how])))
+            kind = AlgorithmError if code >= 0 else ProgramKilled
+            raise kind(", ".join(filter(None, [_text(f"{host.base}/output/failure"), how])))
 
 
 def _text(path: str) -> str:
