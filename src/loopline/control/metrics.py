@@ -226,14 +226,16 @@ def unit_of(namespace: str, name: str) -> str | None:
     return _MEASURED.get(name) if namespace == BUILT_IN else None
 
 
-def units(tx: Tx, namespace: str, name: str, dimensions: Mapping[str, str]) -> list[str]:
-    """The units in which a metric's points were sent."""
+def shown_unit(ctx: Context, actor: Actor, *, namespace: str, name: str, dimensions: dict[str, str]) -> str | None:
+    """The unit in which a metric's points were sent; the first by name of several, None where there is no point."""
     known = unit_of(namespace, name)
     if known is not None:
-        return [known]
+        return known
     key = rules.key_of(namespace, name, dimensions)
-    query = sa.select(metric_points.c.unit).where(metric_points.c.metric == key).distinct()
-    return sorted(tx.execute(query.order_by(metric_points.c.unit)).scalars())
+    query = sa.select(sa.func.min(metric_points.c.unit)).where(metric_points.c.metric == key)
+    with ctx.db.read() as tx:
+        found: str | None = tx.execute(query).scalar_one_or_none()
+    return found
 
 
 def summaries(
