@@ -257,7 +257,7 @@ def _job_spec(
         "name": script.name,
         "program": script.program,
         "entrypoint": list(script.entrypoint),
-        "arguments": list(script.arguments),
+        "words": list(script.arguments),
         "hyperparameters": script.hyperparameters,
         "channels": list(script.channels),
         "input_config": scripts.input_config(script),

@@ -213,11 +213,11 @@ def _argv(spec: dict[str, Any], root: str) -> list[str]:
     """The words that are executed. Paths below ``/opt/ml`` become those of ``root``."""
     call = spec["call"]
     if call["entrypoint"]:
-        words = [*call["entrypoint"], *call["arguments"]]
+        words = [*call["entrypoint"], *call["words"]]
     else:
         program = call["program"]
         runner = {".py": [str(spec["python"])], ".sh": ["/bin/bash"]}.get(os.path.splitext(program)[1], [])
-        words = [*runner, program if runner else f"./{program}", *_arguments(call), *call["arguments"]]
+        words = [*runner, program if runner else f"./{program}", *_arguments(call), *call["words"]]
     return [_placed(word, root) for word in words]
 
 
