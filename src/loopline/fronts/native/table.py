@@ -2,6 +2,7 @@
 
 from loopline.control import (
     access,
+    access_keys,
     alarms,
     assets,
     audit,
@@ -35,6 +36,7 @@ from loopline.control import (
     release_tests,
     requests,
     retraining,
+    role_aliases,
     rollbacks,
     rollouts,
     scaling,
@@ -46,6 +48,7 @@ from loopline.control import (
     tracking,
     triggers,
     versions,
+    warnings,
     weights,
 )
 from loopline.domain.access import Permission
@@ -76,6 +79,14 @@ _PEOPLE = (
     Route("POST", "/api/keys", READ, access.create_key, status=201),  # one's own; another's needs admin
     Route("DELETE", "/api/keys/{key}", READ, access.revoke_key),
     Route("PUT", "/api/keys/{key}/limits", ADMIN, access.limit_key),
+    Route("GET", "/api/access-keys", READ, access_keys.list_),
+    Route("POST", "/api/access-keys", READ, access_keys.create, status=201),  # one's own; another's needs admin
+    Route("DELETE", "/api/access-keys/{key}", READ, access_keys.revoke),
+    Route("GET", "/api/role-aliases", READ, role_aliases.list_),
+    Route("POST", "/api/role-aliases", WRITE, role_aliases.create, status=201),
+    Route("GET", "/api/role-aliases/{name}", READ, role_aliases.show),
+    Route("DELETE", "/api/role-aliases/{name}", WRITE, role_aliases.delete),
+    Route("GET", "/api/warnings", READ, warnings.list_),
 )
 
 _PROJECTS = (
@@ -164,6 +175,7 @@ _REGISTRY = (
 )
 
 _TAGS = (
+    Route("GET", "/api/tags/{noun}", READ, tags.known),
     Route("GET", "/api/tags/{noun}/{name:path}", READ, tags.list_),
     Route("PUT", "/api/tags/{noun}/{name:path}", WRITE, tags.put),
     Route("DELETE", "/api/tags/{noun}/{name:path}", WRITE, tags.delete),
