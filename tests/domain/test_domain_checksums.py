@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import itertools
 import zlib
 
 import pytest
@@ -38,7 +39,7 @@ def test_lanes_say_what_bits_say(size):
 @given(data=st.binary(max_size=3000), cuts=st.lists(st.integers(0, 3000), max_size=4))
 def test_how_bytes_are_cut_changes_no_checksum(data, cuts):
     places = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
-    parts = [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    parts = [data[a:b] for a, b in itertools.pairwise(places)]
     checking = Checking(wanted=checksums.ALGORITHMS)
     assert b"".join(checking.through(parts)) == data
     assert checking.found == {name: checksum(name, data) for name in checksums.ALGORITHMS}

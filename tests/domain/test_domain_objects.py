@@ -14,8 +14,28 @@ def test_names_that_a_bucket_may_have(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["ab", "a" * 64, "Abc", "a_b", "-ab", "ab-", "a..b", "192.168.5.4", "xn--abc", "sthree-abc", "abc-s3alias", "a/b"]
-    + ["abc--ol-s3", "abc.mrap", "abc--x-s3", "abc--table-s3", "", "äbc", "abc\n", None],
+    [
+        "ab",
+        "a" * 64,
+        "Abc",
+        "a_b",
+        "-ab",
+        "ab-",
+        "a..b",
+        "192.168.5.4",
+        "xn--abc",
+        "sthree-abc",
+        "abc-s3alias",
+        "a/b",
+        "abc--ol-s3",
+        "abc.mrap",
+        "abc--x-s3",
+        "abc--table-s3",
+        "",
+        "äbc",
+        "abc\n",
+        None,
+    ],
 )
 def test_names_that_a_bucket_may_not_have(name):
     with pytest.raises(InvalidInput):
