@@ -196,12 +196,10 @@ def page(
         query = sa.select(uploads).where(c.bucket == bucket, c.status == UploadStatus.OPEN).order_by(c.key, c.id)
         end = rules.following(prefix) if prefix else None
         query = query if end is None else query.where(c.key < end)
-        rest = (
-            c.key > after
-            if after_upload is None
-            else sa.or_(c.key > after, sa.and_(c.key == after, c.id > after_upload))
-        )
-        rows = tx.rows(query if after is None else query.where(rest))
+        if after is not None:
+            same = sa.and_(c.key == after, c.id > (after_upload or "~"))  # ids are ASCII letters: none comes after ~
+            query = query.where(sa.or_(c.key > after, same))
+        rows = tx.rows(query)
     numbered = [{**row, "number": -place} for place, row in enumerate(rows)]
 
     def fetch(at: Position, count: int) -> list[Row]:
