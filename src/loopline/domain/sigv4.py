@@ -178,7 +178,7 @@ def _check_time(claim: Claim, now: float) -> None:
 
 def canonical(claim: Claim, request: Request, payload: str) -> str:
     """The canonical request."""
-    values = {}
+    values: dict[str, list[str]] = {}
     for name, value in request.headers:
         values.setdefault(name, []).append(" ".join(value.split()))
     missing = [name for name in claim.signed if name not in values]
@@ -306,7 +306,8 @@ class Chunked:
             self._source.line()
 
     def _read_trailers(self) -> None:
-        lines, signature = [], ""
+        lines: list[tuple[str, str]] = []
+        signature = ""
         while line := self._source.line():
             name, _, value = line.decode("latin-1").partition(":")
             if name.strip().lower() == "x-amz-trailer-signature":
