@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from loopline.control import servables
+from loopline.control import claims, registry, servables, versions
 from loopline.control.context import Context
 from loopline.domain.pipelines import ActionStep
-from loopline.domain.states import ServableStatus
+from loopline.domain.states import ServableStatus, VersionStatus
 from loopline.errors import Conflict, InvalidInput, LooplineError
 from loopline.store import records
 from loopline.store.db import Row, Tx
@@ -101,6 +101,58 @@ def _servable(_ctx: Context, tx: Tx, begun: dict[str, Any]) -> dict[str, Any] | 
     return {"name": begun["name"]}
 
 
+# -- versions ---------------------------------------------------------------------------------------------------------
+
+
+class ReportArguments(Struct, frozen=True, forbid_unknown_fields=True):
+    """As of ``claims.Source``."""
+
+    uri: str
+    content_type: str | None = None
+    digest: str | None = None
+
+
+class VersionArguments(Struct, frozen=True, forbid_unknown_fields=True):
+    """As of ``versions.New``, and of which model. One that is not there yet is made, with ``gate_mode``."""
+
+    model: str
+    gate_mode: str = "enforce"
+    source: dict[str, Any] | None = None
+    description: str = ""
+    properties: dict[str, str] = {}
+    reports: dict[str, ReportArguments] = {}
+    status: str = VersionStatus.PENDING
+    comment: str = ""
+    unverified: bool = False
+    declared: dict[str, Any] | None = None
+
+
+def _begin_version(ctx: Context, tx: Tx, execution: Row, step: Row, given: VersionArguments) -> dict[str, Any]:
+    actor = registry.actor_named(tx, execution["by"])
+    if records.find(tx, "model", name=given.model) is None:
+        registry.ensure_model(tx, name=given.model, actor=actor.name, gate_mode=given.gate_mode)
+    wanted = versions.New(
+        source=given.source,
+        description=given.description,
+        properties=given.properties,
+        reports={name: claims.Source(*msgspec.structs.astuple(each)) for name, each in given.reports.items()},
+        status=given.status,
+        comment=given.comment,
+        unverified=given.unverified,
+        declared=given.declared,
+        execution=execution["id"],
+        step=step["name"],
+        run=step["run"],
+    )
+    return {"id": versions.admit_in(ctx, tx, actor, given.model, wanted)["id"]}
+
+
+def _version(_ctx: Context, tx: Tx, begun: dict[str, Any]) -> dict[str, Any]:
+    row = records.get(tx, "version", begun["id"])
+    return {"name": row["model"], "version": row["number"], "status": row["status"]}
+
+
 ACTIONS: Mapping[str, Action] = {
+    "version.register": Action(VersionArguments, _begin_version, _version),
     "servable.create": Action(ServableArguments, _begin_servable, _servable),
 }
