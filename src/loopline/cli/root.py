@@ -59,6 +59,7 @@ COMMANDS: dict[str, Entry] = {
     "keys": Entry("keys:keys", "API keys."),
     "models": Entry("models:models", "Registered models and their aliases."),
     "pipelines": Entry("pipelines:pipelines", "Pipelines that are kept here by name, without a project."),
+    "objects": Entry("objects:objects", "Buckets and their objects."),
     "projects": Entry("projects:projects", "Projects."),
     "pushes": Entry("pushes:pushes", "Commits and trees that reached the platform."),
     "requests": Entry("requests:requests", "Predictions as they were logged, and labels."),

@@ -438,6 +438,11 @@ def delete(
         return delete_in(tx, actor=actor.name, bucket=bucket, key=key, version=version, wanted=wanted)
 
 
+def remove(ctx: Context, actor: Actor, *, bucket: str, key: str, version: str | None = None) -> dict[str, Any]:
+    """``delete``, without conditions."""
+    return delete(ctx, actor, bucket=bucket, key=key, version=version)
+
+
 def delete_in(
     tx: Tx,
     *,

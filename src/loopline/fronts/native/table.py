@@ -7,6 +7,7 @@ from loopline.control import (
     assets,
     audit,
     batches,
+    buckets,
     blueprints,
     comparisons,
     confirmations,
@@ -28,6 +29,7 @@ from loopline.control import (
     metrics,
     monitoring,
     multimodel,
+    objects,
     pipelines,
     projects,
     publishing,
@@ -61,6 +63,7 @@ MAX_LOG_BYTES = 1 << 20
 MAX_TREE_BYTES = 1 << 30
 MAX_ASSET_BYTES = 1 << 34
 MAX_LABELS_BYTES = 16 << 20
+MAX_OBJECT_BYTES = 5 << 30
 MAX_SPEC_BYTES = 32 << 20
 
 _STATUS = (
@@ -87,6 +90,19 @@ _PEOPLE = (
     Route("GET", "/api/role-aliases/{name}", READ, role_aliases.show),
     Route("DELETE", "/api/role-aliases/{name}", WRITE, role_aliases.delete),
     Route("GET", "/api/warnings", READ, warnings.list_),
+)
+
+_OBJECTS = (
+    Route("GET", "/api/buckets", READ, buckets.list_),
+    Route("POST", "/api/buckets", WRITE, buckets.create, status=201),
+    Route("GET", "/api/buckets/{bucket}", READ, buckets.show),
+    Route("DELETE", "/api/buckets/{bucket}", WRITE, buckets.delete),
+    Route("PUT", "/api/buckets/{bucket}/versioning", WRITE, buckets.set_versioning),
+    Route("GET", "/api/buckets/{bucket}/objects", READ, objects.list_),
+    Route("GET", "/api/buckets/{bucket}/object", READ, objects.show),
+    Route("GET", "/api/buckets/{bucket}/content", READ, objects.content, download=True),
+    Route("PUT", "/api/buckets/{bucket}/content", WRITE, objects.upload, raw=True, max_body_bytes=MAX_OBJECT_BYTES),
+    Route("DELETE", "/api/buckets/{bucket}/object", WRITE, objects.remove),
 )
 
 _PROJECTS = (
@@ -312,6 +328,7 @@ _MESSAGES = (
 TABLE = (
     *_STATUS,
     *_PEOPLE,
+    *_OBJECTS,
     *_PROJECTS,
     *_WORK,
     *_TRACKING,
