@@ -189,7 +189,7 @@ def list_versions(
     cursor: str | None = None,
 ) -> dict[str, Any]:
     """Versions, of one model or of all, newest first, or by one of their metrics (``accuracy`` ascending,
-    ``-accuracy``), or by ``created`` (oldest first).
+    ``-accuracy``), or by ``created`` (oldest first) or ``name`` and number (``-name``).
 
     ``contains``: a part of the model's name, in any case. ``start``, ``end``: when they were registered.
     """
@@ -219,6 +219,9 @@ def _version_order(order: str | None, model: str | None) -> tuple[sa.ColumnEleme
         return newest.desc(), versions.c.id.desc()
     if order == "created":
         return newest, versions.c.id
+    if order in ("name", "-name"):
+        columns = (versions.c.model, versions.c.number)
+        return columns if order == "name" else tuple(column.desc() for column in columns)
     value = versions.c.metrics[order.lstrip("-")].as_float()
     return value.desc() if order.startswith("-") else value, newest.desc()
 

@@ -10,7 +10,6 @@ from loopline.control import claims, images, registry, servables, verification
 from loopline.control.context import Context
 from loopline.domain import access, pipelines, states
 from loopline.domain.access import Actor, Permission
-from loopline.domain.images import Chosen
 from loopline.domain.states import EndpointStatus, VariantStatus, VersionStatus
 from loopline.errors import Conflict, InvalidInput
 from loopline.store import records
@@ -32,7 +31,7 @@ def register(
     model: str,
     data: str | None = None,
     image: str = "",
-    requirements: str | None = None,
+    requirements: str = "",
     variables: dict[str, str] | None = None,
     code: str | None = None,
     program: str | None = None,
@@ -46,7 +45,7 @@ def register(
     """Add a version made of objects.
 
     ``data``: the address (s3://BUCKET/KEY) of a tar of model files; ``code``: of a tar of code; ``program``: the file
-    of it that is asked. ``requirements``: the packages of its environment, or those that stand for ``image``.
+    of it that is asked. ``requirements``: packages of its environment beside those that stand for ``image``.
     ``properties``: texts of its owner's, at most 50. ``reports``: addresses of what was measured elsewhere, by what
     they are about, such as ``{"model_quality": "s3://..."}``: the version's evaluation is Claimed then. ``status``: as
     it begins; Approved needs who may approve, and ``unverified`` where an enforced gate would refuse. ``warnings`` in
@@ -69,9 +68,9 @@ def register(
 class New(NamedTuple):
     """A version as somebody brings it.
 
-    ``source``: what ``servables.create_in`` takes, without ``requirements`` (or with None) where the image chooses
-    them; no source at all for a version of which there are words alone, and which cannot serve. ``declared``: what
-    else its author says of it, kept as it is. ``execution`` and ``step``: which step made it; again gives it again.
+    ``source``: what ``servables.create_in`` takes; None for a version of which there are words alone, and which cannot
+    serve. ``declared``: what else its author says of it, kept as it is. ``execution`` and ``step``: which step made it;
+    the same again gives the same version again.
     """
 
     source: Mapping[str, Any] | None
@@ -130,12 +129,8 @@ def provide(ctx: Context, tx: Tx, actor: Actor, row: Row, source: Mapping[str, A
     some, and ``NotFound`` for objects that are not there."""
     if row["artifact"] is not None:
         raise Conflict(f"{row['model']} version {row['number']} has its files, which never change; register another")
-    given, warnings = dict(source), []
-    if given.get("requirements") is None:
-        chosen = images.choose(ctx, tx, given["image"]) if given.get("image") else Chosen("")
-        given["requirements"] = chosen.requirements
-        warnings = [chosen.warning] if chosen.warning else []
-    made = servables.create_in(ctx, tx, actor=actor.name, name=None, handler=HANDLER, version=row, **given)
+    warning = images.choose(ctx, tx, source["image"]).warning if source.get("image") else None
+    made = servables.create_in(ctx, tx, actor=actor.name, name=None, version=row, **{"handler": HANDLER, **source})
     origin = made["source"].get("data") or made["source"]["code"]
     values = {
         "servable": made["id"],
@@ -151,7 +146,7 @@ def provide(ctx: Context, tx: Tx, actor: Actor, row: Row, source: Mapping[str, A
         },
     }
     records.set(tx, "version", row["id"], actor=actor.name, **values)
-    return {**row, **values}, warnings
+    return {**row, **values}, [warning] if warning else []
 
 
 def check_words(description: str, properties: Mapping[str, str]) -> None:
