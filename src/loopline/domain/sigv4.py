@@ -126,10 +126,15 @@ def _claim(
 # -- checking ---------------------------------------------------------------------------------------------------------
 
 
-def signing_key(secret: str, date: str, region: str, service: str) -> bytes:
-    """The key that signs requests of one day to one service; the secret cannot be had from it."""
-    key = f"AWS4{secret}".encode()
-    for part in (date, region, service, "aws4_request"):
+def day_key(secret: str, date: str) -> bytes:
+    """The key of one day, from which ``signing_key`` derives further; the secret cannot be had from it."""
+    return _hmac(f"AWS4{secret}".encode(), date)
+
+
+def signing_key(of_the_day: bytes, region: str, service: str) -> bytes:
+    """The key that signs requests of that day to one service of one region."""
+    key = of_the_day
+    for part in (region, service, "aws4_request"):
         key = _hmac(key, part)
     return key
 

@@ -30,7 +30,7 @@ def authenticate(ctx: Context, head: Request, claim: Claim | None, body_sha256: 
     holder = access_keys.find(ctx, claim.key)
     if holder is None or not access_keys.token_matches(holder, claim.token):
         raise _unknown(protocol)
-    key = sigv4.signing_key(holder.secret, claim.date, claim.region, claim.service)
+    key = sigv4.signing_key(sigv4.day_key(holder.secret, claim.date), claim.region, claim.service)
     sigv4.verify(claim, head, key, ctx.clock.now(), body_sha256)
     return Caller(holder.actor, holder.alias or builtin(holder.actor.role), holder.session or holder.actor.name, key)
 
