@@ -1,5 +1,6 @@
 """A handler's result, or an error, as the answer that clients of one protocol read."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
@@ -9,6 +10,7 @@ import msgspec
 from loopline.fronts.aws import models
 from loopline.fronts.aws.models import CBOR, JSON, QUERY, REST_JSON, REST_XML, Wire
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f]")
 _DECLARATION = b"<?xml version='1.0' encoding='utf-8'?>\n"
 
 
@@ -40,13 +42,24 @@ def write(wire: Wire, protocol: str, result: dict[str, Any], request_id: str) ->
         headers.setdefault("Content-Type", "application/xml" if protocol == REST_XML else "text/xml")
     if protocol == REST_XML:
         headers["x-amz-request-id"] = request_id
-        if isinstance(body, bytes) and body and wire.streams_out is None:
-            body = _DECLARATION + body.removeprefix(_DECLARATION)
+        if isinstance(body, bytes) and wire.streams_out is None:
+            body = _s3_body(wire.name, given, body)
     elif protocol == JSON:
         headers.setdefault("Content-Type", "application/x-amz-json-1.1")
     elif protocol == CBOR:
         headers.update({"smithy-protocol": "rpc-v2-cbor", "Content-Type": "application/cbor"})
     return Answer(status, headers, body)
+
+
+def _s3_body(operation: str, given: dict[str, Any], body: bytes) -> bytes:
+    """A body as S3 writes it: a region bare in its element, and keys with line feeds as they are."""
+    if operation == "GetBucketLocation":
+        region = escape(given.get("LocationConstraint") or "")
+        body = f'<LocationConstraint xmlns="{models.S3_NAMESPACE}">{region}</LocationConstraint>'.encode()
+    if not body:
+        return body
+    body = _DECLARATION + body.removeprefix(_DECLARATION)
+    return _CONTROL.sub(lambda found: b"&#%d;" % found[0][0], body)  # a reader of XML would drop them
 
 
 def _nothing(protocol: str) -> bytes:
