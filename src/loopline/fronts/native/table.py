@@ -22,6 +22,7 @@ from loopline.control import (
     firings,
     functions,
     gates,
+    images,
     invocations,
     jobs,
     labels,
@@ -42,6 +43,7 @@ from loopline.control import (
     rollbacks,
     rollouts,
     scaling,
+    scripts,
     servables,
     shadows,
     status,
@@ -150,6 +152,14 @@ _WORK = (
     Route("GET", "/api/jobs/{job}", READ, jobs.show),
     Route("GET", "/api/jobs/{job}/log", READ, jobs.log, max_limit=MAX_LOG_BYTES),
     Route("POST", "/api/jobs/{job}/stop", WRITE, jobs.stop_job),
+    Route("GET", "/api/scripts", READ, scripts.list_),
+    Route("POST", "/api/scripts", WRITE, scripts.submit, status=201),
+    Route("GET", "/api/scripts/{contract}/{name}", READ, scripts.show),
+    Route("GET", "/api/scripts/{contract}/{name}/log", READ, scripts.log, max_limit=MAX_LOG_BYTES),
+    Route("POST", "/api/scripts/{contract}/{name}/stop", WRITE, scripts.stop),
+    Route("GET", "/api/images", READ, images.list_),
+    Route("PUT", "/api/images/{image:path}", WRITE, images.put),
+    Route("DELETE", "/api/images/{image:path}", WRITE, images.delete),
 )
 
 _TRACKING = (
