@@ -66,10 +66,8 @@ def bounds_of(rule: Mapping[str, Any]) -> Bounds:
         return _of_each_request(metric, statistic) if rule["namespace"] == BUILT_IN else ANY
     if statistic == "SampleCount" or metric == "requests":
         return _COUNTED
-    known = TRAFFIC_METRICS | {name: QUALITY_METRICS[name] for name in PRODUCTION_METRICS}
-    if metric in known and statistic != "Sum":
-        return Bounds(known[metric].low, known[metric].high)
-    return _UP
+    known = TRAFFIC_METRICS.get(metric) or QUALITY_METRICS.get(metric)
+    return Bounds(known.low, known.high) if known is not None and statistic != "Sum" else _UP
 
 
 def _of_each_request(metric: str, statistic: str) -> Bounds:

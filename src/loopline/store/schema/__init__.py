@@ -181,6 +181,7 @@ NOUNS: dict[str, Table] = {
     "topic": topics,
     "subscription": subscriptions,
     "delivery": deliveries,
+    "dashboard": dashboards,
     "bucket": buckets,
     "object": objects,
     "upload": uploads,
