@@ -4,6 +4,7 @@ A blueprint never changes; an endpoint moves from one to the next by a rollout, 
 variants beside the old ones, moves the traffic, and goes back where its alarms say so.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -34,20 +35,32 @@ def create(
     capture: dict[str, Any] | None = None,
     given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Make a blueprint. ``variants``: {"name", "servable", "weight", "instances", "copies"} each; ``capture``: {"uri",
-    "percent", "sides", "texts", "jsons"}; see ``domain.blueprints``. ``given``: what its author wrote, kept as it is."""
+    """Make a blueprint.
+
+    ``variants``: {"name", "servable", "weight", "instances", "copies"} each; ``capture``: {"uri", "percent", "sides",
+    "texts", "jsons"}; see ``domain.blueprints``. ``given``: what its author wrote, kept as it is.
+    """
+    with ctx.db.transaction() as tx:
+        return create_in(tx, actor.name, name=name, variants=variants, capture=capture, given=given)
+
+
+def create_in(
+    tx: Tx,
+    actor: str,
+    *,
+    name: str,
+    variants: list[dict[str, Any]],
+    capture: dict[str, Any] | None = None,
+    given: dict[str, Any] | None = None,
+) -> Row:
+    """As ``create``, in a transaction."""
     names.check_name(name, "a blueprint")
     wanted = rules.read(variants)
     kept = msgspec.to_builtins(rules.read_capture(capture)) if capture else None
-    with ctx.db.transaction() as tx:
-        if records.find(tx, "blueprint", name=name) is not None:
-            raise Conflict(f"there is a blueprint {name!r} already")
-        found = [
-            {**msgspec.to_builtins(each), "id": servables.servable_row(tx, each.servable)["id"]} for each in wanted
-        ]
-        return records.create(
-            tx, "blueprint", actor=actor.name, name=name, variants=found, capture=kept, given=given, by=actor.name
-        )
+    if records.find(tx, "blueprint", name=name) is not None:
+        raise Conflict(f"there is a blueprint {name!r} already")
+    found = [{**msgspec.to_builtins(each), "id": servables.servable_row(tx, each.servable)["id"]} for each in wanted]
+    return records.create(tx, "blueprint", actor=actor, name=name, variants=found, capture=kept, given=given, by=actor)
 
 
 def blueprint_row(tx: Tx, name: str) -> Row:
@@ -114,13 +127,15 @@ def apply(
     settings: dict[str, Any] | None = None,
     alarms: list[str] | None = None,
     last_bake_seconds: float = 0.0,
+    retain: list[str] | None = None,
+    given: dict[str, Any] | None = None,
     reason: str = "",
 ) -> dict[str, Any]:
     """Bring an endpoint to a blueprint by a rollout, which is given back.
 
     ``settings``: keys of ``[rollout]`` for this time. ``alarms``: names of alarms; one that fires until the rollout is
     over turns it back, and nothing else does, unless ``settings`` say so. ``last_bake_seconds``: how long that is after
-    all traffic has moved.
+    all traffic has moved. ``retain``: ``weight`` and ``instances`` that variants of the same name keep as they are now.
     """
     loopfile.check_endpoint(endpoint, endpoint, {"rollout": {**(settings or {}), "strategy": strategy}})
     with ctx.db.transaction(durable=True) as tx:
@@ -131,7 +146,13 @@ def apply(
             row,
             blueprint_row(tx, blueprint),
             strategy=strategy,
-            settings={**(settings or {}), "alarms": list(alarms or ()), "last_bake_seconds": last_bake_seconds},
+            settings={
+                **(settings or {}),
+                "alarms": list(alarms or ()),
+                "last_bake_seconds": last_bake_seconds,
+                **({"given": given} if given else {}),
+            },
+            retain=retain or (),
             reason=reason,
         )
 
@@ -144,11 +165,13 @@ def begin(
     *,
     strategy: str,
     settings: dict[str, Any] | None = None,
+    retain: Iterable[str] = (),
     reason: str = "",
 ) -> Row:
     """Record the rollout that brings an endpoint to a blueprint; the engine moves it on."""
     _check_free(tx, endpoint)
     wanted = rules.read([{k: v for k, v in each.items() if k != "id"} for each in blueprint["variants"]])
+    wanted = _retained(tx, endpoint, wanted, frozenset(retain))
     before = endpoints.serving(tx, endpoint["name"])
     weights = variants.weights(tx, endpoint["name"])
     found = {
@@ -197,6 +220,22 @@ def begin(
         records.move(tx, "endpoint", endpoint["id"], EndpointStatus.CREATING, actor=actor.name)
     queue.ask(tx, "rollout.advance", rollout["id"])
     return rollout
+
+
+def _retained(tx: Tx, endpoint: Row, wanted: list[Variant], what: frozenset[str]) -> list[Variant]:
+    """The variants as they are to be, with what they keep of those that are called the same now."""
+    unknown = what - {"weight", "instances"}
+    if unknown:
+        raise InvalidInput(f"retain: weight and instances can be, not {', '.join(sorted(unknown))}")
+    there = {
+        each["called"] or each["name"]: each for each in variants.of_endpoint(tx, endpoint["name"]) if each["weight"]
+    }
+    return [
+        msgspec.structs.replace(each, **{key: there[each.name][key] for key in what})
+        if each.name in there and each.copies is None
+        else each
+        for each in wanted
+    ]
 
 
 # Who brings an endpoint to a blueprint says by alarms what is bad.

@@ -62,7 +62,7 @@ def create(
         if version is not None:
             if data is not None or code is not None:
                 raise InvalidInput("a servable is made of a version or of data, not of both")
-            return _public(_of_version(tx, actor.name, name, version, values))
+            return _public(of_version(tx, actor.name, name, version, values))
         return _public(
             create_in(
                 ctx,
@@ -78,7 +78,8 @@ def create(
         )
 
 
-def _of_version(tx: Tx, actor: str, name: str, reference: str, values: dict[str, Any]) -> Row:
+def of_version(tx: Tx, actor: str, name: str, reference: str, values: dict[str, Any]) -> Row:
+    """As ``create`` of a version, in a transaction."""
     model, number = names.split_version(reference, "a model")
     if number is None:
         raise InvalidInput(f"version: say which: {model}:1")
@@ -327,6 +328,19 @@ def show(ctx: Context, actor: Actor, *, servable: str) -> dict[str, Any]:
     return {**_public(row), "endpoints": used}
 
 
+def image_of(ctx: Context, actor: Actor, *, variant: str) -> str | None:
+    """What the creator of a variant's servable called its environment; None where nobody called it anything."""
+    with ctx.db.read() as tx:
+        row = of_variant(tx, records.get(tx, "variant", variant))
+    return (row and row["image"]) or None
+
+
+def describe(ctx: Context, actor: Actor, *, servable: str) -> dict[str, Any]:
+    """A servable as its author made it, the values of its variables too."""
+    with ctx.db.read() as tx:
+        return servable_row(tx, servable)
+
+
 def delete(ctx: Context, actor: Actor, *, servable: str) -> dict[str, Any]:
     """Take a servable away; its name is free again. Variants that run it go on."""
     with ctx.db.transaction() as tx:
@@ -341,5 +355,5 @@ def delete(ctx: Context, actor: Actor, *, servable: str) -> dict[str, Any]:
 
 def _public(row: Row) -> dict[str, Any]:
     """A servable as people see it; the values of its variables may be secrets."""
-    shown = {key: value for key, value in row.items() if key not in ("variables", "requirements")}
+    shown = {key: value for key, value in row.items() if key not in ("variables", "requirements", "given")}
     return {**shown, "gated": row["version"] is not None, "variables": sorted(row["variables"] or {})}

@@ -56,6 +56,7 @@ def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
                     **({"shadow": variant["shadow"] / 100} if variant["shadow"] else {}),
                     "servers": [entry["socket"] for entry in variant["server"] or () if _takes(entry)],
                     **_demand(variant, settings),
+                    **_manner(variant),
                 }
                 for variant in by_endpoint.get(row["name"], ())
             ],
@@ -74,6 +75,12 @@ def _demand(variant: Row, settings: dict[str, Any]) -> dict[str, Any]:
         return {}
     table = settings.get("multi_model") or settings.get("scaling") or {}
     return {"on_demand": True, "cold_start_ms": int(table.get("cold_start_seconds", 30) * 1000)}
+
+
+def _manner(variant: Row) -> dict[str, Any]:
+    """What callers know a variant as, and whether its model reads bodies by itself."""
+    called = {"called": variant["called"]} if variant["called"] else {}
+    return {**called, "whole": True} if any(entry.get("whole") for entry in variant["server"] or ()) else called
 
 
 def _functions(ctx: Context, tx: Tx) -> dict[str, Any]:

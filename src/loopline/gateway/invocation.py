@@ -244,7 +244,9 @@ class Invocation(Exchange):
         payload = self.payload
         if payload.__class__ is not bytes:
             payload = self.payload = bytes(payload)
-        link.submit(self, self.head.content_type or JSON_TYPE, self.request_id, payload)
+        head, variant = self.head, self.variant
+        kind = head.passed() if variant is not None and variant.whole else head.content_type or JSON_TYPE
+        link.submit(self, kind, self.request_id, payload)
 
     def answered(self, status: int, content_type: bytes, body: bytes) -> None:
         """The model server's answer."""
@@ -275,7 +277,7 @@ class Invocation(Exchange):
         for shadow in due:
             where = shadow.meta + b',"shadow":true'
             context = self.head.contexts.get(where) or self._context(where)
-            kind = self.head.content_type or JSON_TYPE
+            kind = self.head.passed() if shadow.whole else self.head.content_type or JSON_TYPE
             shadow.copy(Original(context, self.request_id, self.at, kind, payload), gateway.spool)
 
     # the ways out

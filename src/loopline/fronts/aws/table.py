@@ -2,7 +2,9 @@
 
 from loopline.fronts.aws import (
     alarms,
+    blueprints,
     dashboards,
+    endpoints,
     groups,
     logs,
     metrics,
@@ -10,6 +12,7 @@ from loopline.fronts.aws import (
     processing,
     s3,
     search,
+    servables,
     sns,
     sts,
     tags,
@@ -22,10 +25,13 @@ TABLE: dict[str, dict[str, Operation]] = {
     "logs": logs.OPERATIONS,
     "s3": s3.OPERATIONS,
     "sagemaker": {
+        **blueprints.OPERATIONS,
+        **endpoints.OPERATIONS,
         **groups.OPERATIONS,
         **packages.OPERATIONS,
         **processing.OPERATIONS,
         **search.OPERATIONS,
+        **servables.OPERATIONS,
         **tags.OPERATIONS,
         **training.OPERATIONS,
     },
