@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from loopline.control import claims, registry, servables, versions
+from loopline.control import blueprints, claims, registry, servables, versions
 from loopline.control.context import Context
 from loopline.domain.pipelines import ActionStep
-from loopline.domain.states import ServableStatus, VersionStatus
+from loopline.domain.states import EndpointStatus, RolloutStatus, ServableStatus, VersionStatus, is_terminal
 from loopline.errors import Conflict, InvalidInput, LooplineError
 from loopline.store import records
 from loopline.store.db import Row, Tx
@@ -75,12 +75,14 @@ class ServableArguments(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str | None = None
     data: str | None = None
+    version: str | None = None
     code: str | None = None
     program: str | None = None
     handler: str = "predict"
     image: str = ""
     requirements: str = ""
     variables: dict[str, str] = {}
+    given: dict[str, Any] | None = None
 
 
 def _begin_servable(ctx: Context, tx: Tx, execution: Row, step: Row, given: ServableArguments) -> dict[str, Any]:
@@ -88,7 +90,12 @@ def _begin_servable(ctx: Context, tx: Tx, execution: Row, step: Row, given: Serv
     name = values.pop("name") or made_name(execution, step["name"])
     if records.find(tx, "servable", name=name) is not None:
         raise Conflict(f"there is a servable {name!r} already")
-    row = servables.create_in(ctx, tx, actor=execution["by"], name=name, **values)
+    version = values.pop("version")
+    if version is not None:
+        own = {key: values[key] for key in ("program", "image", "variables", "given")}
+        row = servables.of_version(tx, execution["by"], name, version, own)
+    else:
+        row = servables.create_in(ctx, tx, actor=execution["by"], name=name, **values)
     return {"id": row["id"], "name": name}
 
 
@@ -152,7 +159,61 @@ def _version(_ctx: Context, tx: Tx, begun: dict[str, Any]) -> dict[str, Any]:
     return {"name": row["model"], "version": row["number"], "status": row["status"]}
 
 
+# -- endpoints --------------------------------------------------------------------------------------------------------
+
+
+class BlueprintArguments(Struct, frozen=True, forbid_unknown_fields=True):
+    """As of ``blueprints.create``; without a ``name`` one is made."""
+
+    variants: list[dict[str, Any]]
+    name: str | None = None
+    capture: dict[str, Any] | None = None
+    given: dict[str, Any] | None = None
+
+
+def _begin_blueprint(_ctx: Context, tx: Tx, execution: Row, step: Row, given: BlueprintArguments) -> dict[str, Any]:
+    values = msgspec.structs.asdict(given)
+    name = values.pop("name") or made_name(execution, step["name"])
+    blueprints.create_in(tx, execution["by"], name=name, **values)
+    return {"name": name}
+
+
+def _blueprint(_ctx: Context, _tx: Tx, begun: dict[str, Any]) -> dict[str, Any]:
+    return begun
+
+
+class EndpointArguments(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which endpoint is brought to which blueprint. One that is not there yet is made, with ``settings``."""
+
+    name: str
+    blueprint: str
+    settings: dict[str, Any] | None = None
+
+
+def _begin_endpoint(ctx: Context, tx: Tx, execution: Row, _step: Row, given: EndpointArguments) -> dict[str, Any]:
+    actor = registry.actor_named(tx, execution["by"])
+    row = records.find(tx, "endpoint", name=given.name)
+    if row is None or row["status"] == EndpointStatus.DELETED:
+        names = {"endpoint": given.name, "blueprint": given.blueprint}
+        rollout = blueprints.start_in(ctx, tx, actor, **names, settings=given.settings)
+    else:
+        wanted = blueprints.blueprint_row(tx, given.blueprint)
+        rollout = blueprints.begin(tx, actor, row, wanted, strategy="all-at-once")
+    return {"name": given.name, "rollout": rollout["id"]}
+
+
+def _endpoint(_ctx: Context, tx: Tx, begun: dict[str, Any]) -> dict[str, Any] | None:
+    row = records.get(tx, "rollout", begun["rollout"])
+    if row["status"] == RolloutStatus.SUCCEEDED:
+        return {"name": begun["name"]}
+    if is_terminal("rollout", row["status"]):
+        raise LooplineError(f"the rollout {row['id']} of {begun['name']} {row['status']}: {row['reason']}")
+    return None
+
+
 ACTIONS: Mapping[str, Action] = {
+    "blueprint.create": Action(BlueprintArguments, _begin_blueprint, _blueprint),
+    "endpoint.bring": Action(EndpointArguments, _begin_endpoint, _endpoint),
     "version.register": Action(VersionArguments, _begin_version, _version),
     "servable.create": Action(ServableArguments, _begin_servable, _servable),
 }

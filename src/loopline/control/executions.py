@@ -18,7 +18,7 @@ from loopline.domain.states import ExecutionStatus, JobStatus, RunStatus, StepSt
 from loopline.errors import Conflict, LooplineError, NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
-from loopline.store.schema import cache, executions, runs, steps
+from loopline.store.schema import attempts, cache, executions, runs, scripts, steps
 
 ACTION_SECONDS = 0.25  # between two looks at an action that takes its time
 
@@ -149,7 +149,7 @@ def act(ctx: Context, step_id: str) -> float | None:
         with ctx.db.transaction() as tx:
             row = records.get(tx, "step", step_id)
             if row["status"] == StepStatus.RUNNING:
-                values = {"reason": error.message, "ended_at": tx.now}
+                values: dict[str, Any] = {"reason": error.message, "ended_at": tx.now}
                 records.move(tx, "step", step_id, StepStatus.FAILED, actor=SYSTEM.name, known=row, **values)
                 advance_in(ctx, tx, row["execution"])
     return None
@@ -171,7 +171,7 @@ def _act_in(ctx: Context, tx: Tx, step_id: str) -> float | None:
     result = actions.result(ctx, tx, step.action, begun["value"])
     if result is None:
         return ACTION_SECONDS
-    values = {"outputs": {"result": specs.json_output(result)}, "ended_at": tx.now}
+    values: dict[str, Any] = {"outputs": {"result": specs.json_output(result)}, "ended_at": tx.now}
     records.move(tx, "step", step_id, StepStatus.SUCCEEDED, actor=SYSTEM.name, known=row, **values)
     advance_in(ctx, tx, row["execution"])
     return None
@@ -269,17 +269,23 @@ def list_(
     project: str | None = None,
     pipeline: str | None = None,
     status: str | None = None,
+    created_from: float | None = None,
+    created_to: float | None = None,
+    ascending: bool = False,
     limit: int = 50,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    """Executions, newest first."""
-    query = sa.select(executions).order_by(executions.c.created_at.desc(), executions.c.id.desc())
-    if project is not None:
-        query = query.where(executions.c.project == project)
-    if pipeline is not None:
-        query = query.where(executions.c.pipeline == pipeline)
-    if status is not None:
-        query = query.where(executions.c.status == status)
+    """Executions, newest first unless ``ascending``; those that began within the times."""
+    c = executions.c
+    order = (c.created_at, c.id) if ascending else (c.created_at.desc(), c.id.desc())
+    wanted = [
+        project is not None and c.project == project,
+        pipeline is not None and c.pipeline == pipeline,
+        status is not None and c.status == status,
+        created_from is not None and c.created_at >= created_from,
+        created_to is not None and c.created_at <= created_to,
+    ]
+    query = sa.select(executions).where(*(each for each in wanted if each is not False)).order_by(*order)
     offset = events.cursor_offset(cursor)
     with ctx.db.read() as tx:
         rows = tx.rows(query.limit(limit + 1).offset(offset))
@@ -302,7 +308,15 @@ def show(ctx: Context, actor: Actor, *, execution: str) -> dict[str, Any]:
 
 def _steps(tx: Tx, execution: str) -> list[Row]:
     rows = tx.rows(sa.select(steps).where(steps.c.execution == execution).order_by(steps.c.position))
+    query = sa.select(attempts.c.job, sa.func.count().label("n")).join(steps, steps.c.job == attempts.c.job)
+    tries = {
+        row["job"]: row["n"] for row in tx.rows(query.where(steps.c.execution == execution).group_by(attempts.c.job))
+    }
+    named = {row["step"]: row for row in tx.rows(sa.select(scripts).where(scripts.c.execution == execution))}
     for row in rows:
+        row["tries"] = tries.get(row["job"], 0)
+        script = named.get(row["id"])
+        row["script"] = None if script is None else {"contract": script["contract"], "name": script["name"]}
         start, end = row["started_at"], row["ended_at"]
         row["seconds"] = None if start is None or end is None else round(end - start, 4)
     return rows
@@ -352,7 +366,7 @@ def stop(ctx: Context, actor: Actor, *, execution: str, reason: str = "stopped b
             elif step["kind"] == "register":
                 registrations.stop(ctx, tx, step, actor=actor.name)
             elif step["kind"] == "action":  # what it has begun goes on
-                ended = {"reason": "the execution was stopped", "ended_at": tx.now}
+                ended: dict[str, Any] = {"reason": "the execution was stopped", "ended_at": tx.now}
                 records.move(tx, "step", step["id"], StepStatus.STOPPED, actor=SYSTEM.name, known=step, **ended)
             elif step["kind"] == "script":  # its job is not there yet, and will not be
                 ended = {"reason": reason, "ended_at": tx.now}
@@ -361,15 +375,22 @@ def stop(ctx: Context, actor: Actor, *, execution: str, reason: str = "stopped b
         return records.get(tx, "execution", execution)
 
 
-def retry(ctx: Context, actor: Actor, *, execution: str) -> dict[str, Any]:
-    """Start again from what failed: steps that succeeded keep their results, the others wait once more."""
+def retry(
+    ctx: Context, actor: Actor, *, execution: str, max_parallel: int | None = None, delivery: str | None = None
+) -> dict[str, Any]:
+    """Start again from what failed: steps that succeeded keep their results, the others wait once more. The same
+    ``delivery`` twice tries once."""
     with ctx.db.transaction(durable=True) as tx:
         row = records.get(tx, "execution", execution)
+        if delivery is not None and (row["trigger"] or {}).get("retried") == delivery:
+            return row
         if row["status"] not in (ExecutionStatus.FAILED, ExecutionStatus.STOPPED):
             raise Conflict(f"the execution is {row['status']}; only one that failed or was stopped is tried again")
-        records.move(
-            tx, "execution", execution, ExecutionStatus.RUNNING, actor=actor.name, reason="tried again", ended_at=None
-        )
+        values: dict[str, Any] = {"ended_at": None, "trigger": {**(row["trigger"] or {}), "retried": delivery}}
+        if max_parallel is not None:
+            values["max_parallel"] = max(1, max_parallel)
+        to = ExecutionStatus.RUNNING
+        records.move(tx, "execution", execution, to, actor=actor.name, reason="tried again", **values)
         again = (StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.STOPPED)
         for step in tx.rows(sa.select(steps).where(steps.c.execution == execution, steps.c.status.in_(again))):
             if not selections.runs(row, step["name"]):

@@ -147,6 +147,7 @@ def start(
     actor: Actor,
     *,
     pipeline: str,
+    version: int | None = None,
     parameters: dict[str, Any] | None = None,
     texts: bool = False,
     title: str | None = None,
@@ -157,10 +158,11 @@ def start(
     cache: bool = True,
     delivery: str | None = None,
 ) -> dict[str, Any]:
-    """Start a stored pipeline. ``texts``: parameters that are texts are read as their types.
+    """Start a stored pipeline, its newest ``version`` unless said.
 
-    ``steps``: only these run; what they need of others is taken from ``source``, an earlier execution (the newest that
-    is over, unless said). The same ``delivery`` twice starts one execution.
+    ``texts``: parameters that are texts are read as their types. ``steps``: only these run; what they need of others is
+    taken from ``source``, an earlier execution (the newest that is over, unless said). The same ``delivery`` twice
+    starts one execution.
     """
     if max_parallel is not None and max_parallel < 1:
         raise InvalidInput("max_parallel is at least 1")
@@ -169,8 +171,8 @@ def start(
         again = None if delivery is None else records.find(tx, "execution", delivery=f"{pipeline}:{delivery}")
         if again is not None:
             return again
-        version = _version(tx, pipeline, stored["version"])
-        index = specs.index(ctx, version)
+        compiled = _version(tx, pipeline, version or stored["version"])
+        index = specs.index(ctx, compiled)
         chosen = None
         if steps is not None:
             chosen = selections.choose(tx, index, project=NO_PROJECT, pipeline=pipeline, selected=steps, source=source)
@@ -178,7 +180,7 @@ def start(
             ctx,
             tx,
             project=NO_PROJECT,
-            pipeline=version,
+            pipeline=compiled,
             parameters=pipelines.resolve_parameters(index.spec, parameters or {}, from_text=texts),
             trigger={"kind": "api", "by": actor.name, "title": title, "description": description},
             actor=actor.name,
@@ -207,8 +209,24 @@ def _version(tx: Tx, name: str, number: int) -> Row:
     return row
 
 
-def list_(ctx: Context, actor: Actor, *, limit: int = 50, cursor: str | None = None) -> dict[str, Any]:
-    """Stored pipelines by name, each with when it last ran."""
+ORDERS = {"name": stored_pipelines.c.name, "created": stored_pipelines.c.created_at}
+
+
+def list_(
+    ctx: Context,
+    actor: Actor,
+    *,
+    prefix: str = "",
+    created_from: float | None = None,
+    created_to: float | None = None,
+    order: str = "name",
+    descending: bool = False,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    """Stored pipelines, each with when it last ran: by ``name`` or ``created``."""
+    if order not in ORDERS:
+        raise InvalidInput(f"{order!r} is no order; orders: {', '.join(ORDERS)}")
     c = executions_table.c
     last = (
         sa.select(sa.func.max(c.created_at))
@@ -216,7 +234,12 @@ def list_(ctx: Context, actor: Actor, *, limit: int = 50, cursor: str | None = N
         .scalar_subquery()
     )
     offset = events.cursor_offset(cursor)
-    query = sa.select(stored_pipelines, last.label("last_started_at")).order_by(stored_pipelines.c.name)
+    own = stored_pipelines.c
+    wanted = [own.name.startswith(prefix, autoescape=True)] if prefix else []
+    wanted += [own.created_at >= created_from] if created_from is not None else []
+    wanted += [own.created_at <= created_to] if created_to is not None else []
+    by = ORDERS[order].desc() if descending else ORDERS[order]
+    query = sa.select(stored_pipelines, last.label("last_started_at")).where(*wanted).order_by(by, own.name)
     with ctx.db.read() as tx:
         rows = tx.rows(query.limit(limit + 1).offset(offset))
     return events.page(rows, limit, offset)
@@ -224,10 +247,14 @@ def list_(ctx: Context, actor: Actor, *, limit: int = 50, cursor: str | None = N
 
 def show(ctx: Context, actor: Actor, *, pipeline: str, version: int | None = None) -> dict[str, Any]:
     """A stored pipeline with its compiled form and its definition, as of a version (the newest, unless said)."""
+    c = executions_table.c
+    last = sa.select(sa.func.max(c.created_at).label("at")).where(c.project == NO_PROJECT, c.pipeline == pipeline)
     with ctx.db.read() as tx:
         row = row_named(tx, pipeline)
         found = _version(tx, pipeline, version or row["version"])
-    return {**row, "version": found["version"], "spec": found["spec"], "definition": found["definition"]}
+        started = tx.row(last)
+    kept = {key: found[key] for key in ("version", "spec", "definition")}
+    return {**row, **kept, "last_started_at": started and started["at"]}
 
 
 def of_execution(ctx: Context, actor: Actor, *, execution: str) -> dict[str, Any]:
