@@ -18,7 +18,7 @@ class Letter(NamedTuple):
     @property
     def text(self) -> str:
         """The plain text."""
-        return str(self.message.get_content())
+        return str(self.message.get_content()).replace("\r\n", "\n")
 
 
 class Mailbox:
