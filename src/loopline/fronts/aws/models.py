@@ -24,6 +24,12 @@ _lock = threading.Lock()
 _ROOTS = {
     "CreateMultipartUpload": "InitiateMultipartUploadResult",
     "DeleteObjects": "DeleteResult",
+    "GetBucketAcl": "AccessControlPolicy",
+    "GetBucketTagging": "Tagging",
+    "GetBucketVersioning": "VersioningConfiguration",
+    "GetObjectAcl": "AccessControlPolicy",
+    "GetObjectAttributes": "GetObjectAttributesResponse",
+    "GetObjectTagging": "Tagging",
     "ListBuckets": "ListAllMyBucketsResult",
     "ListObjects": "ListBucketResult",
     "ListObjectsV2": "ListBucketResult",
@@ -62,6 +68,7 @@ class Wire:
         self.status = int(self.model.http.get("responseCode", 200))
         self.streams_in = _streams(self.input)
         self.streams_out = _streams(self.output)
+        self.is_raw_out = _is_raw(self.output)
         described = service.description["operations"][name]
         turned = {"name": name, "http": {"method": "POST", "requestUri": "/"}, "output": described.get("input")}
         if "output" in described:
@@ -81,6 +88,12 @@ def _streams(shape: Any) -> str | None:
         return None
     member = shape.members[payload]
     return payload if member.type_name == "blob" and member.serialization.get("streaming") else None
+
+
+def _is_raw(shape: Any) -> bool:
+    """Whether the body is one member's bytes or text, and no document."""
+    payload = shape.serialization.get("payload") if shape is not None else None
+    return payload is not None and shape.members[payload].type_name in ("blob", "string")
 
 
 class Service:

@@ -10,6 +10,7 @@ import msgspec
 from loopline.fronts.aws import models
 from loopline.fronts.aws.models import CBOR, JSON, QUERY, REST_JSON, REST_XML, Wire
 
+_S3_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f]")
 _DECLARATION = b"<?xml version='1.0' encoding='utf-8'?>\n"
 
@@ -42,8 +43,8 @@ def write(wire: Wire, protocol: str, result: dict[str, Any], request_id: str) ->
         headers.setdefault("Content-Type", "application/xml" if protocol == REST_XML else "text/xml")
     if protocol == REST_XML:
         headers["x-amz-request-id"] = request_id
-        if isinstance(body, bytes) and wire.streams_out is None:
-            body = _s3_body(wire.name, given, body)
+        if isinstance(body, bytes) and shape is not None and not wire.is_raw_out:
+            body = _s3_body(wire, given, body)
     elif protocol == JSON:
         headers.setdefault("Content-Type", "application/x-amz-json-1.1")
     elif protocol == CBOR:
@@ -51,15 +52,21 @@ def write(wire: Wire, protocol: str, result: dict[str, Any], request_id: str) ->
     return Answer(status, headers, body)
 
 
-def _s3_body(operation: str, given: dict[str, Any], body: bytes) -> bytes:
-    """A body as S3 writes it: a region bare in its element, and keys with line feeds as they are."""
-    if operation == "GetBucketLocation":
-        region = escape(given.get("LocationConstraint") or "")
-        body = f'<LocationConstraint xmlns="{models.S3_NAMESPACE}">{region}</LocationConstraint>'.encode()
+def _s3_body(wire: Wire, given: dict[str, Any], body: bytes) -> bytes:
+    """A body as S3 writes it: a region bare in its element, a list of nothing as its element, keys with line feeds."""
+    shape: Any = wire.mirror.input_shape
+    if wire.name == "GetBucketLocation":
+        body = _element("LocationConstraint", escape(given.get("LocationConstraint") or ""))
+    elif not body and any("location" not in member.serialization for member in shape.members.values()):
+        body = _element(shape.serialization["name"], "")
     if not body:
         return body
     body = _DECLARATION + body.removeprefix(_DECLARATION)
     return _CONTROL.sub(lambda found: b"&#%d;" % found[0][0], body)  # a reader of XML would drop them
+
+
+def _element(name: str, text: str) -> bytes:
+    return f'<{name} xmlns="{_S3_NAMESPACE}">{text}</{name}>'.encode()
 
 
 def _nothing(protocol: str) -> bytes:

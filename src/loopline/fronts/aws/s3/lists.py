@@ -1,7 +1,6 @@
 """Lists of a bucket's objects and versions."""
 
 import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,8 +91,8 @@ def _token(last: str) -> str:
 
 def _untoken(token: str) -> str:
     try:
-        return base64.urlsafe_b64decode(token.encode()).decode()
-    except (ValueError, binascii.Error):
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except ValueError:
         raise AwsError("InvalidArgument", "The continuation token provided is incorrect") from None
 
 
