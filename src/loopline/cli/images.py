@@ -1,5 +1,7 @@
 """Images: list, set, remove."""
 
+from typing import TextIO
+
 import click
 
 from loopline.cli.session import Session, options
@@ -27,7 +29,7 @@ def list_(session: Session) -> None:
 @click.argument("image")
 @click.argument("requirements", type=click.File())
 @options
-def set_(session: Session, image: str, requirements: click.utils.LazyFile) -> None:
+def set_(session: Session, image: str, requirements: TextIO) -> None:
     """Give IMAGE (a repository's name, such as team/churn) the packages of a requirements.txt."""
     made = session.client.put("images", image, requirements=requirements.read())
     session.done(made, f"the image {image} stands for these packages from now on")

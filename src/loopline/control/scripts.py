@@ -194,7 +194,7 @@ def stop(ctx: Context, actor: Actor, *, contract: str, name: str, reason: str = 
         if states.is_terminal("step", step["status"]):
             raise Conflict(f"the job {name!r} is {step['status']} already")
         if step["job"] is None:
-            ended = {"reason": reason, "ended_at": tx.now}
+            ended: dict[str, Any] = {"reason": reason, "ended_at": tx.now}
             records.move(tx, "step", step["id"], StepStatus.STOPPED, actor=actor.name, **ended)
             executions.advance_in(ctx, tx, row["execution"])
         else:
