@@ -6,7 +6,7 @@ from typing import Any
 from loopline.control import registry, tags, versions
 from loopline.domain.access import Permission
 from loopline.errors import AwsError, Conflict, NotFound
-from loopline.fronts.aws import arns
+from loopline.fronts.aws import arns, models
 from loopline.fronts.aws.call import Call, Operation
 
 GATE_MODE = "advisory"
@@ -48,6 +48,12 @@ def listed(order: str | None, direction: str | None) -> str:
 def seconds(moment: Any) -> float | None:
     """A timestamp as seconds since the epoch."""
     return None if moment is None else float(moment.timestamp())
+
+
+def fitting(shape: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What a shape of SageMaker's has of what is known."""
+    members = models.service("sagemaker").model.shape_for(shape).members
+    return {key: value for key, value in found.items() if key in members}
 
 
 def told(call: Call, row: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +109,8 @@ def list_model_package_groups(call: Call, given: dict[str, Any]) -> dict[str, An
         limit=given.get("MaxResults") or DEFAULT_RESULTS,
         cursor=given.get("NextToken"),
     )
-    return {"ModelPackageGroupSummaryList": [told(call, row) for row in found["items"]], "NextToken": found["next"]}
+    shown = [fitting("ModelPackageGroupSummary", told(call, row)) for row in found["items"]]
+    return {"ModelPackageGroupSummaryList": shown, "NextToken": found["next"]}
 
 
 def delete_model_package_group(call: Call, given: dict[str, Any]) -> dict[str, Any]:

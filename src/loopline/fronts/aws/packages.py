@@ -13,7 +13,7 @@ from loopline.domain.verification import Verification
 from loopline.errors import AwsError, Conflict, NotFound
 from loopline.fronts.aws import arns, servables
 from loopline.fronts.aws.call import Call, Operation
-from loopline.fronts.aws.groups import DEFAULT_RESULTS, group_arn, group_name, listed, seconds
+from loopline.fronts.aws.groups import DEFAULT_RESULTS, fitting, group_arn, group_name, listed, seconds
 
 PENDING = "PendingManualApproval"
 GATE = "loopline-gate"  # the name under which a package's description tells of it
@@ -251,7 +251,7 @@ def told(call: Call, row: dict[str, Any]) -> dict[str, Any]:
     history = row.get("history") or []
     by = history[-1]["actor"] if history else row["decided_by"] or row["requested_by"]
     return {
-        **_declared(row),
+        **fitting("DescribeModelPackageOutput", _declared(row)),
         **summary(call, row),
         "ModelPackageName": f"{row['model']}/{row['number']}",
         "ModelPackageStatusDetails": {"ValidationStatuses": [validation], "ImageScanStatuses": []},
@@ -273,7 +273,8 @@ def batch_describe_model_package(call: Call, given: dict[str, Any]) -> dict[str,
     found, errors = {}, {}
     for arn in given["ModelPackageArnList"][:MAX_BATCH]:
         try:
-            found[arn] = told(call, _row(call, *reference(call, arn)))
+            shown = told(call, _row(call, *reference(call, arn)))
+            found[arn] = fitting("BatchDescribeModelPackageSummary", shown)
         except AwsError as error:
             errors[arn] = {"ErrorCode": error.name, "ErrorResponse": error.message}
     return {"ModelPackageSummaries": found, "BatchDescribeModelPackageErrorMap": errors}
@@ -301,7 +302,8 @@ def list_model_packages(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     except NotFound:
         text = f"ModelPackageGroup {group_arn(call, name or '')} does not exist."
         raise AwsError("ValidationException", text) from None
-    return {"ModelPackageSummaryList": [summary(call, row) for row in found["items"]], "NextToken": found["next"]}
+    shown = [fitting("ModelPackageSummary", summary(call, row)) for row in found["items"]]
+    return {"ModelPackageSummaryList": shown, "NextToken": found["next"]}
 
 
 OPERATIONS = {

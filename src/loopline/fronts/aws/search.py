@@ -70,7 +70,7 @@ def search(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     if resource not in RESOURCES:
         known = ", ".join(sorted(RESOURCES))
         raise AwsError("ValidationException", f"loopline cannot search {resource}; it can search {known}")
-    expression, by = given.get("SearchExpression") or {}, given.get("SortBy") or "LastModifiedTime"
+    expression, by = given.get("SearchExpression") or {}, given.get("SortBy") or _latest(resource)
     _check(resource, expression, 0)
     _check_property(resource, by)
     found = [record for record in RESOURCES[resource](call) if _meets(record, expression)]
@@ -80,7 +80,7 @@ def search(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     found = present + [record for record in found if not _values(record, by)]
     start, limit = _offset(given.get("NextToken")), given.get("MaxResults") or DEFAULT_RESULTS
     return {
-        "Results": [{resource: _public(record)} for record in found[start : start + limit]],
+        "Results": [{resource: _public(resource, record)} for record in found[start : start + limit]],
         "NextToken": str(start + limit) if len(found) > start + limit else None,
         "TotalHits": {"Value": len(found), "Relation": "EqualTo"},
     }
@@ -94,9 +94,10 @@ def _offset(token: str | None) -> int:
     return int(token)
 
 
-def _public(record: Record) -> Record:
+def _public(resource: str, record: Record) -> Record:
     """The record as SearchRecord has it."""
-    return {**record, "Tags": [{"Key": key, "Value": value} for key, value in record["Tags"].items()] or None}
+    shown = groups.fitting(resource, record)
+    return {**shown, "Tags": [{"Key": key, "Value": value} for key, value in record["Tags"].items()] or None}
 
 
 # -- expressions ------------------------------------------------------------------------------------------------------
@@ -114,10 +115,18 @@ def _check(resource: str, expression: Mapping[str, Any], depth: int) -> None:
         _check(resource, inner, depth + 1)
 
 
+def _members(resource: str) -> Any:
+    return models.service("sagemaker").model.shape_for(resource).members
+
+
+def _latest(resource: str) -> str:
+    """What AWS sorts by unless it is told."""
+    return "LastModifiedTime" if "LastModifiedTime" in _members(resource) else "CreationTime"
+
+
 def _check_property(resource: str, name: str) -> None:
-    shape = models.service("sagemaker").model.shape_for(resource)
     first = name.partition(".")[0]
-    if first not in shape.members:
+    if first not in _members(resource):
         raise AwsError("ValidationException", f"{resource} has no property {first}: {name}")
 
 

@@ -9,7 +9,6 @@ from loopline.fronts.aws import arns
 from loopline.fronts.aws.call import Call, Operation
 from loopline.fronts.aws.groups import tag_values
 
-DEFAULT_RESULTS = 50
 # kind of an ARN -> noun; what stands here can be tagged once something of that kind can be made
 NOUNS = {
     "model-package-group": "model",
@@ -53,15 +52,12 @@ def add_tags(call: Call, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_tags(call: Call, given: dict[str, Any]) -> dict[str, Any]:
-    """ListTags."""
+    """ListTags: a page holds at least 50, and no record has more."""
     noun, name = _record(given["ResourceArn"])
-    token, limit = given.get("NextToken"), given.get("MaxResults") or DEFAULT_RESULTS
     try:
-        found = _told(tags.list_(call.ctx, call.actor, noun=noun, name=name))
+        return {"Tags": _told(tags.list_(call.ctx, call.actor, noun=noun, name=name))}
     except NotFound:
         raise _absent(given["ResourceArn"]) from None
-    left = [tag for tag in found if token is None or tag["Key"] > token]
-    return {"Tags": left[:limit], "NextToken": left[limit - 1]["Key"] if len(left) > limit else None}
 
 
 def delete_tags(call: Call, given: dict[str, Any]) -> dict[str, Any]:
