@@ -169,8 +169,8 @@ class ScriptStep(_Step, frozen=True, tag_field="kind", tag="script", kw_only=Tru
     (processing), "metrics" {name: last value}, "message"}; and for each of ``reports`` the JSON of that file.
 
     ``retries`` and ``backoff_seconds``: as of a job step; ``retry``: more about them. ``cache``: a result with the same
-    program, environment, channels (by content), settings and destinations is taken again, if it is at most
-    ``cache_seconds`` old (None: however old). The job's name does not count.
+    program, environment, channels (by content) and settings is taken again, with the addresses that it was put at, if
+    it is at most ``cache_seconds`` old (None: however old). The job's name and its destinations do not count.
     """
 
     settings: Value

@@ -290,10 +290,12 @@ def processing_config(script: Script) -> dict[str, Any]:
 
 
 def cache_facts(script: Script, tree: str, environment: str, channels: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that a script's result may depend on, channels by content; the job's name is left out."""
+    """Everything that a script's result may depend on, channels by content. The job's name is left out, and where its
+    results go: addresses that hold an execution's id would make every result one of a kind."""
     plain: dict[str, Any] = msgspec.to_builtins(script)
-    for name in ("name", "code", "tree", "timeout_seconds"):
+    for name in ("name", "code", "tree", "timeout_seconds", "output_uri"):
         plain.pop(name, None)
+    plain["outputs"] = {name: target["path"] for name, target in (plain.get("outputs") or {}).items()}
     plain["channels"] = {
         name: {**{key: value for key, value in channel.items() if key != "uri"}, "content": channels[name]}
         for name, channel in (plain.get("channels") or {}).items()
