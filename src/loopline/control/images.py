@@ -9,7 +9,7 @@ from loopline.control.context import Context
 from loopline.domain import images as rules
 from loopline.domain.access import Actor
 from loopline.domain.images import Chosen
-from loopline.errors import NotFound
+from loopline.errors import Conflict, NotFound
 from loopline.store import records
 from loopline.store.db import Tx
 from loopline.store.schema import images
@@ -36,6 +36,18 @@ def put(ctx: Context, actor: Actor, *, image: str, requirements: str) -> dict[st
         changed = {"requirements": requirements, "by": actor.name, "changed_at": tx.now}
         records.set(tx, "image", row["id"], actor=actor.name, **changed)
         return {**row, **changed}
+
+
+def name(ctx: Context, actor: Actor, *, image: str) -> dict[str, Any]:
+    """Let an image have a name of its own, with the packages that stand for it now. Raises ``Conflict`` for one that
+    has it."""
+    rules.check_image(image)
+    with ctx.db.transaction(durable=True) as tx:
+        if records.find(tx, "image", name=image) is not None:
+            raise Conflict(f"the image {image!r} has its packages")
+        chosen = choose(ctx, tx, image)
+        made = {"name": image, "requirements": chosen.requirements, "by": actor.name, "changed_at": tx.now}
+        return records.create(tx, "image", actor=actor.name, **made)
 
 
 def delete(ctx: Context, actor: Actor, *, image: str) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from loopline.fronts.aws import (
     alarms,
     blueprints,
     dashboards,
+    ecr,
     endpoints,
     executions,
     groups,
+    iam,
     logs,
     metrics,
     packages,
@@ -24,6 +26,8 @@ from loopline.fronts.aws.call import Operation
 
 TABLE: dict[str, dict[str, Operation]] = {
     "cloudwatch": {**metrics.OPERATIONS, **alarms.OPERATIONS, **dashboards.OPERATIONS},
+    "ecr": ecr.OPERATIONS,
+    "iam": iam.OPERATIONS,
     "logs": logs.OPERATIONS,
     "s3": s3.OPERATIONS,
     "sagemaker": {
