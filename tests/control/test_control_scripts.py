@@ -1,15 +1,16 @@
-"""Scripts: a program gets what its container would have, and what it leaves becomes objects. The programs really run."""
+"""Scripts: a program gets what its container would have; what it leaves becomes objects. The programs really run."""
 
 import io
 import json
 import os
 import tarfile
-from collections.abc import Callable
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loopline.control import buckets, images, objects, scripts, tracking
+from loopline.control import buckets, executions, images, objects, pipelines, scripts, tracking
 from loopline.errors import Conflict, InvalidInput, NotFound
 from loopline.testing.live import packed
 from loopline.testing.world import World
@@ -67,12 +68,12 @@ def unpacked(data: bytes) -> dict[str, bytes]:
         return {m.name: tar.extractfile(m).read() for m in tar.getmembers() if m.isfile()}  # type: ignore[union-attr]
 
 
-def submit(world: World, name: str, program: str = TRAIN, **more: Any) -> dict[str, Any]:
-    put(world, f"code/{name}.tar.gz", packed({"train.py": program}))
+def submit(world: World, name: str, source: str = TRAIN, **more: Any) -> dict[str, Any]:
+    put(world, f"code/{name}-0.tar.gz", packed({"train.py": source}))
     settings = {
         "contract": "training",
         "image": IMAGE,
-        "code": f"s3://shop/code/{name}.tar.gz",
+        "code": f"s3://shop/code/{name}-0.tar.gz",
         "program": "train.py",
         "hyperparameters": {"epochs": "3"},
         "channels": {"train": {"uri": "s3://shop/data/train"}},
@@ -114,3 +115,156 @@ def test_a_program_trains_on_its_channel_and_its_model_becomes_an_object(shop: W
     found = scripts.metrics(shop.ctx, shop.actor, contract="training", name="first")
     assert [(m["name"], m["value"]) for m in found] == [("loss", 0.333)]
     assert "epoch=2 loss=0.333;" in scripts.log(shop.ctx, shop.actor, contract="training", name="first")["text"]
+
+
+def test_code_brings_packages_of_its_own(shop: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    wheel(tmp_path, "boxkit")
+    program = "import boxkit, os, pathlib\npathlib.Path(os.environ['SM_MODEL_DIR'], 'kit').write_text(str(boxkit.HERE))"
+    put(shop, "code/kit.tar.gz", packed({"train.py": program, "requirements.txt": "boxkit==1.0\n"}))
+    submit(shop, "kit", code="s3://shop/code/kit.tar.gz")
+
+    row = ended(shop, "kit")
+
+    assert row["status"] == "Succeeded", row["reason"]
+    assert unpacked(get(shop, row["result"]["model"])) == {"kit": b"True"}
+
+
+def wheel(folder: Path, name: str) -> None:
+    info = f"{name}-1.0.dist-info"
+    files = {
+        f"{name}.py": "HERE = True\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    lines = [f"{path},," for path in (*files, f"{info}/RECORD")]
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        for path, text in {**files, f"{info}/RECORD": "\n".join(lines) + "\n"}.items():
+            archive.writestr(path, text)
+
+
+MEASURE = """
+import json, pathlib
+model = json.loads(pathlib.Path("/opt/ml/processing/model/content").read_text())
+pathlib.Path("/opt/ml/processing/report/evaluation.json").write_text(json.dumps({"metrics": {"right": model["right"]}}))
+"""
+
+
+def two_steps(world: World) -> dict[str, Any]:
+    """A program that leaves a model, and one that measures it, as a pipeline; its parameter is what is right."""
+    make = "import json, os, sys, pathlib\npathlib.Path('/opt/ml/processing/out/content').write_text("
+    put(world, "code/make.py", f"{make}json.dumps({{'right': float(sys.argv[1])}}))".encode())
+    put(world, "code/measure.py", MEASURE.encode())
+    code = {"uri": {"value": "s3://shop/code/make.py"}, "path": {"value": "/opt/ml/processing/code"}}
+    first = {
+        "contract": {"value": "processing"},
+        "image": {"value": IMAGE},
+        "entrypoint": {"value": ["python3", "/opt/ml/processing/code/make.py"]},
+        "arguments": {"list": [{"ref": {"parameter": "right"}}]},
+        "channels": {"dict": {"code": {"dict": code}}},
+        "outputs": {"value": {"model": {"path": "/opt/ml/processing/out", "uri": "s3://shop/made"}}},
+    }
+    uri = {"ref": {"step": "make", "output": "result", "path": ["outputs", "model"]}}
+    second = {
+        **first,
+        "entrypoint": {"value": ["python3", "/opt/ml/processing/code/measure.py"]},
+        "arguments": {"value": []},
+        "channels": {
+            "dict": {
+                "code": {"dict": {**code, "uri": {"value": "s3://shop/code/measure.py"}}},
+                "model": {"dict": {"uri": uri, "path": {"value": "/opt/ml/processing/model"}}},
+            }
+        },
+        "outputs": {"value": {"report": {"path": "/opt/ml/processing/report", "uri": "s3://shop/report"}}},
+    }
+    measure = {"kind": "script", "name": "measure", "settings": {"dict": second}, "cache": True}
+    return {
+        "version": 1,
+        "name": "measured",
+        "parameters": [{"name": "right", "type": "number", "default": 0.9}],
+        "steps": [
+            {"kind": "script", "name": "make", "settings": {"dict": first}, "cache": True},
+            {**measure, "reports": {"evaluation": {"output": "report", "path": "evaluation.json"}}},
+            {
+                "kind": "condition",
+                "name": "good",
+                "condition": {
+                    "op": "ge",
+                    "left": {"ref": {"step": "measure", "output": "evaluation", "path": ["metrics", "right"]}},
+                    "right": {"value": 0.5},
+                },
+            },
+        ],
+    }
+
+
+def run(world: World, **parameters: Any) -> dict[str, dict[str, Any]]:
+    execution = pipelines.start(world.ctx, world.actor, pipeline="measured", parameters=parameters)["id"]
+
+    def over() -> bool:
+        return executions.show(world.ctx, world.actor, execution=execution)["ended_at"] is not None
+
+    world.settle(over)
+    found = executions.show(world.ctx, world.actor, execution=execution)
+    assert found["status"] == "Succeeded", found["reason"]
+    return {step["name"]: step for step in found["steps"]}
+
+
+def test_steps_take_what_programs_left_and_a_result_that_is_known_is_taken_again(shop: World) -> None:
+    pipelines.create(shop.ctx, shop.actor, spec=two_steps(shop))
+
+    first = run(shop)
+    assert first["good"]["outputs"]["result"]["value"] is True
+    assert first["measure"]["outputs"]["evaluation"]["value"] == {"metrics": {"right": 0.9}}
+    assert json.loads(get(shop, "s3://shop/report/evaluation.json")) == {"metrics": {"right": 0.9}}
+    job = first["make"]["outputs"]["result"]["value"]["name"]
+    assert scripts.show(shop.ctx, shop.actor, contract="processing", name=job)["status"] == "Succeeded"
+
+    again = run(shop)
+    assert [again[name]["cached_from"] for name in ("make", "measure")] == [first["make"]["execution"]] * 2
+    assert again["good"]["outputs"]["result"]["value"] is True
+
+    other = run(shop, right=0.2)
+    assert [other[name]["cached_from"] for name in ("make", "measure")] == [None, None]
+    assert other["good"]["outputs"]["result"]["value"] is False
+
+
+def test_what_cannot_run_is_refused_at_once(shop: World) -> None:
+    with pytest.raises(InvalidInput, match="nothing says what to run"):
+        submit(shop, "empty", program="")
+    with pytest.raises(InvalidInput, match="no regular expression"):
+        submit(shop, "regex", metrics=[{"name": "loss", "regex": "("}])
+    with pytest.raises(InvalidInput, match="below /opt/ml"):
+        submit(shop, "paths", channels={"train": {"uri": "s3://shop/data/train", "path": "/etc"}})
+    with pytest.raises(InvalidInput, match="hosts"):
+        submit(shop, "many", hosts=100)
+    submit(shop, "once")
+    with pytest.raises(Conflict, match="already"):
+        submit(shop, "once")
+    ended(shop, "once")
+
+
+def test_a_target_that_is_not_there_fails_the_job_before_it_runs(shop: World) -> None:
+    submit(shop, "lost", output_uri="s3://nowhere/out")
+
+    row = ended(shop, "lost")
+
+    assert (row["status"], row["job"]) == ("Failed", None)
+    assert "nowhere" in row["reason"]
+
+
+def test_an_image_of_ones_own_counts_before_what_is_known(shop: World) -> None:
+    with shop.ctx.db.read() as tx:
+        known = images.choose(shop.ctx, tx, "123456789012.dkr.ecr.us-east-1.amazonaws.com/sagemaker-scikit-learn:1.2-1")
+        other = images.choose(shop.ctx, tx, "team/churn:3")
+    assert "scikit-learn" in known.requirements and known.warning is None
+    assert other.requirements == known.requirements and "team/churn" in str(other.warning)
+
+    images.put(shop.ctx, shop.actor, image="team/churn", requirements="lightgbm\n")
+
+    with shop.ctx.db.read() as tx:
+        assert images.choose(shop.ctx, tx, "registry.example:5000/team/churn@sha256:ab").requirements == "lightgbm\n"
+    images.delete(shop.ctx, shop.actor, image="team/churn")
+    with pytest.raises(NotFound):
+        images.delete(shop.ctx, shop.actor, image="team/churn")
