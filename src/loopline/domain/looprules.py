@@ -21,6 +21,7 @@ from loopline.domain.drift import Rule
 from loopline.domain.measures import MEASURES
 from loopline.domain.projects import AlarmTable, Loop, TriggerTable
 from loopline.domain.tomllines import Path
+from loopline.domain.triggers import bucket_mistake
 from loopline.errors import InvalidInput
 
 
@@ -451,6 +452,9 @@ def _triggers(loop: Loop, say: Say) -> None:
             if mistake:
                 cure = 'write minute hour day month weekday, e.g. cron = "0 3 * * 1" for Mondays at 3:00 UTC'
                 say((*path, "cron"), mistake, cure)
+        elif trigger.kind == "object":
+            if mistake := bucket_mistake(trigger):
+                say((*path, "bucket"), mistake, 'write bucket = "NAME", and prefix = "incoming/" for a part of it')
         elif not trigger.asset:
             say((*path, "asset"), "a data trigger without data", 'add asset = "NAME"')
         else:

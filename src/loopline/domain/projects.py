@@ -267,11 +267,14 @@ class Retrain(_Table, frozen=True):
 class TriggerTable(_Table, frozen=True):
     """``[[triggers]]``"""
 
-    kind: Literal["cron", "data"]
+    kind: Literal["cron", "data", "object"]
     name: str = ""
     cron: str = ""  # five fields, UTC
     asset: str = ""
-    every: int = 1  # data: after so many new versions
+    bucket: str = ""  # object: where, and which keys
+    prefix: str = ""
+    suffix: str = ""
+    every: int = 1  # data, object: after so many new ones
     parameters: dict[str, Any] = {}
 
 
