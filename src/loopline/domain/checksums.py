@@ -99,7 +99,8 @@ def _shifting(polynomial: int, count: int) -> _Words:
     if count == 1:
         table, eight = _table(polynomial), np.uint64(8)
         values = _every_byte()
-        return table[values & np.uint64(0xFF)] ^ (values >> eight)
+        behind: _Words = table[values & np.uint64(0xFF)] ^ (values >> eight)
+        return behind
     half = _shifting(polynomial, count // 2)
     twice = _apply(half, half)
     return _apply(_shifting(polynomial, 1), twice) if count % 2 else twice

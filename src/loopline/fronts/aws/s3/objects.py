@@ -77,6 +77,7 @@ def _span(call: Call, given: Mapping[str, Any], row: Mapping[str, Any]) -> tuple
     if number is not None and wanted is not None:
         raise AwsError("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
     size = row["size_bytes"]
+    part: tuple[int, int] | None
     if number is not None:
         part = rules.part_range([part["size_bytes"] for part in row["parts"] or [{"size_bytes": size}]], number)
     else:
