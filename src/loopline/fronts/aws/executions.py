@@ -176,9 +176,9 @@ def list_pipeline_execution_steps(call: Call, given: dict[str, Any]) -> dict[str
     words = _words(found["definition"])
     begun = [step for step in row["steps"] if step["started_at"] is not None and step["status"] != "Skipped"]
     begun.sort(key=lambda step: (step["started_at"], step["position"]), reverse=given.get("SortOrder") != "Ascending")
-    items = [_told(call, row, step, actions[step["name"]], words.get(step["name"]) or {}) for step in begun]
-    page, following = _page(items, given)
-    return {"PipelineExecutionSteps": page, "NextToken": following}
+    page, following = _page(begun, given)
+    items = [_told(call, row, step, actions[step["name"]], words.get(step["name"]) or {}) for step in page]
+    return {"PipelineExecutionSteps": items, "NextToken": following}
 
 
 def _words(definition: str | None) -> dict[str, dict[str, Any]]:
@@ -209,7 +209,7 @@ def _told(
     if step["cached_from"]:
         chosen = execution["selection"]
         member = "CacheHitResult" if chosen is None or step["name"] in chosen["steps"] else "SelectiveExecutionResult"
-        origin = execution_arn(call, {**execution, "id": step["cached_from"]})
+        origin = execution_arn(call, executions.show(call.ctx, call.actor, execution=step["cached_from"]))
         found[member] = {"SourcePipelineExecutionArn": origin}
     return found
 
