@@ -68,7 +68,6 @@ def show(session: Session, endpoint: str) -> None:
         ("VARIANT", "name"),
         ("VERSION", _version),
         ("STATUS", "status"),
-        ("VERIFICATION", lambda row: "ungated" if row["version"] is None else row["verification"]),
         ("WEIGHT", "weight"),
         ("SHARE", lambda row: f"{row['weight'] / total:.1%}"),
         ("COPIES", lambda row: None if row["shadow"] is None else f"{row['shadow']:g}%"),
@@ -76,6 +75,8 @@ def show(session: Session, endpoint: str) -> None:
         ("WARM UNTIL", "warm_until"),
         ("REASON", "reason"),
     )
+    if any(row["verification"] != "verified" for row in found["variants"]):
+        columns = (*columns, ("VERIFICATION", lambda row: row["verification"] or "ungated"))
     session.table({"items": found["variants"]}, columns, empty="no variant yet")
 
 

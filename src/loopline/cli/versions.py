@@ -17,12 +17,12 @@ COLUMNS = (
     ("MODEL", "model"),
     ("VERSION", "number"),
     ("STATUS", "status"),
-    ("VERIFICATION", "verification"),
     ("METRICS", _metrics),
     ("BY", "requested_by"),
     ("DECIDED BY", "decided_by"),
     ("CREATED", "created_at"),
 )
+DOUBTED = (*COLUMNS, ("VERIFICATION", "verification"))  # where one of them has not passed a gate
 SHOWN = (
     *(
         "model",
@@ -56,7 +56,7 @@ def versions() -> None:
 def list_(session: Session, model: str, status: str | None, order: str | None, limit: int) -> None:
     """Versions of a model, newest first or by a metric."""
     found = session.client.get("models", model, "versions", status=status, order=order, limit=limit)
-    session.table(found, COLUMNS)
+    session.table(found, COLUMNS if all(row["verification"] == "verified" for row in found["items"]) else DOUBTED)
 
 
 @versions.command()

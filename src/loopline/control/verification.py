@@ -47,6 +47,8 @@ def concern(tx: Tx, row: Row) -> str | None:
         return None
     if found["status"] == EvaluationStatus.CLAIMED:
         return f"{what} has figures that nobody measured here ({found['reason']}); {cure}"
+    if found["status"] == EvaluationStatus.FAILED:
+        return f"{what} could not be judged: {found['reason']}; {cure}"
     return f"{what} did not pass the gate: {found['reason']}"
 
 
