@@ -26,7 +26,7 @@ from loopline.store.schema import objects as table
 
 MAX_PUT_BYTES = 5 << 30  # of one request; larger ones come in parts
 PAGE = 1000
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 20
 UNCONDITIONAL = Conditions()
 
 _CURRENT = Prepared(

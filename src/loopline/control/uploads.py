@@ -343,7 +343,10 @@ def abort(ctx: Context, actor: Actor, *, bucket: str, key: str, upload: str) -> 
 
 
 def prune(ctx: Context) -> int:
-    """Tick: forget uploads that ended a day ago, and remove folders of uploads that are not open; gives how many."""
+    """Tick: forget uploads that ended a day ago; gives how many.
+
+    The folders of uploads that are not open go, and so does what writes of blobs left that a dead process cut short.
+    """
     c = uploads.c
     folder = ctx.settings.dir / "uploads"
     there = list(folder.iterdir()) if folder.is_dir() else []  # first: who has a folder has a record already
@@ -356,4 +359,5 @@ def prune(ctx: Context) -> int:
     for left in there:
         if left.name not in opened:
             shutil.rmtree(left, ignore_errors=True)
+    ctx.blobs.sweep(ctx.clock.now() - KEPT_SECONDS)
     return len(ended)

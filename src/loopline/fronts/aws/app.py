@@ -89,6 +89,7 @@ class _One:
         self._claim: Claim | None = None
         self._protocol = REST_JSON
         self._target: Target | None = None
+        self._said: dict[str, str] = {}  # headers that a handler sets, of an error, too
         self.request_id = head.header("x-request-id") or ctx.ids.new("rq")
 
     def recognise(self) -> None:
@@ -174,6 +175,7 @@ class _One:
         given = reading.read(target, _unchunked(self._head), content)
         for text in checks.check(target.wire.input, given, bool(self._ctx.settings.aws_strict)):
             call.warn(text)
+        self._said = call.headers
         result = operation.handler(call, given)
         status, headers, body = writing.write(target.wire, self._protocol, result, self.request_id)
         headers.update(call.headers)
@@ -196,9 +198,11 @@ class _One:
             log.warning("request %s: %s: %s", self.request_id, error.code, error.message)
         service = self._target.wire.service.name if self._target else None
         fault = faults.fault_of(error, self._protocol, service)
-        return writing.write_error(
+        answer = writing.write_error(
             self._protocol, fault.code, fault.message, fault.status, self.request_id, self._head.path
         )
+        answer.headers.update(self._said)
+        return answer
 
 
 def _in_header(text: str) -> str:

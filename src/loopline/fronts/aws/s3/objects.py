@@ -89,8 +89,6 @@ def _span(call: Call, given: Mapping[str, Any], row: Mapping[str, Any]) -> tuple
 
 
 def _head(call: Call, given: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    kept = row["headers"] or {}
-    call.headers.update(kept)
     result: dict[str, Any] = {
         "ETag": terms.quoted(row["etag"]),
         "LastModified": int(row["created_at"]),
@@ -100,6 +98,7 @@ def _head(call: Call, given: Mapping[str, Any], row: Mapping[str, Any]) -> dict[
         call.status = 304
         return result
     first, length = _span(call, given, row)
+    call.headers.update(row["headers"] or {})
     if call.status == 206:
         result["ContentRange"] = f"bytes {first}-{first + length - 1}/{row['size_bytes']}"
     elif given.get("ChecksumMode") == "ENABLED":
