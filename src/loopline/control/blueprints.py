@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from loopline.control import endpoints, fleets, registry, servables, variants
+from loopline.control import captures, endpoints, fleets, registry, servables, variants
 from loopline.control.context import Context
 from loopline.domain import blueprints as rules
 from loopline.domain import loopfile, names
@@ -112,7 +112,7 @@ def start_in(
     if found is not None and found["status"] != EndpointStatus.DELETED:
         raise Conflict(f"there is an endpoint {endpoint!r} already")
     target = blueprint_row(tx, blueprint)
-    own = {**(settings or {}), **_settings(target)}
+    own = {**(settings or {}), **_settings(target, tx.now)}
     row = endpoints.ensure(ctx, tx, name=endpoint, actor=actor.name, project=None, model=None, settings=own)
     return begin(tx, actor, row, target, strategy="all-at-once")
 
@@ -196,7 +196,7 @@ def begin(
         "before": weights,
         "group": group,
         "copies": {made[each.name]["id"]: each.copies for each in wanted if each.copies is not None},
-        "settings": _settings(blueprint),
+        "settings": _settings(blueprint, tx.now),
         "blueprint": blueprint["name"],
         "model": made[leader.name]["model"],
         "number": made[leader.name]["number"],
@@ -242,9 +242,9 @@ def _retained(tx: Tx, endpoint: Row, wanted: list[Variant], what: frozenset[str]
 _UNJUDGED = {"bake_seconds": 0.0, "max_error_rate": 1.0, "max_latency_ratio": 1e9, "start_timeout_seconds": 600.0}
 
 
-def _settings(blueprint: Row) -> dict[str, Any]:
+def _settings(blueprint: Row, now: float) -> dict[str, Any]:
     """What an endpoint's settings say once it has been brought to a blueprint."""
-    return {"blueprint": blueprint["name"], "capture_to": blueprint["capture"]}
+    return {"blueprint": blueprint["name"], "capture_to": captures.settings(blueprint["capture"], now)}
 
 
 def _check_free(tx: Tx, endpoint: Row) -> None:

@@ -58,7 +58,7 @@ def create(
     with ctx.db.transaction() as tx:
         if records.find(tx, "servable", name=name) is not None:
             raise Conflict(f"there is a servable {name!r} already")
-        values = {"program": program, "image": image, "variables": variables or {}, "given": given}
+        values: dict[str, Any] = {"program": program, "image": image, "variables": variables or {}, "given": given}
         if version is not None:
             if data is not None or code is not None:
                 raise InvalidInput("a servable is made of a version or of data, not of both")

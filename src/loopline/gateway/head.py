@@ -108,7 +108,7 @@ class Head:
         bearer = authorization is not None and authorization[:7].lower() == _BEARER
         self.credential = authorization[7:].strip() if bearer and authorization else api_key
         self.timeout_ms = None if timeout is None else _milliseconds(timeout)
-        self.signed = authorization is not None and authorization.startswith(_SIGNED)
+        self.signed = authorization is not None and api_key is None and authorization.startswith(_SIGNED)
 
     def invokes(self) -> bytes | None:
         """The name of the endpoint that the request asks for predictions; None for any other request."""

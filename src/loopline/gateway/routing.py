@@ -216,7 +216,7 @@ class Endpoint:
         found = [variant for variant in self.named.values() if variant.called == wanted]
         taking = [variant for variant in found if variant.weight > 0]
         if len(taking) < 2:
-            return (taking or found or [None])[0]
+            return next(iter(taking or found), None)
         bounds = list(accumulate(variant.weight for variant in taking))
         return taking[min(bisect_right(bounds, chance() * bounds[-1]), len(taking) - 1)]
 
