@@ -68,13 +68,16 @@ def _series(path: str, series: Any, default: Any) -> Iterator[Message]:
     except InvalidInput as error:
         yield Message(path, error.message)
         return
-    named = _LABELS.search(str(options.get("label", "")))
-    if named is None:
-        return
-    meant = _meant(named[1].lower())
-    if meant != stat:
+    meant = named_statistic(str(options.get("label", "")))
+    if meant is not None and meant != stat:
         text = f'the label {options["label"]!r} names {meant}, and the series shows {stat}; write "stat": "{meant}"'
         yield Message(path, text)
+
+
+def named_statistic(label: str) -> str | None:
+    """The statistic that a series' label names, such as p50 of "P50 (ms)"; None for a label that names none."""
+    found = _LABELS.search(label)
+    return None if found is None else _meant(found[1].lower())
 
 
 def _meant(word: str) -> str:
