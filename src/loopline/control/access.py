@@ -218,9 +218,9 @@ def _public(row: Row) -> dict[str, Any]:
 
 
 def bootstrap(ctx: Context, url: str) -> str | None:
-    """At the very first start: make the user ``admin`` and a key, shown once and kept for this machine's owner.
+    """At the very first start: make the user ``admin``, a key, shown once, and an access key, for this machine's owner.
 
-    The key goes to ``client.json`` (mode 0600) in the data directory, where the command line finds it. Returns the key
+    Both go to ``client.json`` (mode 0600) in the data directory, where the command line finds it. Returns the key
     the first time, None ever after; the URL in the file follows the port.
     """
     path = ctx.settings.dir / "client.json"
@@ -230,7 +230,9 @@ def bootstrap(ctx: Context, url: str) -> str | None:
     if fresh:
         with ctx.db.transaction(durable=True) as tx:
             records.create(tx, "user", actor=SYSTEM.name, name="admin", role="admin")
-        key = create_key(ctx, Actor("admin", "admin"), user="admin", name="first", expires_days=None)["key"]
+        owner = Actor("admin", "admin")
+        key = create_key(ctx, owner, user="admin", name="first", expires_days=None)["key"]
+        signer = access_keys.create(ctx, owner, name="first", expires_days=None)
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -238,6 +240,7 @@ def bootstrap(ctx: Context, url: str) -> str | None:
     stored["url"] = url
     if key:
         stored["key"] = key
+        stored["access_key"] = {"id": signer["id"], "secret_key": signer["secret_key"]}
     temporary = path.with_suffix(".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -167,13 +167,14 @@ def _make(ctx: Context, tx: Tx, actor: Actor, prefix: str, **values: Any) -> tup
 
 def list_(ctx: Context, actor: Actor) -> dict[str, Any]:
     """Access keys without their secrets, temporary ones that are over left out: an administrator sees all, others
-    their own."""
+    their own. Beside them the region and the account that names of resources have here."""
     query = sa.select(access_keys).order_by(access_keys.c.created_at.desc())
     if Permission.ADMIN not in rules.ROLES[actor.role]:
         query = query.where(access_keys.c.user == actor.name)
     with ctx.db.read() as tx:
         lasting = access_keys.c.token_sha256.is_(None) | (access_keys.c.expires_at > ctx.clock.now())
-        return {"items": [_public(row) for row in tx.rows(query.where(lasting))], "next": None}
+        items = [_public(row) for row in tx.rows(query.where(lasting))]
+    return {"items": items, "next": None, "region": ctx.settings.aws_region, "account": ctx.settings.aws_account}
 
 
 def revoke(ctx: Context, actor: Actor, *, key: str) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from loopline import config
 from loopline.control import access_keys
+from loopline.control.access_keys import Holder
 from loopline.control.context import Context
-from loopline.domain import sigv4
+from loopline.domain import sigv2, sigv4
 from loopline.domain.access import Actor
 from loopline.domain.sigv4 import Claim, Request
 from loopline.errors import AwsError, Unauthenticated
@@ -25,13 +26,27 @@ class Caller(NamedTuple):
 
 def authenticate(ctx: Context, head: Request, claim: Claim | None, body_sha256: str | None, protocol: str) -> Caller:
     """The caller; raises ``Unauthenticated`` or ``AwsError``."""
+    old = sigv2.read(head) if claim is None and protocol == REST_XML else None
+    if old is not None:
+        holder = _holder(ctx, old.key, old.token, protocol)
+        sigv2.verify(old, head, holder.secret, ctx.clock.now())
+        return _caller(holder, b"")
     if claim is None:
         return _unsigned(ctx, head)
-    holder = access_keys.find(ctx, claim.key)
-    if holder is None or not access_keys.token_matches(holder, claim.token):
-        raise _unknown(protocol)
+    holder = _holder(ctx, claim.key, claim.token, protocol)
     key = sigv4.signing_key(sigv4.day_key(holder.secret, claim.date), claim.region, claim.service)
     sigv4.verify(claim, head, key, ctx.clock.now(), body_sha256)
+    return _caller(holder, key)
+
+
+def _holder(ctx: Context, key: str, token: str | None, protocol: str) -> Holder:
+    holder = access_keys.find(ctx, key)
+    if holder is None or not access_keys.token_matches(holder, token):
+        raise _unknown(protocol)
+    return holder
+
+
+def _caller(holder: Holder, key: bytes) -> Caller:
     return Caller(holder.actor, holder.alias or builtin(holder.actor.role), holder.session or holder.actor.name, key)
 
 
