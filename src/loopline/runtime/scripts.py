@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from . import launch, mounts, sandbox, tracking
 
 ROOT = "/opt/ml"
+TMP = "/tmp"  # noqa: S108 - replaced by a folder of the program's own before it is used
 FOLDERS = ("code", "model", "input/config", "input/data", "output/data", "output/metrics/cloudwatch", "processing")
 CHUNK_BYTES = 65536
 MAX_LINE_BYTES = 1 << 20
@@ -158,15 +159,15 @@ def _become(folder: str, spec: dict[str, Any], host: Host, output: int, notes: i
             signal.signal(number, signal.SIG_DFL)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        root, why = _own_root(folder, spec, host)
-        os.write(notes, json.dumps({"root": root, "why": why}).encode())
+        root, scratch, why = _own_root(folder, spec, host)
+        os.write(notes, json.dumps({"why": why}).encode())
         os.close(notes)
         sandbox.drop_capabilities()
         wanted = spec.get("sandbox") or {}
-        seen = [root, *(["/tmp"] if why is None else [])]  # noqa: S108 - a folder of its own
-        own = {**wanted, "write": [*(wanted.get("write") or ()), *seen]}
+        own = {**wanted, "write": [*(wanted.get("write") or ()), root, *filter(None, [scratch])]}
         launch.confine(folder, {**spec, "sandbox": own}, None)
         environ = _environment(folder, spec, host, root)
+        environ |= {"TMPDIR": scratch} if scratch else {}
         argv = _argv(spec, root)
         os.chdir(f"{root}/code")
         os.execvpe(argv[0], argv, environ)  # noqa: S606 - words, never a shell's text
@@ -176,27 +177,32 @@ def _become(folder: str, spec: dict[str, Any], host: Host, output: int, notes: i
         os._exit(CANNOT_START)
 
 
-def _own_root(folder: str, spec: dict[str, Any], host: Host) -> tuple[str, str | None]:
-    """Where the program's folders are for it, and why that is not ``/opt/ml``, if it is not."""
+def _own_root(folder: str, spec: dict[str, Any], host: Host) -> tuple[str, str | None, str | None]:
+    """Where the program's folders are for it; its ``/tmp``, if it has one of its own; why it has no ``/opt/ml``."""
     try:
         mounts.detach()
         if os.path.isdir(ROOT):
             mounts.show(host.base, ROOT)
         else:
             mounts.show_below(host.base, ROOT, f"{host.home}/opt")
-        mounts.replace("/tmp", f"{host.home}/tmp", _kept_below("/tmp", folder, spec))  # noqa: S108
         _name_hosts(host, spec["call"])
+        if _is_needed(TMP, folder, spec):
+            return ROOT, None, None
+        mounts.replace(TMP, f"{host.home}/scratch", [])
     except OSError as failure:
-        return host.base, f"{failure.strerror or failure}"
-    return ROOT, None
+        return host.base, None, f"{failure.strerror or failure}"
+    return ROOT, TMP, None
 
 
-def _kept_below(place: str, folder: str, spec: dict[str, Any]) -> list[str]:
-    """Which entries of a folder hold what the program needs: its own folders, its interpreter, its packages."""
+def _is_needed(place: str, folder: str, spec: dict[str, Any]) -> bool:
+    """Whether a folder holds what the program needs: its own folders, its interpreter, its packages.
+
+    What is granted of a folder is granted of all that is mounted below it.
+    """
     given = (spec.get("environ") or {}).get("PYTHONPATH", "").split(":")
     paths = [folder, launch.HERE, str(spec["python"]), os.path.realpath(str(spec["python"])), sys.base_prefix, *given]
     paths += [str(path) for path in (spec.get("sandbox") or {}).get("read") or ()]
-    return sorted({path[len(place) + 1 :].split("/")[0] for path in paths if path.startswith(f"{place}/")})
+    return any(f"{path}/".startswith(f"{place}/") for path in paths)
 
 
 def _name_hosts(host: Host, call: dict[str, Any]) -> None:
@@ -251,9 +257,7 @@ def _environment(folder: str, spec: dict[str, Any], host: Host, root: str) -> di
     """Every variable of the program: the job's, the author's, and those of the contract."""
     call = spec["call"]
     found = launch.environment(spec, folder)
-    if root == ROOT:
-        found["TMPDIR"] = "/tmp"  # noqa: S108 - a folder of its own
-    else:
+    if root != ROOT:
         found["SAGEMAKER_BASE_DIR"] = root
     found["PYTHONPATH"] = f"{root}/code:{found['PYTHONPATH']}" if found.get("PYTHONPATH") else f"{root}/code"
     found[tracking.FOLDER_VARIABLE] = folder
