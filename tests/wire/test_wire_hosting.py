@@ -328,3 +328,140 @@ def test_a_model_that_does_not_start_fails_its_endpoint_with_the_reason(
         return found if found["EndpointStatus"] == "Failed" else None
 
     assert "nothing_here" in until(failed, "the endpoint failed", 60.0)["FailureReason"]
+
+
+def lines_below(s3: Any, prefix: str) -> list[dict[str, Any]]:
+    """Every line of JSON in the objects below a prefix."""
+    found = s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+    bodies = [s3.get_object(Bucket=BUCKET, Key=each["Key"])["Body"].read() for each in found]
+    return [json.loads(line) for body in bodies for line in body.splitlines()]
+
+
+def test_what_is_asked_and_answered_is_captured_once_each(
+    sagemaker: Any, runtime: Any, client: Callable[..., Any], platform: Platform
+) -> None:
+    capture = {
+        "EnableCapture": True,
+        "InitialSamplingPercentage": 100,
+        "DestinationS3Uri": f"s3://{BUCKET}/captured",
+        "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+        "CaptureContentTypeHeader": {"CsvContentTypes": ["text/csv"], "JsonContentTypes": ["application/json"]},
+    }
+    configure(sagemaker, "captured", [variant("v1")], DataCaptureConfig=capture)
+    started(sagemaker, "captured", "captured")
+    for number in range(20):
+        ask(runtime, "captured", [[float(number)]], InferenceId=f"order-{number}")
+    runtime.invoke_endpoint(EndpointName="captured", Body=b"4", ContentType="text/csv", Accept="text/csv")
+    refused(runtime.invoke_endpoint, EndpointName="captured", Body=b'{"rows": [["fail"]]}')
+    s3 = client("s3")
+    lines = until(
+        lambda: found if len(found := lines_below(s3, "captured/captured/AllTraffic/")) >= 21 else None,
+        "all requests are captured",
+        60.0,
+    )
+    assert len(lines) == 21
+    told = {line["eventMetadata"].get("inferenceId"): line for line in lines}
+    assert set(told) == {None, *(f"order-{number}" for number in range(20))}
+    seventh = told["order-7"]["captureData"]
+    assert seventh["endpointInput"] == {
+        "observedContentType": "application/json",
+        "mode": "INPUT",
+        "data": json.dumps({"rows": [[7.0]]}),
+        "encoding": "JSON",
+    }
+    assert json.loads(seventh["endpointOutput"]["data"])["values"] == [14.0]
+    csv = told[None]["captureData"]
+    assert [csv[side]["data"] for side in ("endpointInput", "endpointOutput")] == ["4", "8.0"]
+    assert {csv[side]["encoding"] for side in ("endpointInput", "endpointOutput")} == {"CSV"}
+    assert csv["endpointOutput"]["observedContentType"] == "text/csv"
+    key = s3.list_objects_v2(Bucket=BUCKET, Prefix="captured/")["Contents"][0]["Key"]
+    assert len(key.split("/")) == 8  # prefix, endpoint, variant, year, month, day, hour, name
+    why = platform.call("GET", f"/api/requests/{told['order-7']['eventMetadata']['eventId']}/record")
+    assert why["endpoint"] == "captured"
+    shown = sagemaker.describe_endpoint(EndpointName="captured")["DataCaptureConfig"]
+    assert (shown["CaptureStatus"], shown["CurrentSamplingPercentage"]) == ("Started", 100)
+
+
+def test_a_shadow_sees_copies_and_answers_nobody(sagemaker: Any, runtime: Any, platform: Platform) -> None:
+    configure(
+        sagemaker, "shadowed", [variant("v1", "main")], ShadowProductionVariants=[variant("v2", "candidate", 1.0)]
+    )
+    started(sagemaker, "shadowed", "shadowed")
+    for number in range(10):
+        answer = ask(runtime, "shadowed", [[float(number)]])
+        assert (answer["said"]["values"], answer["InvokedProductionVariant"]) == ([2.0 * number], "main")
+    shown = sagemaker.describe_endpoint(EndpointName="shadowed")
+    assert [each["VariantName"] for each in shown["ShadowProductionVariants"]] == ["candidate"]
+    assert [each["VariantName"] for each in shown["ProductionVariants"]] == ["main"]
+
+    def compared() -> Any:
+        found = platform.call("GET", "/api/endpoints/shadowed/shadow?variant=candidate")
+        return found if found["compared"] >= 10 else None
+
+    assert until(compared, "the copies are compared", 60.0)["differing"] == 10
+
+
+def test_the_number_of_servers_follows_a_target(sagemaker: Any, client: Callable[..., Any], platform: Platform) -> None:
+    started(sagemaker, "elastic", "v1")
+    scaling = client("application-autoscaling")
+    place = {
+        "ServiceNamespace": "sagemaker",
+        "ResourceId": "endpoint/elastic/variant/AllTraffic",
+        "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
+    }
+    scaling.register_scalable_target(**place, MinCapacity=2, MaxCapacity=3)
+
+    def instances(count: int) -> Any:
+        (told,) = sagemaker.describe_endpoint(EndpointName="elastic")["ProductionVariants"]
+        return told if told["CurrentInstanceCount"] == count else None
+
+    until(lambda: instances(2), "the least number of servers runs", 60.0)
+    tracking = {
+        "TargetValue": 1000.0,
+        "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"},
+    }
+    scaling.put_scaling_policy(
+        **place,
+        PolicyName="by-requests",
+        PolicyType="TargetTrackingScaling",
+        TargetTrackingScalingPolicyConfiguration=tracking,
+    )
+    native = platform.call("GET", "/api/endpoints/elastic")["settings"]["scaling"]
+    assert (native["min"], native["max"], native["target_per_minute"]) == (2, 3, 1000.0)
+    (policy,) = scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    assert (policy["PolicyName"], policy["TargetTrackingScalingPolicyConfiguration"]) == ("by-requests", tracking)
+    (target,) = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+    assert (target["ResourceId"], target["MaxCapacity"]) == (place["ResourceId"], 3)
+    (activity, *_) = scaling.describe_scaling_activities(ServiceNamespace="sagemaker")["ScalingActivities"]
+    assert activity["StatusCode"] == "Successful"
+    scaling.deregister_scalable_target(**place)
+    assert "scaling" not in platform.call("GET", "/api/endpoints/elastic")["settings"]
+
+
+def test_an_asynchronous_answer_becomes_an_object(
+    sagemaker: Any, runtime: Any, client: Callable[..., Any], platform: Platform
+) -> None:
+    s3 = client("s3")
+    output = {"OutputConfig": {"S3OutputPath": f"s3://{BUCKET}/answers", "S3FailurePath": f"s3://{BUCKET}/failures"}}
+    configure(sagemaker, "later", [variant("v2")], AsyncInferenceConfig=output)
+    started(sagemaker, "later", "later")
+    s3.put_object(Bucket=BUCKET, Key="asked/good.json", Body=b'{"rows": [[7.0]]}', ContentType="application/json")
+    s3.put_object(Bucket=BUCKET, Key="asked/bad.json", Body=b'{"rows": [["fail"]]}', ContentType="application/json")
+    good = runtime.invoke_endpoint_async(
+        EndpointName="later", InputLocation=f"s3://{BUCKET}/asked/good.json", InferenceId="order-1"
+    )
+    assert (good["InferenceId"], good["OutputLocation"]) == ("order-1", f"s3://{BUCKET}/answers/order-1.out")
+    bad = runtime.invoke_endpoint_async(EndpointName="later", InputLocation=f"s3://{BUCKET}/asked/bad.json")
+
+    def read(location: str) -> bytes | None:
+        key = location.removeprefix(f"s3://{BUCKET}/")
+        listed = s3.list_objects_v2(Bucket=BUCKET, Prefix=key).get("Contents")
+        return s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() if listed else None
+
+    answer = until(lambda: read(good["OutputLocation"]), "the answer is an object", 60.0)
+    assert json.loads(answer)["values"] == [21.0]
+    assert b"no such row" in until(lambda: read(bad["FailureLocation"]), "the failure is an object", 60.0)
+    listed = platform.call("GET", "/api/async-invocations?endpoint=later")["items"]
+    assert sorted(each["status"] for each in listed) == ["Failed", "Succeeded"]
+    missing = refused(runtime.invoke_endpoint_async, EndpointName="later", InputLocation=f"s3://{BUCKET}/asked/none")
+    assert missing["Error"]["Code"] == "ValidationError"

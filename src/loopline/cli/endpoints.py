@@ -183,6 +183,7 @@ def remove_model(session: Session, endpoint: str, model: str) -> None:
 @click.option("--max", type=int)
 @click.option("--target-in-flight", type=float, help="Requests in flight per server, on average.")
 @click.option("--target-latency-ms", type=float, help="p95.")
+@click.option("--target-per-minute", type=float, help="Requests a minute per server.")
 @click.option("--scale-out-cooldown-seconds", type=float)
 @click.option("--scale-in-cooldown-seconds", type=float)
 @click.option("--idle-seconds", type=float, help="With --min 0: after so long without requests.")

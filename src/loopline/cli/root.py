@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "assets": Entry("assets:assets", "Data assets."),
     "audit": Entry("events:audit", "The chain of hashes over all events."),
     "batch": Entry("batch:batch", "Tables scored by a version."),
+    "blueprints": Entry("blueprints:blueprints", "Variants that an endpoint is brought to, all at once."),
     "credential": Entry("remote:credential", "The key, when git asks for it."),
     "dashboards": Entry("dashboards:dashboards", "Dashboards that are kept for whoever draws them."),
     "endpoints": Entry("endpoints:endpoints", "Endpoints, their traffic, drift and quality."),

@@ -1,5 +1,7 @@
 """Servables: create, list, show, delete."""
 
+from typing import Any
+
 import click
 
 from loopline.cli.session import Session, options
@@ -29,27 +31,14 @@ def servables() -> None:
 @click.option("--requirements", type=click.File(), help="A file of packages.")
 @click.option("--variable", "variables", multiple=True, metavar="NAME=VALUE", help="Of its process; may be repeated.")
 @options
-def create(
-    session: Session,
-    name: str,
-    data: str | None,
-    version: str | None,
-    code: str | None,
-    program: str | None,
-    handler: str,
-    requirements: click.utils.LazyFile | None,
-    variables: tuple[str, ...],
-) -> None:
+def create(session: Session, name: str, **given: Any) -> None:
     """Make a servable of files, or of a version."""
+    requirements = given.pop("requirements")
     wanted = {
+        **given,
         "name": name,
-        "data": data,
-        "version": version,
-        "code": code,
-        "program": program,
-        "handler": handler,
         "requirements": requirements.read() if requirements else "",
-        "variables": dict(each.partition("=")[::2] for each in variables),
+        "variables": dict(each.partition("=")[::2] for each in given.pop("variables")),
     }
     made = session.client.post("servables", **{key: value for key, value in wanted.items() if value is not None})
     session.done(made, f"servable {name} is {made['status']}")

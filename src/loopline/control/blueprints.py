@@ -33,15 +33,18 @@ def create(
     name: str,
     variants: list[dict[str, Any]],
     capture: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
     given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Make a blueprint.
 
     ``variants``: {"name", "servable", "weight", "instances", "copies"} each; ``capture``: {"uri", "percent", "sides",
-    "texts", "jsons"}; see ``domain.blueprints``. ``given``: what its author wrote, kept as it is.
+    "texts", "jsons"}; ``results``: {"uri", "failures_uri"}, for answers of asynchronous invocations; see
+    ``domain.blueprints``. ``given``: what its author wrote, kept as it is.
     """
     with ctx.db.transaction() as tx:
-        return create_in(tx, actor.name, name=name, variants=variants, capture=capture, given=given)
+        own = {"capture": capture, "results": results, "given": given}
+        return create_in(tx, actor.name, name=name, variants=variants, **own)
 
 
 def create_in(
@@ -51,16 +54,20 @@ def create_in(
     name: str,
     variants: list[dict[str, Any]],
     capture: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
     given: dict[str, Any] | None = None,
 ) -> Row:
     """As ``create``, in a transaction."""
     names.check_name(name, "a blueprint")
     wanted = rules.read(variants)
-    kept = msgspec.to_builtins(rules.read_capture(capture)) if capture else None
+    kept = {
+        "capture": msgspec.to_builtins(rules.read_capture(capture)) if capture else None,
+        "results": msgspec.to_builtins(rules.read_results(results)) if results else None,
+    }
     if records.find(tx, "blueprint", name=name) is not None:
         raise Conflict(f"there is a blueprint {name!r} already")
     found = [{**msgspec.to_builtins(each), "id": servables.servable_row(tx, each.servable)["id"]} for each in wanted]
-    return records.create(tx, "blueprint", actor=actor, name=name, variants=found, capture=kept, given=given, by=actor)
+    return records.create(tx, "blueprint", actor=actor, name=name, variants=found, given=given, by=actor, **kept)
 
 
 def blueprint_row(tx: Tx, name: str) -> Row:
@@ -244,7 +251,11 @@ _UNJUDGED = {"bake_seconds": 0.0, "max_error_rate": 1.0, "max_latency_ratio": 1e
 
 def _settings(blueprint: Row, now: float) -> dict[str, Any]:
     """What an endpoint's settings say once it has been brought to a blueprint."""
-    return {"blueprint": blueprint["name"], "capture_to": captures.settings(blueprint["capture"], now)}
+    return {
+        "blueprint": blueprint["name"],
+        "capture_to": captures.settings(blueprint["capture"], now),
+        "results_to": blueprint["results"],
+    }
 
 
 def _check_free(tx: Tx, endpoint: Row) -> None:

@@ -22,6 +22,7 @@ from loopline.store.db import Row, Tx
 from loopline.store.schema import endpoints, spools, variants
 
 MAX_BYTES = 256 << 20  # of a log that are read at once: more than a segment and the largest request
+LINES = "application/jsonlines"
 _SEGMENT, _OFFSET = "segment", "offset"
 
 
@@ -129,22 +130,16 @@ def _keep(
     groups: dict[Group, list[bytes]],
     wanted: dict[str, Wanted],
 ) -> None:
-    stored = [
-        (endpoint, variant, hour, ctx.blobs.put_bytes(b"".join(lines)))
-        for (endpoint, variant, hour), lines in groups.items()
-    ]
+    stored = [(group, ctx.blobs.put_bytes(b"".join(lines)).digest) for group, lines in groups.items()]
+    made = {
+        group: objects.blob_values(ctx, digest, content_type=LINES, source=_source(group)) for group, digest in stored
+    }
     where = {"folder": folder, **place._asdict()}
     with ctx.db.transaction() as tx:
-        for endpoint, variant, hour, blob in stored:
+        for (endpoint, variant, hour), values in made.items():
             each = wanted[endpoint]
             bucket, prefix = split_uri(each.capture.uri)
             key = captureform.key(prefix, endpoint, variant, hour, where)
-            values = {
-                **objects.describe(content_type="application/jsonlines"),
-                "digest": blob.digest,
-                "size_bytes": blob.size_bytes,
-                "source": {"kind": "capture", "endpoint": endpoint},
-            }
             try:
                 objects.put_in(tx, actor=SYSTEM.name, bucket=bucket, key=key, values=values)
             except LooplineError as error:
@@ -154,6 +149,10 @@ def _keep(
             for what, position in ((_SEGMENT, after.segment), (_OFFSET, after.offset))
         ]
         tx.upsert(spools, rows, ("name",), ("position",))
+
+
+def _source(group: Group) -> dict[str, Any]:
+    return {"kind": "capture", "endpoint": group[0], "variant": group[1]}
 
 
 def _note(ctx: Context, tx: Tx, wanted: Wanted, error: LooplineError) -> None:

@@ -35,6 +35,14 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jsons: tuple[str, ...] = ()
 
 
+class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``uri``: where answers of asynchronous invocations go, ``s3://BUCKET/PREFIX``; ``failures_uri``: those that are
+    none."""
+
+    uri: str
+    failures_uri: str | None = None
+
+
 def read(variants: Sequence[Mapping[str, Any]]) -> list[Variant]:
     """The variants of a blueprint; raises ``InvalidInput``."""
     try:
@@ -71,4 +79,15 @@ def read_capture(given: Mapping[str, Any]) -> Capture:
     split_uri(found.uri)
     if not 0 < found.percent <= 100:
         raise InvalidInput(f"capture: percent must lie above 0 and be at most 100, unlike {found.percent:g}")
+    return found
+
+
+def read_results(given: Mapping[str, Any]) -> Results:
+    """Where answers go; raises ``InvalidInput``."""
+    try:
+        found = msgspec.convert(dict(given), Results)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"results: {error}") from None
+    for uri in filter(None, (found.uri, found.failures_uri)):
+        split_uri(uri)
     return found

@@ -81,6 +81,7 @@ RANGES: dict[tuple[str, str], Range] = {
     ("scaling", "max"): Range(1, scaling.MAX_SERVERS),
     ("scaling", "target_in_flight"): _POSITIVE,
     ("scaling", "target_latency_ms"): _POSITIVE,
+    ("scaling", "target_per_minute"): _POSITIVE,
     ("scaling", "scale_out_cooldown_seconds"): Range(0, 3600),
     ("scaling", "scale_in_cooldown_seconds"): Range(0, 3600),
     ("scaling", "idle_seconds"): Range(1),
@@ -331,8 +332,8 @@ def _scaling(loop: Loop, present: frozenset[Path], say: Say) -> None:
         return
     if table.min > table.max:
         say(("scaling", "min"), f"min is {table.min}, max {table.max}", "write a max that is not below min")
-    tracked = table.target_in_flight is not None or table.target_latency_ms is not None
-    if table.max > max(table.min, 1) and not tracked:
+    targets = (table.target_in_flight, table.target_latency_ms, table.target_per_minute)
+    if table.max > max(table.min, 1) and targets == (None, None, None):
         message = f"[scaling] says nothing of when there should be more than {max(table.min, 1)}"
         say(("scaling", "max"), message, "add target_in_flight = 8 or target_latency_ms = 100")
     if ("scaling",) in present and not _deploys(loop):

@@ -115,6 +115,7 @@ class ScalingTable(_Table, frozen=True):
     max: int = 1
     target_in_flight: float | None = None  # requests in flight per server, on average
     target_latency_ms: float | None = None  # p95
+    target_per_minute: float | None = None  # requests a minute per server
     scale_out_cooldown_seconds: float = 15
     scale_in_cooldown_seconds: float = 120
     idle_seconds: float = 300  # with min = 0

@@ -81,6 +81,18 @@ def _capture(given: dict[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
+def _results(call: Call, given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Where answers of InvokeEndpointAsync go."""
+    if not given:
+        return None
+    output = given["OutputConfig"]
+    if output.get("NotificationConfig"):
+        call.warn("NotificationConfig has no effect here: subscribe to the topic of invocations")
+    if not output.get("S3OutputPath"):
+        raise AwsError("ValidationException", "AsyncInferenceConfig needs OutputConfig.S3OutputPath here")
+    return {"uri": output["S3OutputPath"], "failures_uri": output.get("S3FailurePath")}
+
+
 def _unfound_model(call: Call, wanted: list[dict[str, Any]], error: NotFound) -> AwsError:
     for each in wanted:
         if repr(each["servable"]) in error.message:

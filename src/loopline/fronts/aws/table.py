@@ -14,7 +14,9 @@ from loopline.fronts.aws import (
     packages,
     pipelines,
     processing,
+    runtime,
     s3,
+    scaling,
     search,
     servables,
     sns,
@@ -25,6 +27,7 @@ from loopline.fronts.aws import (
 from loopline.fronts.aws.call import Operation
 
 TABLE: dict[str, dict[str, Operation]] = {
+    "application-autoscaling": scaling.OPERATIONS,
     "cloudwatch": {**metrics.OPERATIONS, **alarms.OPERATIONS, **dashboards.OPERATIONS},
     "ecr": ecr.OPERATIONS,
     "iam": iam.OPERATIONS,
@@ -43,6 +46,7 @@ TABLE: dict[str, dict[str, Operation]] = {
         **tags.OPERATIONS,
         **training.OPERATIONS,
     },
+    "sagemaker-runtime": runtime.OPERATIONS,
     "sns": sns.OPERATIONS,
     "sts": sts.OPERATIONS,
 }

@@ -143,6 +143,7 @@ blueprints = Table(
     Column("name", String(63), nullable=False, unique=True),
     json_("variants"),  # [{"name", "servable" (its id), "weight", "instances", "copies"}]
     json_("capture"),  # what of its requests goes to objects
+    json_("results"),  # where answers of asynchronous invocations go: {"uri", "failures_uri"}
     json_("given"),  # what its author wrote
     text_("by", null=False),
     time_("created_at", null=False),
@@ -312,6 +313,8 @@ invocations = Table(
     text_("content_type", null=False),
     Column("size_bytes", BigInteger, nullable=False),
     json_("answer"),  # status, content_type, size_bytes
+    text_("accept"),  # the content type that the caller wants
+    json_("destination"),  # the objects that its answer goes to: {"uri", "failure_uri"}
     text_("inference_id"),  # the caller's, for labels that arrive later
     text_("request"),  # the id under which the request log has it
     Column("tries", Integer, nullable=False),

@@ -30,6 +30,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("variants", sa.JSON(), nullable=True),
         sa.Column("capture", sa.JSON(), nullable=True),
+        sa.Column("results", sa.JSON(), nullable=True),
         sa.Column("given", sa.JSON(), nullable=True),
         sa.Column("by", sa.Text(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
@@ -77,6 +78,9 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement for each table and index
         sa.PrimaryKeyConstraint("id", name=op.f("pk_images")),
         sa.UniqueConstraint("name", name=op.f("uq_images_name")),
     )
+    with op.batch_alter_table("invocations", recreate="always") as batch_op:
+        batch_op.add_column(sa.Column("accept", sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column("destination", sa.JSON(), nullable=True))
     with op.batch_alter_table("jobs", recreate="always") as batch_op:
         batch_op.add_column(sa.Column("retry", sa.JSON(), nullable=True))
     op.create_table(
