@@ -29,7 +29,7 @@ EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check format lock clean
+.PHONY: help venv test check format lock clean clients compatibility
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | grep -vE '^($(subst $(SPACE),|,$(ABSENT))):' | sed -E 's/:.*## /\t/' | expand -t 18
@@ -116,8 +116,15 @@ bench-serving: $(DEV) ## predictions side by side with peers; needs wrk
 	@$(RUN) benchmarks/serving/run.py $(ARGS)
 endif
 
+clients: $(RUNTIME) ## what tests drive loopline with beside boto3, each in .clients/NAME
+	@for file in tests/wire/clients/*.txt; do $(PYTHON) .ci/setup.py client $$file; done
+
+compatibility: $(DEV) ## docs/compatibility/sagemaker.md from the code
+	@$(RUN) -m loopline.fronts.aws.compatibility > docs/compatibility/sagemaker.md.new
+	@mv docs/compatibility/sagemaker.md.new docs/compatibility/sagemaker.md
+
 lock: $(RUNTIME) ## both lock files from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(PYTHON) .ci/setup.py lock $(if $(UPGRADE),--upgrade)
 
 clean: ## remove .venv and every cache of the tools
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

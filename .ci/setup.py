@@ -3,6 +3,7 @@
     python3 .ci/setup.py runtime STAMP     what loopline needs to run
     python3 .ci/setup.py dev STAMP         the developers' tools on top
     python3 .ci/setup.py wheels STAMP FILE put FILE's packages into uv's cache: later environments need no network
+    python3 .ci/setup.py client FILE       put FILE's packages into an environment of their own, .clients/NAME
     python3 .ci/setup.py lock [--upgrade]  rewrite requirements.lock and requirements-dev.lock
 
 Every package is installed by hash. loopline itself is entered by a .pth file, so nothing is built.
@@ -98,16 +99,30 @@ def ensure_uv():
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as only_uv:
         only_uv.write(pin)
         only_uv.flush()
-        run(PYTHON, "-m", "pip", *QUIET_PIP, "-r", only_uv.name)
+        pip(*QUIET_PIP, "-r", only_uv.name)
+
+
+def pip(*argv):
+    """Run pip, which comes back with the interpreter's own wheel where it was removed."""
+    if not any((VENV / "lib").glob("python3.*/site-packages/pip")):
+        run(PYTHON, "-m", "ensurepip")
+    run(PYTHON, "-m", "pip", *argv)
+
+
+def remove_installers():
+    """Take out what a new venv brings and nothing here needs once uv is in it: 20 MB."""
+    run(UV, "pip", "uninstall", "--quiet", "--python", PYTHON, "pip", "setuptools")
 
 
 def install(lock, exact):
     """Install a lock by hash. `exact` also removes what the lock does not name."""
     verb = ["sync"] if exact else ["install", "--no-deps", "-r"]
     argv = [str(UV), "pip", *verb, str(lock), "--require-hashes", "--quiet", "--python", str(PYTHON)]
-    if not uv_installs(argv):
-        print("trying pip", file=sys.stderr)
-        run(PYTHON, "-m", "pip", *QUIET_PIP, "-r", lock)
+    if uv_installs(argv):
+        remove_installers()
+        return
+    print("trying pip", file=sys.stderr)
+    pip(*QUIET_PIP, "-r", lock)
 
 
 def uv_installs(argv):
@@ -180,6 +195,20 @@ def fill_cache(stamp, requirements):
     mark_done("wheels", stamp)
 
 
+def set_up_client(requirements):
+    """An environment for a client that tests drive loopline with; one whose file has not changed is left."""
+    started, folder = time.monotonic(), ROOT / ".clients" / requirements.stem
+    stamp, wanted = folder / "requirements.txt", requirements.read_text()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    run(UV, "venv", "--quiet", "--clear", "--python", PYTHON, folder)
+    argv = [UV, "pip", "install", "--quiet", "--python", folder / "bin" / "python", "-r", requirements]
+    if not uv_installs([str(word) for word in argv]):
+        sys.exit(f"the packages of {requirements} could not be fetched")
+    stamp.write_text(wanted)
+    report(f"client {requirements.stem}", started, (0, 0), measure(folder))
+
+
 def lock(upgrade):
     options = [*COMPILE, *(["--upgrade"] if upgrade else [])]
     run(UV, "pip", "compile", *options, "pyproject.toml", "-o", RUNTIME_LOCK.name, cwd=ROOT)
@@ -205,6 +234,8 @@ def main(argv):
                 set_up(argv[0], stamp)
         elif argv[0] == "wheels":
             fill_cache(ROOT / argv[1], argv[2])
+        elif argv[0] == "client":
+            set_up_client(Path(argv[1]))
         elif argv[0] == "lock":
             lock("--upgrade" in argv)
         else:

@@ -44,10 +44,14 @@ SETTINGS = (
     Setting("connections", int, 20000, "connections that one gateway takes at the same time"),
     Setting("address_connections", int, 2000, "of those, how many from one address"),
     Setting("outbound_allow", str, "", "comma-separated host:port that webhooks may reach although they are private"),
+    Setting("public_url", str, "", "what links in messages begin with; empty is the public port's own address"),
+    Setting("smtp_url", str, "", "the server that sends e-mail: smtp://[USER:PASSWORD@]HOST[:PORT] or smtps://..."),
+    Setting("smtp_from", str, "", "the address that e-mail comes from; empty is loopline@ the mail server's name"),
     Setting("job_memory_mb", int, 4096, "memory limit of a job that declares none"),
     Setting("job_disk_mb", int, 4096, "disk limit of a job that declares none"),
     Setting("job_log_mb", int, 16, "how much of a job's log is kept"),
     Setting("job_open_files", int, 1024, "open-file limit of a job that declares none"),
+    Setting("default_image", str, "sagemaker-scikit-learn", "whose packages stand for an image that is not known"),
     Setting("max_body_mb", int, 6, "the largest prediction request"),
     Setting("async_body_mb", int, 32, "the largest body of an asynchronous request, at most 63"),
     Setting("async_queue", int, 1000, "asynchronous requests of one endpoint that may wait"),
@@ -56,6 +60,10 @@ SETTINGS = (
     Setting("log_days", int, 30, "how long the logs of ended jobs are kept"),
     Setting("capture_days", int, 7, "how long captured requests, the request log, are kept"),
     Setting("capture_mb", int, 2048, "how much of the request log is kept per gateway"),
+    Setting("aws_account", str, "123456789012", "the account number in ARNs"),
+    Setting("aws_region", str, "us-east-1", "the region in ARNs, and what `loopline env` prints"),
+    Setting("aws_unsigned", str, "", "the role that unsigned AWS requests from this machine have; empty: none may"),
+    Setting("aws_strict", int, 0, "1: AWS requests that break an enum, a pattern or a maximum are refused"),
     Setting("seed", str, "", "seeds ids and traffic choice, for tests that must repeat; empty is random"),
 )
 
@@ -78,10 +86,14 @@ class Settings:
     connections: int
     address_connections: int
     outbound_allow: tuple[str, ...]
+    public_url: str
+    smtp_url: str
+    smtp_from: str
     job_memory_mb: int
     job_disk_mb: int
     job_log_mb: int
     job_open_files: int
+    default_image: str
     max_body_mb: int
     async_body_mb: int
     async_queue: int
@@ -90,6 +102,10 @@ class Settings:
     log_days: int
     capture_days: int
     capture_mb: int
+    aws_account: str
+    aws_region: str
+    aws_unsigned: str
+    aws_strict: int
     seed: str
     run_dir: Path
 
@@ -166,6 +182,7 @@ def load(environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
     for name in ("allowed_hosts", "outbound_allow"):
         values[name] = tuple(part.strip() for part in values[name].split(",") if part.strip())
     _check_tls(values)
+    _check_aws(values)
     if values["port"] > 65535:
         raise InvalidInput(f"port must be at most 65535, not {values['port']}")
     return Settings(dir=directory, run_dir=run_dir_for(directory), **values)
@@ -182,6 +199,17 @@ def _check_tls(values: Mapping[str, Any]) -> None:
         raise InvalidInput("tls = local makes a certificate; leave it out where tls_certificate names one")
     if values["behind_proxy"] not in ("", "trusted"):
         raise InvalidInput(f"behind_proxy must be trusted or empty, not {values['behind_proxy']!r}")
+
+
+def _check_aws(values: Mapping[str, Any]) -> None:
+    if not re.fullmatch("[0-9]{12}", values["aws_account"]):
+        raise InvalidInput(f"aws_account must be 12 digits, not {values['aws_account']!r}")
+    if not re.fullmatch("[a-z]{2}(-[a-z]+)+-[0-9]", values["aws_region"]):
+        raise InvalidInput(f"aws_region must be a region such as us-east-1, not {values['aws_region']!r}")
+    if values["aws_unsigned"] not in ("", "viewer", "editor", "approver", "admin"):
+        raise InvalidInput(f"aws_unsigned must be a role or empty, not {values['aws_unsigned']!r}")
+    if values["aws_unsigned"] and (not is_loopback(values["host"]) or values["behind_proxy"]):
+        raise InvalidInput("aws_unsigned is for a port that this machine alone reaches: host = 127.0.0.1, no proxy")
 
 
 def check_exposure(settings: Settings, address: str) -> None:

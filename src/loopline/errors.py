@@ -40,11 +40,30 @@ class TooLarge(InvalidInput):
     status = 413
 
 
+class RangeNotSatisfiable(InvalidInput):
+    """None of the bytes that are asked for is there."""
+
+    code = "range_not_satisfiable"
+    status = 416
+
+
 class Unauthenticated(LooplineError):
     """A valid API key is needed: send it as `Authorization: Bearer KEY`."""
 
     code = "unauthenticated"
     status = 401
+
+
+class BadSignature(Unauthenticated):
+    """The signature of the request does not match."""
+
+    code = "bad_signature"
+
+
+class Expired(Unauthenticated):
+    """The signature of the request is not of this time."""
+
+    code = "expired"
 
 
 class Forbidden(LooplineError):
@@ -66,6 +85,13 @@ class Conflict(LooplineError):
 
     code = "conflict"
     status = 409
+
+
+class PreconditionFailed(Conflict):
+    """What the caller demanded of the record is not so."""
+
+    code = "precondition_failed"
+    status = 412
 
 
 class IllegalMove(Conflict):
@@ -133,3 +159,16 @@ class Timeout(LooplineError):
     code = "timeout"
     status = 504
     exit_code = 4
+
+
+class AwsError(LooplineError):
+    """The request was refused in words that clients of AWS know."""
+
+    code = "aws_error"
+    status = 400
+
+    def __init__(self, name: str, message: str, http_status: int = 400) -> None:
+        """``name``: AWS's code, such as ``ValidationException``."""
+        super().__init__(message)
+        self.name = name
+        self.http_status = http_status

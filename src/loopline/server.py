@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from loopline import config
 from loopline.compute.environments import Environments
@@ -32,12 +33,14 @@ from loopline.control import (
     processes,
     pushes,
     rollouts,
+    servables,
     snapshots,
 )
 from loopline.control.context import Clock, Context, Ids
 from loopline.engine.tasks import JOB_OWNERS
 from loopline.engine.worker import Engine
 from loopline.outbound.http import Sender
+from loopline.outbound.mail import Mailer
 from loopline.store import migrations
 from loopline.store.blobs import LocalBlobs
 from loopline.store.db import Db
@@ -68,6 +71,7 @@ def open_context(settings: Settings) -> Context:
         ids=ids,
         host=socket.gethostname(),
         job_owners=dict(JOB_OWNERS),
+        mail=Mailer(settings.smtp_url, settings.smtp_from) if settings.smtp_url else None,
     )
 
 
@@ -81,19 +85,21 @@ def recover(ctx: Context) -> None:
     executions.recover(ctx)
     rollouts.recover(ctx)
     functions.recover(ctx)
+    servables.recover(ctx)
     invocations.recover(ctx)
 
 
-def build(ctx: Context) -> Starlette:
+def build(ctx: Context) -> ASGIApp:
     """The application behind control's socket."""
     from loopline.console.app import routes as console_routes
+    from loopline.fronts.aws.entry import Entry
     from loopline.fronts.git.app import routes as git_routes
     from loopline.fronts.native.app import build as build_native
 
     app = Starlette(routes=[*git_routes(ctx), *console_routes(ctx)])
     app.router.redirect_slashes = False
     app.router.default = build_native(ctx)  # not mounted: a mount's pattern matches no path with a newline in it
-    return app
+    return Entry(ctx, app)
 
 
 class _Server(uvicorn.Server):

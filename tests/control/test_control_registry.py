@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loopline.control import access, executions, gates, registry
+from loopline.control import access, executions, gates, registry, versions
 from loopline.domain.access import Actor
 from loopline.errors import Forbidden, GateRefused, InvalidInput
 from loopline.testing.boxes import LOOP, PIPELINE, project
@@ -120,7 +120,7 @@ def test_slices_are_judged(world: World, run: Run) -> None:
 def test_copies_keep_their_lineage_and_are_judged_in_their_new_place(world: World, run: Run) -> None:
     shown = run(project())
     registry.create_model(world.ctx, world.actor, name="boxes-challenger")
-    copied = registry.copy(world.ctx, world.actor, model="boxes", number=1, to="boxes-challenger")
+    copied = versions.copy(world.ctx, world.actor, model="boxes", number=1, to="boxes-challenger")
     assert copied["number"] == 1 and copied["status"] == "PendingManualApproval"
     lineage = registry.lineage(world.ctx, world.actor, model="boxes-challenger", number=1)
     assert lineage["execution"] == shown["id"] and lineage["copied_from"]["model"] == "boxes"

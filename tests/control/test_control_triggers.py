@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from loopline.control import assets, events, firings, projects, pushes, triggers
+from loopline.control import assets, buckets, events, firings, objects, projects, pushes, triggers
+from loopline.domain import loopfile
 from loopline.domain import triggers as rules
 from loopline.domain.projects import TriggerTable
 from loopline.errors import Conflict, InvalidInput, NotFound
@@ -304,3 +305,55 @@ def test_a_trigger_runs_the_branch_that_moves_the_project_s_model(world: World, 
     clock.advance(HOUR)
     firings.cron(world.ctx)
     assert started(world, "cron")[0]["branch"] == "main"
+
+
+# -- objects ----------------------------------------------------------------------------------------------------------
+
+
+INCOMING = TriggerTable(kind="object", name="incoming", bucket="landing", prefix="raw/", suffix=".csv", every=2)
+
+
+def arrive(world: World, key: str, **given: Any) -> None:
+    objects.put(world.ctx, world.actor, bucket="landing", key=key, data=[b"a,b\n"], **given)
+
+
+def react(world: World) -> None:
+    events.consume(world.ctx, "triggers", firings.react)
+
+
+def test_new_objects_in_a_watched_place_start_one_push(world: World, clock: ManualClock) -> None:
+    buckets.create(world.ctx, world.actor, bucket="landing")
+    buckets.create(world.ctx, world.actor, bucket="other-place")
+    arrive(world, "raw/before.csv")
+    clock.advance(1)
+    apply(world, INCOMING)
+    arrive(world, "raw/1.csv")
+    arrive(world, "raw/readme.txt")
+    arrive(world, "elsewhere/1.csv")
+    arrive(world, "raw/out.csv", source={"kind": "job", "job": "jo_1"})  # what jobs write starts nothing
+    objects.put(world.ctx, world.actor, bucket="other-place", key="raw/1.csv", data=[b""])
+    objects.delete(world.ctx, world.actor, bucket="landing", key="raw/1.csv")
+    react(world)
+    assert started(world, "object") == []
+    arrive(world, "raw/2.csv")
+    react(world)
+    react(world)
+    found = started(world, "object")
+    assert [push["trigger"]["object"] for push in found] == ["s3://landing/raw/2.csv"]
+    assert found[0]["trigger"]["objects"] == 2
+    arrive(world, "raw/2.csv")  # the same key again is a new object
+    copied = {"source": ("landing", "raw/2.csv", None), "bucket": "landing", "key": "raw/3.csv"}
+    objects.copy(world.ctx, world.actor, **copied)
+    react(world)
+    assert len(started(world, "object")) == 2
+    triggers.disable(world.ctx, world.actor, trigger="boxes/incoming")
+    for key in ("raw/4.csv", "raw/5.csv"):
+        arrive(world, key)
+    react(world)
+    assert len(started(world, "object")) == 2
+
+
+@pytest.mark.parametrize("bucket", ["", "Not_A_Bucket"])
+def test_an_object_trigger_needs_a_bucket(bucket: str) -> None:
+    _, problems = loopfile.parse(LOOP + f'\n[[triggers]]\nkind = "object"\nbucket = "{bucket}"\n')
+    assert any("bucket" in problem.message for problem in problems)

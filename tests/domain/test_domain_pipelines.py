@@ -10,20 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.domain import calls
+from loopline.domain.decisions import Decision, decide
 from loopline.domain.pipelines import (
-    Condition,
-    Decision,
     Index,
     JobStep,
     Output,
     PipelineSpec,
-    decide,
     dump_spec,
     parse_outputs,
     parse_spec,
     resolve_parameters,
 )
 from loopline.domain.states import ExecutionStatus
+from loopline.domain.values import Condition
 from loopline.errors import InvalidInput
 from loopline.runtime import local
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from loopline.domain import calls
-from loopline.domain.pipelines import ConditionStep, Index, JobStep, Output, decide, parse_outputs, parse_spec
+from loopline.domain.decisions import decide
+from loopline.domain.pipelines import ConditionStep, Index, JobStep, Output, parse_outputs, parse_spec
 from loopline.runtime import job, values
 from loopline.store.blobs import LocalBlobs
 

@@ -1,4 +1,4 @@
-"""What this machine gives loopline, and what is missing."""
+"""What this machine gives loopline, and what is missing; and what fails in scripts written for SageMaker."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from loopline.cli.session import Session, options
+from loopline.cli.session import Session, clean, options
 from loopline.errors import LooplineError
 
 _LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
@@ -18,9 +18,12 @@ MIN_FREE_MB = 2048
 
 
 @click.command()
+@click.argument("scripts", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @options
-def doctor(session: Session) -> int:
-    """What this machine gives loopline, and what is missing; exits 1 when something needed is."""
+def doctor(session: Session, scripts: tuple[Path, ...]) -> int:
+    """What this machine lacks, or what fails in scripts written for SageMaker, which are not run; exits 1 for any."""
+    if scripts:
+        return _scripts(session, scripts)
     from loopline import config
 
     settings = config.load()
@@ -28,6 +31,25 @@ def doctor(session: Session) -> int:
     found += [_disk(settings.dir), _sockets(settings), _server(session)]
     session.table({"items": found, "next": None}, (("", "ok"), ("WHAT", "what"), ("FOUND", "found"), ("CURE", "cure")))
     return int(any(not row["ok"] and row["needed"] for row in found))
+
+
+def _scripts(session: Session, scripts: tuple[Path, ...]) -> int:
+    """The mistakes of scripts that no server can mend, each with the line to write."""
+    from loopline.domain import clientcode
+
+    found = [
+        {"file": str(path), **mistake._asdict()}
+        for path in scripts
+        for mistake in clientcode.find(path.read_text(encoding="utf-8", errors="replace"))
+    ]
+    if session.as_json:
+        session.json({"items": found, "next": None})
+    else:
+        for each in found:
+            click.echo(clean(f"{each['file']}:{each['line']}: {each['message']}"))
+            click.echo(clean(f"    write: {each['fix']}"))
+        session.note(f"{len(found)} found in {len(scripts)} script{'s' if len(scripts) > 1 else ''}")
+    return int(bool(found))
 
 
 def _row(what: str, ok: bool, found: str, cure: str = "", *, needed: bool = True) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def show(session: Session, endpoint: str) -> None:
         return
     rollout = found.get("rollout")
     moving = None if rollout is None else f"{rollout['id']} {rollout['status']}, step {rollout['step'] + 1}"
-    told = {key: found[key] for key in ("name", "status", "model", "project", "reason", "created_at")}
+    told = {key: found[key] for key in ("name", "status", "model", "follows", "project", "reason", "created_at")}
     session.record({**told, "rollout": moving, **_flat(found["settings"] or {}, "")})
     total = sum(row["weight"] for row in found["variants"]) or 1.0
     columns = (
@@ -75,6 +75,8 @@ def show(session: Session, endpoint: str) -> None:
         ("WARM UNTIL", "warm_until"),
         ("REASON", "reason"),
     )
+    if any(row["verification"] != "verified" for row in found["variants"]):
+        columns = (*columns, ("VERIFICATION", lambda row: row["verification"] or "ungated"))
     session.table({"items": found["variants"]}, columns, empty="no variant yet")
 
 
@@ -94,6 +96,19 @@ def _servers(variant: dict[str, Any]) -> str:
     """How many servers are in which state: "2 ready, 1 loading"."""
     states = [str(server["state"]) for server in variant["servers"]]
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+@endpoints.command()
+@click.argument("endpoint")
+@click.argument("model", required=False)
+@click.option("--stop", "stopped", is_flag=True, help="Follow no model any more.")
+@options
+def follow(session: Session, endpoint: str, model: str | None, stopped: bool) -> None:
+    """Take each version of a model that is approved, from now on: loopline endpoints follow patients patients."""
+    if stopped == (model is not None):
+        raise click.UsageError("give a model, or --stop")
+    found = session.client.put("endpoints", endpoint, "follow", **({"model": model} if model else {}))
+    session.done(found, f"{endpoint} follows {model or 'nothing'}")
 
 
 @endpoints.command()
@@ -168,6 +183,7 @@ def remove_model(session: Session, endpoint: str, model: str) -> None:
 @click.option("--max", type=int)
 @click.option("--target-in-flight", type=float, help="Requests in flight per server, on average.")
 @click.option("--target-latency-ms", type=float, help="p95.")
+@click.option("--target-per-minute", type=float, help="Requests a minute per server.")
 @click.option("--scale-out-cooldown-seconds", type=float)
 @click.option("--scale-in-cooldown-seconds", type=float)
 @click.option("--idle-seconds", type=float, help="With --min 0: after so long without requests.")

@@ -23,7 +23,8 @@ def _folder(function: Any) -> Any:
     )(function)
 
 
-def _upload(session: Session, root: Path) -> str:
+def upload(session: Session, root: Path) -> str:
+    """Store a folder's files; gives the tree's digest."""
     files = tree.files_of(root)
     session.note(f"uploading {len(files)} files of {root}")
     packed, size = tree.pack(root, files)
@@ -52,7 +53,7 @@ def _fields(row: dict[str, Any]) -> Any:
 def diff(session: Session, folder: Path, branch: str | None) -> None:
     """Show what apply would change, without changing it."""
     root = tree.root_of(folder)
-    found = session.client.post("projects", "diff", tree=_upload(session, root), branch=branch)
+    found = session.client.post("projects", "diff", tree=upload(session, root), branch=branch)
     _changes(session, found, "nothing would change")
 
 
@@ -63,7 +64,7 @@ def diff(session: Session, folder: Path, branch: str | None) -> None:
 def apply(session: Session, folder: Path, branch: str | None) -> None:
     """Bring the platform to this project's loop.toml; running it again changes nothing."""
     root = tree.root_of(folder)
-    found = session.client.post("projects", tree=_upload(session, root), branch=branch)
+    found = session.client.post("projects", tree=upload(session, root), branch=branch)
     _changes(session, found, "nothing changed")
 
 
@@ -95,7 +96,7 @@ def run(
     state = tree.commit_of(root)
     push = session.client.post(
         "pushes",
-        tree=_upload(session, root),
+        tree=upload(session, root),
         branch=branch,
         commit=state.commit,
         dirty=state.dirty,

@@ -28,10 +28,11 @@ def models() -> None:
 
 @models.command("list")
 @click.option("--project")
+@click.option("--contains", help="A part of the name.")
 @options
-def list_(session: Session, project: str | None) -> None:
+def list_(session: Session, project: str | None, contains: str | None) -> None:
     """Registered models."""
-    session.table(session.client.get("models", project=project), COLUMNS)
+    session.table(session.client.get("models", project=project, contains=contains), COLUMNS)
 
 
 @models.command()
@@ -51,6 +52,14 @@ def create(session: Session, name: str, gate_mode: str | None, description: str 
     """Create a model by hand."""
     made = session.client.post("models", name=name, gate_mode=gate_mode, description=description)
     session.done(made, f"model {name} created")
+
+
+@models.command("delete")
+@click.argument("model")
+@options
+def delete_(session: Session, model: str) -> None:
+    """Take a model away that has no versions, and that no endpoint is there for."""
+    session.done(session.client.delete("models", model), f"model {model} deleted")
 
 
 @models.command()

@@ -26,6 +26,7 @@ COMMANDS: dict[str, Entry] = {
     "init": Entry("init:init", "Make a new project from a template."),
     "check": Entry("check:check", "Explain every mistake in a project, without a server."),
     "remote": Entry("remote:remote", "How `git push` reaches this server."),
+    "env": Entry("env:env", "The environment for scripts written for SageMaker."),
     "diff": Entry("loop:diff", "Show what apply would change."),
     "apply": Entry("loop:apply", "Bring the platform to this project's loop.toml."),
     "run": Entry("loop:run", "Upload the working tree and run its pipeline."),
@@ -41,34 +42,46 @@ COMMANDS: dict[str, Entry] = {
     "logs": Entry("logs:logs", "What predict code prints, by request id."),
     "serve": Entry("serve:serve", "Serve a model file, or a project's predict code, from here."),
     "status": Entry("status:status", "The whole loop at a glance."),
-    "doctor": Entry("doctor:doctor", "What this machine gives loopline, and what is missing."),
+    "doctor": Entry("doctor:doctor", "What this machine lacks, or what fails in scripts written for SageMaker."),
     # nouns
+    "access-keys": Entry("access_keys:access_keys", "Key pairs that sign requests, for AWS's clients."),
     "alarms": Entry("alarms:alarms", "Alarms and their history."),
     "assets": Entry("assets:assets", "Data assets."),
     "audit": Entry("events:audit", "The chain of hashes over all events."),
     "batch": Entry("batch:batch", "Tables scored by a version."),
+    "blueprints": Entry("blueprints:blueprints", "Variants that an endpoint is brought to, all at once."),
     "credential": Entry("remote:credential", "The key, when git asks for it."),
+    "dashboards": Entry("dashboards:dashboards", "Dashboards that are kept for whoever draws them."),
     "endpoints": Entry("endpoints:endpoints", "Endpoints, their traffic, drift and quality."),
     "environments": Entry("environments:environments", "Built environments."),
     "events": Entry("events:events", "Everything that happened."),
     "executions": Entry("executions:executions", "Executions of pipelines, their steps and logs."),
+    "images": Entry("images:images", "Which packages stand for a container image's name."),
     "invocations": Entry("invocations:invocations", "Asynchronous invocations: asked now, answered later."),
     "functions": Entry("functions:functions", "Functions behind routes of their own."),
     "gateway": Entry("gateway:gateway", "The public port, and proxies in front of it."),
     "jobs": Entry("jobs:jobs", "Work on compute, and its logs."),
     "keys": Entry("keys:keys", "API keys."),
+    "metrics": Entry("metrics:metrics", "Metrics that people send, and what is measured of endpoints."),
     "models": Entry("models:models", "Registered models and their aliases."),
+    "pipelines": Entry("pipelines:pipelines", "Pipelines that are kept here by name, without a project."),
+    "objects": Entry("objects:objects", "Buckets and their objects."),
     "projects": Entry("projects:projects", "Projects."),
     "pushes": Entry("pushes:pushes", "Commits and trees that reached the platform."),
     "requests": Entry("requests:requests", "Predictions as they were logged, and labels."),
     "retrainings": Entry("retrainings:retrainings", "Retrainings: what asked for them, and what came of it."),
+    "roles": Entry("roles:roles", "The names that roles go by elsewhere."),
     "rollouts": Entry("rollouts:rollouts", "How traffic moved, and why."),
     "runs": Entry("runs:runs", "Tracked runs: parameters, metrics, artifacts."),
+    "scripts": Entry("scripts:scripts", "Programs written for a container, run without one."),
+    "servables": Entry("servables:servables", "Model files, code and an environment that endpoints run."),
+    "tags": Entry("tags:tags", "Words on any record, to find it by."),
     "tests": Entry("tests:tests", "What versions have to show before traffic moves."),
     "topics": Entry("topics:topics", "Notifications: topics, subscriptions, deliveries."),
     "triggers": Entry("triggers:triggers", "What starts pipelines by itself."),
     "users": Entry("users:users", "People and programs."),
     "versions": Entry("versions:versions", "Model versions, their evidence and lineage."),
+    "warnings": Entry("warnings:warnings", "What callers were warned of."),
 }
 
 
@@ -101,7 +114,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Verbs first, then nouns, from the table alone."""
         names = list(COMMANDS)
-        first_noun = names.index("alarms")
+        first_noun = names.index("access-keys")
         for title, part in (("The loop", names[:first_noun]), ("Look and manage", names[first_noun:])):
             with formatter.section(title):
                 formatter.write_dl([(name, COMMANDS[name].help) for name in part])

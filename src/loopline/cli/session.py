@@ -185,6 +185,17 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def pairs_of(pairs: Sequence[str]) -> dict[str, str]:
+    """``name=text`` options as a dict of texts."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{pair!r} is not NAME=TEXT")
+        found[name] = value
+    return found
+
+
 def model_and_number(reference: str, number: int | None) -> tuple[str, int]:
     """``MODEL 3``, ``MODEL:3`` or ``MODEL 'v3'``."""
     name, colon, rest = reference.partition(":")

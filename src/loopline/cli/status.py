@@ -40,7 +40,13 @@ def status(session: Session) -> None:
         (
             "Waiting for approval",
             found["waiting"],
-            (("MODEL", "model"), ("VERSION", "number"), ("GATE", "evaluation.status"), ("BY", "requested_by")),
+            (
+                ("MODEL", "model"),
+                ("VERSION", "number"),
+                ("GATE", "evaluation.status"),
+                ("VERIFICATION", "verification"),
+                ("BY", "requested_by"),
+            ),
         ),
         (
             "Alarms",
@@ -59,9 +65,16 @@ def _served(found: dict[str, Any]) -> list[dict[str, Any]]:
     shown = []
     for endpoint in found["endpoints"]:
         variants = [v for v in endpoint["variants"] if v["share"] > 0]
-        serves = ", ".join(f"{v['model']} v{v['number']} {v['share']:.0%}" for v in variants) or "nothing"
+        serves = ", ".join(_said(v) for v in variants) or "nothing"
         shown.append({**endpoint, "serves": serves, "hour": _hour(endpoint)})
     return shown
+
+
+def _said(variant: dict[str, Any]) -> str:
+    """What serves with which share; a doubt about it is said."""
+    doubt = "ungated" if variant.get("ungated") else variant.get("verification")
+    name = f"{variant['model']} v{variant['number']}" if variant["number"] else variant["name"]
+    return f"{name} {variant['share']:.0%}" + (f" ({doubt})" if doubt not in (None, "verified") else "")
 
 
 def _hour(item: dict[str, Any]) -> str:

@@ -8,7 +8,10 @@ from loopline.cli.session import Session, limit_option, options
 
 
 def _subscribers(topic: dict[str, Any]) -> str:
-    return ", ".join(f"{s['kind']} {s['url']} ({s['id']})" for s in topic.get("subscriptions") or [])
+    found = topic.get("subscriptions") or []
+    return ", ".join(
+        f"{s['kind']} {s['url']} ({s['id']}{', not confirmed' if s.get('pending_until') else ''})" for s in found
+    )
 
 
 @click.group()
@@ -47,7 +50,7 @@ def delete(session: Session, name: str) -> None:
 
 @topics.command()
 @click.argument("topic")
-@click.argument("kind", type=click.Choice(["webhook", "slack"]))
+@click.argument("kind", type=click.Choice(["webhook", "slack", "sns", "email"]))
 @click.argument("address")
 @click.option("--secret", help="Name of the stored secret that signs (made when absent).")
 @options
@@ -55,9 +58,28 @@ def subscribe(session: Session, topic: str, kind: str, address: str, secret: str
     """Send a topic's events to an address."""
     made = session.client.post("subscriptions", topic=topic, kind=kind, url=address, secret=secret)
     secret = made.get("signing_secret")  # only where it was just made
-    session.done(
-        made, f"subscription {made['id']}" + (f"; signing secret, shown this once: {secret}" if secret else "")
-    )
+    told = f"; signing secret, shown this once: {secret}" if secret else ""
+    told += "; its receiver is asked first" if made.get("pending_until") else ""
+    session.done(made, f"subscription {made['id']}{told}")
+
+
+@topics.command()
+@click.argument("topic")
+@click.argument("message")
+@click.option("--subject")
+@options
+def publish(session: Session, topic: str, message: str, subject: str | None) -> None:
+    """Send a message to every subscriber."""
+    sent = session.client.post("topics", topic, "publish", message=message, subject=subject)
+    session.done(sent, f"{len(sent['deliveries'])} to be sent")
+
+
+@topics.command()
+@click.argument("subscription")
+@options
+def ask(session: Session, subscription: str) -> None:
+    """Send a receiver anew the message that asks whether it wants more."""
+    session.done(session.client.post("subscriptions", subscription, "ask"), f"subscription {subscription} asked")
 
 
 @topics.command()

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from loopline.cli.session import VERSION, Session, limit_option, model_and_number, options
+from loopline.cli.session import VERSION, Session, limit_option, model_and_number, options, pairs_of
 from loopline.errors import GateRefused
 
 
@@ -22,8 +22,22 @@ COLUMNS = (
     ("DECIDED BY", "decided_by"),
     ("CREATED", "created_at"),
 )
+DOUBTED = (*COLUMNS, ("VERIFICATION", "verification"))  # where one of them has not passed a gate
 SHOWN = (
-    *("model", "number", "status", "metrics", "aliases", "execution", "run", "requested_by", "created_at"),
+    *(
+        "model",
+        "number",
+        "status",
+        "verification",
+        "description",
+        "properties",
+        "metrics",
+        "aliases",
+        "execution",
+        "run",
+        "requested_by",
+        "created_at",
+    ),
     *("decided_by", "decided_at", "policy", "comment", "copied_from", "evaluation", "gate", "compiled"),
 )
 
@@ -42,7 +56,7 @@ def versions() -> None:
 def list_(session: Session, model: str, status: str | None, order: str | None, limit: int) -> None:
     """Versions of a model, newest first or by a metric."""
     found = session.client.get("models", model, "versions", status=status, order=order, limit=limit)
-    session.table(found, COLUMNS)
+    session.table(found, COLUMNS if all(row["verification"] == "verified" for row in found["items"]) else DOUBTED)
 
 
 @versions.command()
@@ -56,6 +70,8 @@ def show(session: Session, model: str, version: int | None) -> None:
     if found.get("evaluation") and not session.as_json:
         judged = session.client.get("evaluations", found["evaluation"])
         found["gate"] = f"{judged['status']}: {judged['reason'] or (judged['verdict'] or {}).get('summary')}"
+    told = found.get("metadata") or {}
+    found |= {key: told[key] for key in ("description", "properties") if told.get(key)}
     if found.get("compilation"):
         made = found["compilation"]
         found["compiled"] = f"{made['format']} {made['status']}: {made['reason'] or 'not done yet'}"
@@ -111,6 +127,74 @@ def copy(session: Session, model: str, version: int, to: str) -> None:
     session.done(made, f"{model} v{version} is {to} v{made['number']}")
 
 
+@versions.command()
+@click.argument("model")
+@click.option("--data", help="s3://BUCKET/KEY of a tar of model files.")
+@click.option("--image", help="The container image whose packages it needs.")
+@click.option("--code", help="s3://BUCKET/KEY of a tar of code, where it does not stand in the model files' code/.")
+@click.option("--program", help="The file of the code that is asked.")
+@click.option("--requirements", type=click.File(), help="Its packages, in place of the image's.")
+@click.option("--variable", "variables", multiple=True, metavar="NAME=VALUE", help="Of its process; may be repeated.")
+@click.option("-p", "--property", "properties", multiple=True, metavar="KEY=VALUE", help="What you want to know of it.")
+@click.option("--report", "reports", multiple=True, metavar="KIND=URI", help="model_quality=s3://...: what is claimed.")
+@click.option("--description")
+@options
+def register(session: Session, model: str, requirements: Any, **given: Any) -> None:
+    """Add a version made of objects: loopline versions register churn --data s3://models/model.tar.gz."""
+    pairs = {key: pairs_of(given.pop(key)) for key in ("variables", "properties", "reports")}
+    body = {**given, **{key: value for key, value in pairs.items() if value}}
+    if requirements is not None:
+        body["requirements"] = requirements.read()
+    made = session.client.post("models", model, "versions", **body)
+    session.done(made, f"{model} v{made['number']} is {made['status']}, {made['verification']}")
+
+
+@versions.command()
+@click.argument("model")
+@click.argument("version", type=VERSION, required=False)
+@click.option("--description")
+@click.option("-p", "--property", "properties", multiple=True, metavar="KEY=VALUE", help="Change or add one.")
+@click.option("--remove", multiple=True, metavar="KEY", help="Forget one.")
+@options
+def describe(
+    session: Session,
+    model: str,
+    version: int | None,
+    description: str | None,
+    properties: tuple[str, ...],
+    remove: tuple[str, ...],
+) -> None:
+    """Change the words about a version."""
+    name, number = model_and_number(model, version)
+    body = {"properties": pairs_of(properties) or None, "remove": list(remove) or None, "description": description}
+    session.done(
+        session.client.put("models", name, "versions", number, "words", **body), f"{name} v{number} is described anew"
+    )
+
+
+@versions.command()
+@click.argument("model")
+@click.argument("version", type=VERSION, required=False)
+@click.option("--comment", help="Why.")
+@options
+def reopen(session: Session, model: str, version: int | None, comment: str | None) -> None:
+    """Let a version that was decided on wait for a decision again."""
+    name, number = model_and_number(model, version)
+    found = session.client.post("models", name, "versions", number, "reopen", comment=comment)
+    session.done(found, f"{name} v{number} is {found['status']}")
+
+
+@versions.command()
+@click.argument("model")
+@click.argument("version", type=VERSION, required=False)
+@click.option("--reason", help="Why.")
+@options
+def delete(session: Session, model: str, version: int | None, reason: str | None) -> None:
+    """Take a version out of the registry; one that runs behind an endpoint stays."""
+    name, number = model_and_number(model, version)
+    session.done(session.client.delete("models", name, "versions", number, reason=reason), f"{name} v{number} deleted")
+
+
 # -- the two verbs of approval, at the top level ----------------------------------------------------------------------
 
 
@@ -120,14 +204,24 @@ def copy(session: Session, model: str, version: int, to: str) -> None:
 @click.option("--comment", help="Why.")
 @click.option("--force", is_flag=True, help="Although the gate refuses; needs --reason, is audited.")
 @click.option("--reason", help="Why by force.")
+@click.option(
+    "--unverified", is_flag=True, help="Before it has passed; it works once it has, where the gate is enforced."
+)
 @options
 def approve(
-    session: Session, model: str, version: int | None, comment: str | None, force: bool, reason: str | None
+    session: Session,
+    model: str,
+    version: int | None,
+    comment: str | None,
+    force: bool,
+    reason: str | None,
+    unverified: bool,
 ) -> None:
     """Approve a version: loopline approve patients 3. Exits 3 when the gate refuses."""
     name, number = model_and_number(model, version)
     path = ("models", name, "versions", number, "approve")
-    found = session.client.post(*path, comment=comment, force=force or None, reason=reason)
+    given = {"comment": comment, "force": force or None, "reason": reason, "unverified": unverified or None}
+    found = session.client.post(*path, **given)
     session.done(found, f"{name} v{number} is {found['status']}")
 
 

@@ -10,7 +10,7 @@ TONES = {
     **dict.fromkeys(
         ("Running", "Scoring", "Testing", "Shifting", "Baking", "Starting", "Updating", "Creating"), "busy"
     ),
-    **dict.fromkeys(("PendingManualApproval", "Stopping", "Stopped", "INSUFFICIENT_DATA", "Warm"), "wait"),
+    **dict.fromkeys(("PendingManualApproval", "Stopping", "Stopped", "INSUFFICIENT_DATA", "Warm", "Claimed"), "wait"),
 }
 
 

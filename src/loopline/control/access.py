@@ -12,17 +12,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import snapshots
+from loopline.control import access_keys, snapshots
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import access, names
 from loopline.domain.access import Actor, Permission
-from loopline.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthenticated
+from loopline.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from loopline.store import records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import keys, users
 
 DEFAULT_EXPIRY_DAYS = 90
-MAX_EXPIRY_DAYS = 3650
 MAX_KEPT = 1000
 LIVE_KEYS = 2  # of one name: the old one and the new one, while callers change over
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -83,13 +82,14 @@ def list_users(ctx: Context, actor: Actor) -> dict[str, Any]:
 
 
 def delete_user(ctx: Context, actor: Actor, *, name: str) -> dict[str, Any]:
-    """Remove a user and revoke every key of theirs."""
+    """Remove a user and revoke every key of theirs, access keys too."""
     with ctx.db.transaction(durable=True) as tx:
         user = _user(tx, name)
         if name == actor.name:
             raise Conflict("nobody removes their own user; let another administrator do it")
         for row in tx.rows(sa.select(keys).where(keys.c.user == name, keys.c.revoked_at.is_(None))):
             records.set(tx, "key", row["id"], actor=actor.name, reason="user removed", revoked_at=tx.now)
+        access_keys.revoke_all(ctx, tx, actor, user=name)
         records.delete(tx, "user", user["id"], actor=actor.name)
         snapshots.write(ctx, tx, actor=actor.name, reason=f"user {name} removed")
     return {"name": name}
@@ -115,8 +115,7 @@ def create_key(
     at once) and ``quota`` (such as ``10000/day``) limit what it may ask for.
     """
     limits = access.limits(rate, burst, quota)
-    if expires_days is not None and not 0 < expires_days <= MAX_EXPIRY_DAYS:
-        raise InvalidInput(f"expires_days must be more than 0 and at most {MAX_EXPIRY_DAYS}, not {expires_days}")
+    access.check_expiry(expires_days)
     owner_name = actor.name if user is None else user
     with ctx.db.transaction(durable=True) as tx:
         if owner_name != actor.name:
@@ -125,7 +124,7 @@ def create_key(
         chosen = access.check_role(owner["role"] if role is None else role)
         if not access.ROLES[chosen] <= access.ROLES[owner["role"]]:
             raise Forbidden(f"{owner_name} is {owner['role']}; a key of theirs cannot be {chosen}")
-        scope = _scope(chosen, endpoints)
+        scope = access.scope(chosen, endpoints)
         label = names.check_name("default" if name is None else name, "a key")
         live = [
             row
@@ -155,29 +154,6 @@ def create_key(
         )
         snapshots.write(ctx, tx, actor=actor.name, reason=f"key {key_id} created")
     return {**_public(row), "key": access.make_key(key_id, secret)}
-
-
-def _scope(role: str, endpoints: list[str] | None) -> list[str]:
-    if role != "invoker":
-        if endpoints:
-            raise InvalidInput("only invoker keys are limited to endpoints; leave endpoints out or make role=invoker")
-        return ["*"]
-    if not endpoints:
-        raise InvalidInput(
-            'an invoker key names its endpoints, e.g. endpoints=["patients", "function:resize"], or ["*"] for all'
-        )
-    return [_scope_name(name) for name in endpoints]
-
-
-def _scope_name(name: str) -> str:
-    """``NAME`` of an endpoint, ``function:NAME``, or ``*`` for all of both."""
-    if name != "*":
-        kind, _, function = name.partition(":")
-        if kind == access.FUNCTION_SCOPE:
-            names.check_name(function, "a function")
-        else:
-            names.check_name(name, "an endpoint")
-    return name
 
 
 def list_keys(ctx: Context, actor: Actor) -> dict[str, Any]:
@@ -242,9 +218,9 @@ def _public(row: Row) -> dict[str, Any]:
 
 
 def bootstrap(ctx: Context, url: str) -> str | None:
-    """At the very first start: make the user ``admin`` and a key, shown once and kept for this machine's owner.
+    """At the very first start: make the user ``admin``, a key, shown once, and an access key, for this machine's owner.
 
-    The key goes to ``client.json`` (mode 0600) in the data directory, where the command line finds it. Returns the key
+    Both go to ``client.json`` (mode 0600) in the data directory, where the command line finds it. Returns the key
     the first time, None ever after; the URL in the file follows the port.
     """
     path = ctx.settings.dir / "client.json"
@@ -254,7 +230,9 @@ def bootstrap(ctx: Context, url: str) -> str | None:
     if fresh:
         with ctx.db.transaction(durable=True) as tx:
             records.create(tx, "user", actor=SYSTEM.name, name="admin", role="admin")
-        key = create_key(ctx, Actor("admin", "admin"), user="admin", name="first", expires_days=None)["key"]
+        owner = Actor("admin", "admin")
+        key = create_key(ctx, owner, user="admin", name="first", expires_days=None)["key"]
+        signer = access_keys.create(ctx, owner, name="first", expires_days=None)
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -262,6 +240,7 @@ def bootstrap(ctx: Context, url: str) -> str | None:
     stored["url"] = url
     if key:
         stored["key"] = key
+        stored["access_key"] = {"id": signer["id"], "secret_key": signer["secret_key"]}
     temporary = path.with_suffix(".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loopline.compute import ComputeBackend
     from loopline.compute.environments import Environments
     from loopline.outbound.http import Sender
+    from loopline.outbound.mail import Mailer
 
 
 class Clock:
@@ -61,6 +62,7 @@ class Context:
     # owner's noun -> f(ctx, tx, job): told in the transaction in which a job of that owner ends
     job_owners: dict[str, Callable[["Context", Any, dict[str, Any]], None]] = field(default_factory=dict)
     publishing: threading.Lock = field(default_factory=threading.Lock)
+    mail: "Mailer | None" = None  # where the administrator names a mail server
 
     @property
     def attempts_dir(self) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from loopline.control import labels, monitoring
+from loopline.control import metrics as published
 from loopline.domain.alarms import Alarm, Datapoint, datapoint, percentile_of
 from loopline.domain.looprules import QUALITY_METRICS, TRAFFIC_METRICS
 from loopline.domain.quality import Quality
@@ -34,6 +35,8 @@ def of(tx: Tx, row: Row, rule: Alarm, now: float) -> list[Datapoint]:
     period = rule.period_seconds
     end = math.floor(now / period) * period
     start = end - period * rule.range_periods
+    if row["definition"].get("namespace"):
+        return _published(tx, row["definition"], rule, start, end)
     variant = row["definition"].get("variant")
     if rule.metric in (*_COUNTS, "error_rate", "latency_ms"):
         raw = 1 if period % MINUTE or period < MINUTE else MINUTE
@@ -53,6 +56,22 @@ def of(tx: Tx, row: Row, rule: Alarm, now: float) -> list[Datapoint]:
                 if not math.isnan(point.value):
                     values.setdefault(point.at // period * period, []).append(point.value)
     return [Datapoint(at, statistic(rule.statistic, each), len(each)) for at, each in sorted(values.items())]
+
+
+def _published(tx: Tx, definition: Row, rule: Alarm, start: float, end: float) -> list[Datapoint]:
+    """Of a metric of a namespace: one that people send, or the platform's with each request as one value."""
+    found = published.summaries(
+        tx,
+        definition["namespace"],
+        rule.metric,
+        definition.get("dimensions") or {},
+        start,
+        end,
+        period_seconds=rule.period_seconds,
+        unit=definition.get("unit"),
+    )
+    points = [summary.datapoint(at, rule.statistic) for at, summary in sorted(found.items())]
+    return [point for point in points if point is not None]
 
 
 def _traffic_point(at: int, row: Traffic, rule: Alarm) -> Datapoint | None:

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from loopline.control.context import SYSTEM, Context
-from loopline.domain import notifications
+from loopline.domain import notifications, sns
 from loopline.domain.access import Actor
 from loopline.domain.states import DeliveryStatus
 from loopline.errors import InvalidInput, LooplineError, NotFound
@@ -22,6 +22,7 @@ from loopline.store.schema import deliveries, subscriptions
 TASK = "delivery.send"
 TIMEOUT_SECONDS = 10.0
 KEPT_ANSWER_BYTES = 500
+CONFIRM = "confirm"  # the kind of event whose message asks a receiver whether it wants more
 GONE = 410  # Standard Webhooks: the receiver wants no more
 
 
@@ -58,10 +59,9 @@ def send(ctx: Context, key: str) -> float | None:
         url, secret, problem = _address(ctx, tx, subscription)
     if problem is not None or subscription is None:
         return _record(ctx, row, {"error": problem}, final=True)
-    payload, headers = _message(row, subscription, secret, ctx.clock.now())
     begun = time.monotonic()
     try:
-        answer = ctx.outbound.post(url, headers, payload, TIMEOUT_SECONDS)
+        answer = _transmit(ctx, row, subscription, url, secret)
     except InvalidInput as error:  # asking again would not help
         return _record(ctx, row, {"error": error.message, "ms": _ms(begun)}, final=True)
     except LooplineError as error:
@@ -83,12 +83,44 @@ def _address(ctx: Context, tx: Tx, subscription: Row | None) -> tuple[str, str |
     return url, secret, None
 
 
-def _message(row: Row, subscription: Row, secret: str | None, now: float) -> tuple[bytes, dict[str, str]]:
+def _transmit(ctx: Context, row: Row, subscription: Row, url: str, secret: str | None) -> Answer:
+    """One try, in the form of the subscription's kind."""
+    body = row["body"]
+    if subscription["kind"] in ("email", "sns"):
+        body = _with_link(ctx, body, subscription)
+    if subscription["kind"] == "email":
+        if ctx.mail is None:
+            raise InvalidInput("no mail server is known: the settings smtp_url and smtp_from name one")
+        subject, text = notifications.email(body)
+        return ctx.mail.send(url, subject, text, {"X-Loopline-Delivery": row["id"]}, TIMEOUT_SECONDS)
     headers = {"Content-Type": "application/json"}
-    if subscription["kind"] == "slack":
-        return notifications.encode(notifications.slack_payload(row["body"])), headers
-    payload = notifications.encode(row["body"])
-    return payload, {**headers, **(notifications.sign(secret, row["id"], now, payload) if secret else {})}
+    if subscription["kind"] == "sns":
+        payload, headers = sns.notification(body, row["id"], subscription["id"], subscription["settings"] or {})
+    elif subscription["kind"] == "slack":
+        payload = notifications.encode(notifications.slack_payload(body))
+    else:
+        payload = notifications.encode(body)
+        headers.update(notifications.sign(secret, row["id"], ctx.clock.now(), payload) if secret else {})
+    return ctx.outbound.post(url, headers, payload, TIMEOUT_SECONDS)
+
+
+def confirmation_secret(subscription: str) -> str:
+    """The name under which the secret of a subscription's token is sealed."""
+    return f"confirm.{subscription}"
+
+
+def _with_link(ctx: Context, body: dict[str, Any], subscription: Row) -> dict[str, Any]:
+    """The message that asks, with its token and link, which stand in no table and no list."""
+    if body["type"] != f"subscription.{CONFIRM}":
+        return body
+    with ctx.db.read() as tx:
+        name = confirmation_secret(subscription["id"])
+        if name not in ctx.secrets.names(tx):
+            raise InvalidInput("the subscription is confirmed already")
+        secret = ctx.secrets.get(tx, name)
+    token = f"{subscription['id']}:{secret}".encode("ascii").hex()
+    base = (ctx.settings.public_url or ctx.settings.url).rstrip("/")
+    return {**body, "data": {**body["data"], "token": token, "link": f"{base}/api/subscriptions/confirm?token={token}"}}
 
 
 def _ms(begun: float) -> float:

@@ -4,7 +4,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import processes, snapshots
+from loopline.control import processes, snapshots, verification
 from loopline.control.context import Context
 from loopline.domain import loopfile, names, states
 from loopline.domain.access import Actor
@@ -64,6 +64,35 @@ def create(
         return ensure(ctx, tx, name=name, actor=actor.name, project=None, model=model, settings=settings or {})
 
 
+def follow(ctx: Context, actor: Actor, *, endpoint: str, model: str | None = None) -> dict[str, Any]:
+    """Let an endpoint follow a model: it takes each version of it that is approved, from the next approval on.
+
+    Without a model it follows none: only a release or a rollback moves its traffic. One that serves a model's versions
+    follows no other. An endpoint that its project's loop.toml declares is as that says again when it is next applied.
+    """
+    with ctx.db.transaction(durable=True) as tx:
+        row = endpoint_row(tx, endpoint)
+        stored = row["settings"] or {}
+        if stored.get("multi_model"):
+            raise InvalidInput(f"{endpoint} serves many models; the models that it follows stand in its settings")
+        if model is not None and records.find(tx, "model", name=model) is None:
+            raise NotFound(f"there is no model {model!r}")
+        if model is not None and row["model"] not in (None, model):
+            raise Conflict(f"{endpoint} serves versions of {row['model']}, and so cannot follow {model}")
+        changed = {
+            "model": model or row["model"],
+            "settings": {**stored, "deploy_on_approval": model is not None},
+        }
+        records.set(tx, "endpoint", row["id"], actor=actor.name, **changed)
+        snapshots.write(ctx, tx, actor=actor.name, reason=f"endpoint {endpoint} follows {model or 'nothing'}")
+        return {**row, **changed, "follows": model}
+
+
+def followed(row: Row) -> str | None:
+    """The model whose approvals are released on an endpoint; None when it follows none."""
+    return row["model"] if (row["settings"] or {}).get("deploy_on_approval") else None
+
+
 def endpoint_row(tx: Tx, name: str) -> Row:
     """The endpoint of this name; raises ``NotFound``."""
     row = records.find(tx, "endpoint", name=name)
@@ -81,6 +110,7 @@ def list_(ctx: Context, actor: Actor, *, project: str | None = None) -> dict[str
         rows = tx.rows(query)
         for row in rows:
             row["variants"] = _variants(ctx, tx, row["name"])
+            row["follows"] = followed(row)
     return {"items": rows, "next": None}
 
 
@@ -90,14 +120,18 @@ def show(ctx: Context, actor: Actor, *, endpoint: str) -> dict[str, Any]:
         row = endpoint_row(tx, endpoint)
         row["variants"] = _variants(ctx, tx, endpoint)
         row["rollout"] = active_rollout(tx, endpoint)
+        row["follows"] = followed(row)
     return row
 
 
 def _variants(ctx: Context, tx: Tx, endpoint: str) -> list[dict[str, Any]]:
     running = processes.children(ctx)
     query = sa.select(variants).where(variants.c.endpoint == endpoint, variants.c.status != VariantStatus.STOPPED)
+    found = tx.rows(query.order_by(variants.c.weight.desc(), variants.c.number.desc()))
+    known = verification.of_ids(tx, [row["version"] for row in found if row["version"]])
     answer = []
-    for row in tx.rows(query.order_by(variants.c.weight.desc(), variants.c.number.desc())):
+    for row in found:
+        row["verification"] = known.get(row["version"])
         row["servers"] = [
             {"id": entry["id"], "state": _state(entry, running.get(entry["id"], {}))}
             for entry in row.pop("server") or ()

@@ -14,8 +14,8 @@ from loopline.store.db import Row, Tx
 from loopline.store.schema import environment_versions, environments
 
 
-def ensure(ctx: Context, *, project: str, requirements: str, preload: tuple[str, ...], actor: str) -> Row:
-    """The environment of a project's requirements, built when there is none. Takes as long as the build.
+def ensure(ctx: Context, *, project: str | None, requirements: str, preload: tuple[str, ...], actor: str) -> Row:
+    """The environment of a project's requirements (or of nobody's), built when there is none; waits for the build.
 
     Raises what the lock or the build raises; a failed build can be tried again by the next push.
     """
@@ -29,7 +29,8 @@ def ensure(ctx: Context, *, project: str, requirements: str, preload: tuple[str,
             )
         if row["status"] == EnvironmentStatus.FAILED:
             row = records.move(tx, "environment", row["id"], EnvironmentStatus.PENDING, actor=actor)
-        _number(tx, project, row["id"], actor)
+        if project is not None:
+            _number(tx, project, row["id"], actor)
     row = build(ctx, row)
     processes.write(ctx)
     return row

@@ -1,54 +1,61 @@
 """Executions of pipelines: started, moved on as their steps end, stopped and tried again.
 
-``advance_in`` is the engine's whole decision: a pure look at the steps (``domain.pipelines.decide``), then each step
+``advance_in`` is the engine's whole decision: a pure look at the steps (``domain.decisions.decide``), then each step
 that may start is taken from the cache, decided on the spot, or handed on as a job, all in one transaction.
 """
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import events, jobs, registrations, specs, tracking
+from loopline.control import actions, events, jobs, registrations, selections, specs, staging, tracking
 from loopline.control.context import SYSTEM, Context
-from loopline.domain import calls, pipelines, states
+from loopline.control.steps import View, start
+from loopline.domain import decisions, states
 from loopline.domain.access import Actor
-from loopline.domain.pipelines import ConditionStep, FailStep, JobStep, Output, RegisterStep
+from loopline.domain.pipelines import ActionStep
 from loopline.domain.states import ExecutionStatus, JobStatus, RunStatus, StepStatus
 from loopline.errors import Conflict, LooplineError, NotFound
 from loopline.store import queue, records
-from loopline.store.db import Prepared, Row, Tx
-from loopline.store.schema import cache, executions, runs, steps
+from loopline.store.db import Row, Tx
+from loopline.store.schema import attempts, cache, executions, runs, scripts, steps
+
+ACTION_SECONDS = 0.25  # between two looks at an action that takes its time
 
 
 def begin(
     ctx: Context,
     tx: Tx,
     *,
-    project: Row,
-    push: Row,
+    project: str,
     pipeline: Row,
-    environment: Row,
     parameters: dict[str, Any],
-    targets: dict[str, Any],
     trigger: dict[str, Any],
     actor: str,
+    push: Row | None = None,
+    environment: Row | None = None,
+    targets: dict[str, Any] | None = None,
     delivery: str | None = None,
     use_cache: bool = True,
     max_parallel: int = 4,
+    selection: dict[str, Any] | None = None,
 ) -> Row:
-    """Create an execution with its steps and its run, and move it on. ``parameters`` are checked already."""
+    """Create an execution with its steps and its run, and move it on. ``parameters`` are checked already.
+
+    Of a project its pipeline runs with a push's files in an environment; of no project (``project`` = "") the steps
+    bring what they need themselves. ``selection``: of ``selections.choose``.
+    """
     index = specs.index(ctx, pipeline)
-    assets = specs.pin_assets(tx, project["name"], index)
+    assets = specs.pin_assets(tx, project, index)
     execution = records.create(
         tx,
         "execution",
         actor=actor,
-        project=project["name"],
+        project=project,
         pipeline=pipeline["name"],
         pipeline_version=pipeline["version"],
-        push=push["id"],
-        environment=environment["id"],
+        push=push and push["id"],
+        environment=environment and environment["id"],
         parameters=parameters,
         targets=targets,
         assets=assets,
@@ -56,20 +63,22 @@ def begin(
         delivery=delivery,
         cache=use_cache,
         max_parallel=max_parallel,
+        selection=selection,
         by=actor,
     )
     run = tracking.start(
         tx,
-        project=project["name"],
+        project=project,
+        experiment=project or pipeline["name"],
         name=f"{pipeline['name']} {execution['id'][-6:]}",
         actor=actor,
         execution=execution["id"],
         parameters=parameters,
         inputs=[{"asset": f"{a['name']}:{a['version']}", "digest": a["sha256"]} for a in assets],
-        commit=push["commit"],
-        dirty=push["dirty"],
-        tree=push["tree"],
-        environment=environment["key"],
+        commit=push and push["commit"],
+        dirty=bool(push and push["dirty"]),
+        tree=push and push["tree"],
+        environment=environment and environment["key"],
         host=ctx.host,
     )
     tx.execute(
@@ -88,6 +97,7 @@ def begin(
         ],
     )
     records.move(tx, "execution", execution["id"], ExecutionStatus.RUNNING, actor=SYSTEM.name, started_at=tx.now)
+    selections.apply(tx, execution, index)
     advance_in(ctx, tx, execution["id"])
     return records.get(tx, "execution", execution["id"])
 
@@ -107,10 +117,10 @@ def advance_in(ctx: Context, tx: Tx, execution_id: str) -> None:
     execution = records.get(tx, "execution", execution_id)
     if states.is_terminal("execution", execution["status"]) or execution["status"] == ExecutionStatus.PENDING:
         return
-    view = _View(ctx, tx, execution)
+    view = View(ctx, tx, execution)
     stopping = execution["status"] == ExecutionStatus.STOPPING
     while True:
-        decision = pipelines.decide(view.index, view.statuses, view.results)
+        decision = decisions.decide(view.index, view.statuses, view.results)
         for name, reason in decision.skip:
             view.end(name, StepStatus.SKIPPED, reason=reason)
         if decision.status is not None:
@@ -122,156 +132,52 @@ def advance_in(ctx: Context, tx: Tx, execution_id: str) -> None:
                 view.end(name, StepStatus.STOPPED, reason="the execution was stopped")
                 moved = True
             else:
-                moved = _start_step(view, name) or moved
+                moved = start(view, name) or moved
         if not moved:
             return
 
 
-class _View:
-    """An execution as one decision sees it."""
+def act(ctx: Context, step_id: str) -> float | None:
+    """Task: begin the action of a step, or look at it; comes back until it is over.
 
-    def __init__(self, ctx: Context, tx: Tx, execution: Row) -> None:
-        self.ctx, self.tx, self.execution = ctx, tx, execution
-        self.index = specs.index_of(ctx, tx, execution)
-        self.rows = {row["name"]: row for row in tx.fetch(_STEPS, execution=execution["id"])}
-        self.statuses = {name: row["status"] for name, row in self.rows.items()}
-        self.running = sum(1 for row in self.rows.values() if row["status"] == StepStatus.RUNNING)
-        self.outputs = _Outputs(tx, execution["id"], self.statuses)
-        self.results = {
-            name: bool(self.outputs[name]["result"].value)
-            for name, step in self.index.steps.items()
-            if isinstance(step, ConditionStep) and name in self.outputs
-        }
-        self._shared: dict[str, Any] = {}
-
-    def shared(self, key: str, make: Any) -> Any:
-        """Something that several steps of one decision need, read once."""
-        if key not in self._shared:
-            self._shared[key] = make()
-        return self._shared[key]
-
-    def move(self, name: str, status: StepStatus, **values: Any) -> Row:
-        known = self.rows[name]
-        row = records.move(self.tx, "step", known["id"], status, actor=SYSTEM.name, known=known, **values)
-        self.rows[name] = row
-        self.statuses[name] = row["status"]
-        return row
-
-    def end(self, name: str, status: StepStatus, **values: Any) -> None:
-        if status == StepStatus.SKIPPED:
-            self.move(name, status, **values)
-            return
-        values.setdefault("started_at", self.rows[name]["started_at"] or self.tx.now)
-        self.move(name, status, ended_at=self.tx.now, **values)
-
-    def succeed(self, name: str, given: dict[str, Any], **values: Any) -> None:
-        self.end(name, StepStatus.SUCCEEDED, outputs=given, **values)
-        self.outputs.keep(name, given)
-        if isinstance(self.index.steps[name], ConditionStep):
-            self.results[name] = bool(given["result"]["value"])
-
-
-class _Outputs(Mapping[str, Mapping[str, Output]]):
-    """What the steps that succeeded gave. Of many steps a decision needs few: each is read when it is asked for."""
-
-    def __init__(self, tx: Tx, execution: str, statuses: Mapping[str, str]) -> None:
-        self._tx, self._execution, self._statuses = tx, execution, statuses
-        self._read: dict[str, dict[str, Output]] = {}
-
-    def keep(self, name: str, given: dict[str, Any]) -> None:
-        """Of a step that has just succeeded."""
-        self._read[name] = {key: specs.as_output(value) for key, value in given.items()}
-
-    def __getitem__(self, name: str) -> dict[str, Output]:
-        if name not in self._read:
-            if name not in self:
-                raise KeyError(name)
-            row = self._tx.fetch_one(_GIVEN, execution=self._execution, name=name)
-            self.keep(name, (row or {}).get("outputs") or {})
-        return self._read[name]
-
-    def __contains__(self, name: object) -> bool:
-        return self._statuses.get(str(name)) == StepStatus.SUCCEEDED
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._statuses if name in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-_STEPS = Prepared(  # what a decision looks at; there may be thousands of steps
-    sa.select(
-        *(steps.c[name] for name in ("id", "name", "status", "run", "reason", "started_at")),
-    ).where(steps.c.execution == sa.bindparam("execution"))
-)
-_GIVEN = Prepared(
-    sa.select(steps.c.outputs).where(
-        steps.c.execution == sa.bindparam("execution"), steps.c.name == sa.bindparam("name")
-    )
-)
-_CACHED = Prepared(sa.select(cache).where(cache.c.key == sa.bindparam("key")))
-_SET_JOB = Prepared(
-    steps.update().where(steps.c.id == sa.bindparam("step")).values(job=sa.bindparam("new_job", type_=sa.String))
-)
-
-
-def _start_step(view: _View, name: str) -> bool:
-    """Start one step; True when its end is known already, so that others may follow at once."""
-    step = view.index.steps[name]
+    What an action that fails had begun is undone with it.
+    """
     try:
-        if isinstance(step, ConditionStep):
-            holds = calls.evaluate_condition(step.condition, view.execution["parameters"], view.outputs)
-            view.succeed(name, {"result": specs.json_output(holds)})
-            return True
-        if isinstance(step, FailStep):
-            parts = [str(calls.resolve_value(p, view.execution["parameters"], view.outputs)) for p in step.message]
-            view.end(name, StepStatus.FAILED, reason=" ".join(parts))
-            return True
-        if isinstance(step, RegisterStep):
-            view.move(name, StepStatus.RUNNING, started_at=view.tx.now)
-            registrations.begin(view.ctx, view.tx, view.execution, view.rows[name], step, view.outputs)
-            return False
-        return _start_job(view, name, step)
+        with ctx.db.transaction(durable=True) as tx:
+            return _act_in(ctx, tx, step_id)
     except LooplineError as error:
-        view.end(name, StepStatus.FAILED, reason=error.message)
-        return True
+        with ctx.db.transaction() as tx:
+            row = records.get(tx, "step", step_id)
+            if row["status"] == StepStatus.RUNNING:
+                values: dict[str, Any] = {"reason": error.message, "ended_at": tx.now}
+                records.move(tx, "step", step_id, StepStatus.FAILED, actor=SYSTEM.name, known=row, **values)
+                advance_in(ctx, tx, row["execution"])
+    return None
 
 
-def _start_job(view: _View, name: str, step: JobStep) -> bool:
-    if view.running >= view.execution["max_parallel"] and not step.cache:
-        return False
-    ctx, tx, execution = view.ctx, view.tx, view.execution
-    context = view.shared("context", lambda: specs.StepContext(ctx, tx, execution, view.index))
-    arguments = calls.resolve_arguments(step, execution["parameters"], view.outputs, context.assets)
-    key = calls.cache_key(view.index.spec, step, context.code_digest(step), context.environment["key"], arguments)
-    if step.cache and execution["cache"]:
-        hit = tx.fetch_one(_CACHED, key=key)
-        if hit is not None:
-            view.succeed(name, hit["outputs"], cached_from=hit["execution"], cache_key=key)
-            return True
-    if view.running >= execution["max_parallel"]:
-        return False
-    view.running += 1
-    row = view.move(name, StepStatus.RUNNING, started_at=tx.now, cache_key=key)
-    job = jobs.submit(
-        ctx,
-        tx,
-        owner="step",
-        owner_id=row["id"],
-        name=name,
-        kind="step",
-        spec=context.job_spec(step, arguments),
-        actor=SYSTEM.name,
-        max_tries=step.retries + 1,
-        backoff_seconds=step.backoff_seconds,
-    )
-    tx.change(_SET_JOB, step=row["id"], new_job=job["id"])
-    view.rows[name]["job"] = job["id"]
-    return False
+def _act_in(ctx: Context, tx: Tx, step_id: str) -> float | None:
+    row = records.get(tx, "step", step_id)
+    if row["status"] != StepStatus.RUNNING:
+        return None
+    execution = records.get(tx, "execution", row["execution"])
+    view = View(ctx, tx, execution)
+    step = view.index.steps[row["name"]]
+    assert isinstance(step, ActionStep)
+    begun = (row["outputs"] or {}).get(actions.BEGUN)
+    if begun is None:
+        arguments = {key: view.resolve(value) for key, value in step.arguments.items()}
+        begun = specs.json_output(actions.begin(ctx, tx, execution, row, step.action, arguments))
+        records.set(tx, "step", step_id, actor=SYSTEM.name, outputs={actions.BEGUN: begun})
+    result = actions.result(ctx, tx, step.action, begun["value"])
+    if result is None:
+        return ACTION_SECONDS
+    values: dict[str, Any] = {"outputs": {"result": specs.json_output(result)}, "ended_at": tx.now}
+    records.move(tx, "step", step_id, StepStatus.SUCCEEDED, actor=SYSTEM.name, known=row, **values)
+    advance_in(ctx, tx, row["execution"])
+    return None
 
 
-def _end(tx: Tx, execution: Row, status: ExecutionStatus, view: _View) -> None:
+def _end(tx: Tx, execution: Row, status: ExecutionStatus, view: View) -> None:
     if execution["status"] == ExecutionStatus.STOPPING and status == ExecutionStatus.SUCCEEDED:
         status = ExecutionStatus.STOPPED  # its last step ended well before it could be stopped
     if execution["status"] == ExecutionStatus.RUNNING and status == ExecutionStatus.STOPPED:
@@ -292,24 +198,51 @@ def job_ended(ctx: Context, tx: Tx, job: Row) -> None:
     row = records.get(tx, "step", job["owner_id"])
     if states.is_terminal("step", row["status"]) or row["job"] != job["id"]:
         return
+    if row["kind"] == "script":
+        queue.ask(tx, staging.TASK, row["id"])
+        return
     if job["status"] == JobStatus.SUCCEEDED:
         given = job["result"] or {}
         done: dict[str, Any] = {"outputs": given, "ended_at": tx.now}
         records.move(tx, "step", row["id"], StepStatus.SUCCEEDED, actor=SYSTEM.name, known=row, **done)
         if row["cache_key"]:
-            entry = {
-                "key": row["cache_key"],
-                "execution": row["execution"],
-                "step": row["name"],
-                "outputs": given,
-                "created_at": tx.now,
-            }
-            tx.upsert(cache, [entry], ("key",), ("execution", "step", "outputs", "created_at"))
+            _remember(tx, row, row["cache_key"], given)
     else:
         stopped = job["status"] == JobStatus.STOPPED
         status = StepStatus.STOPPED if stopped else StepStatus.FAILED
         records.move(tx, "step", row["id"], status, actor=SYSTEM.name, reason=job["reason"], ended_at=tx.now)
     advance_in(ctx, tx, row["execution"])
+
+
+def _remember(tx: Tx, row: Row, key: str, given: dict[str, Any]) -> None:
+    entry = {
+        "key": key,
+        "execution": row["execution"],
+        "step": row["name"],
+        "outputs": given,
+        "created_at": tx.now,
+    }
+    tx.upsert(cache, [entry], ("key",), ("execution", "step", "outputs", "created_at"))
+
+
+def advance_script(ctx: Context, step_id: str) -> float | None:
+    """Task: hand a script step's job on; when its job has ended, end the step, and move the execution on."""
+    ending = staging.advance(ctx, step_id)
+    if ending is None:
+        return None
+    with ctx.db.transaction() as tx:
+        row = records.get(tx, "step", step_id)
+        if states.is_terminal("step", row["status"]):
+            return None
+        staging.settle_in(tx, row, ending)
+        done = {"outputs": ending.given, "cached_from": ending.cached_from, "ended_at": tx.now}
+        if ending.key is not None:
+            done["cache_key"] = ending.key
+            if ending.cached_from is None:
+                _remember(tx, row, ending.key, ending.given)
+        records.move(tx, "step", step_id, ending.status, actor=SYSTEM.name, known=row, reason=ending.reason, **done)
+        advance_in(ctx, tx, row["execution"])
+    return None
 
 
 def check_registration(ctx: Context, step_id: str) -> float | None:
@@ -334,16 +267,25 @@ def list_(
     actor: Actor,
     *,
     project: str | None = None,
+    pipeline: str | None = None,
     status: str | None = None,
+    created_from: float | None = None,
+    created_to: float | None = None,
+    ascending: bool = False,
     limit: int = 50,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    """Executions, newest first."""
-    query = sa.select(executions).order_by(executions.c.created_at.desc(), executions.c.id.desc())
-    if project is not None:
-        query = query.where(executions.c.project == project)
-    if status is not None:
-        query = query.where(executions.c.status == status)
+    """Executions, newest first unless ``ascending``; those that began within the times."""
+    c = executions.c
+    order = (c.created_at, c.id) if ascending else (c.created_at.desc(), c.id.desc())
+    wanted = [
+        project is not None and c.project == project,
+        pipeline is not None and c.pipeline == pipeline,
+        status is not None and c.status == status,
+        created_from is not None and c.created_at >= created_from,
+        created_to is not None and c.created_at <= created_to,
+    ]
+    query = sa.select(executions).where(*(each for each in wanted if each is not False)).order_by(*order)
     offset = events.cursor_offset(cursor)
     with ctx.db.read() as tx:
         rows = tx.rows(query.limit(limit + 1).offset(offset))
@@ -366,7 +308,15 @@ def show(ctx: Context, actor: Actor, *, execution: str) -> dict[str, Any]:
 
 def _steps(tx: Tx, execution: str) -> list[Row]:
     rows = tx.rows(sa.select(steps).where(steps.c.execution == execution).order_by(steps.c.position))
+    query = sa.select(attempts.c.job, sa.func.count().label("n")).join(steps, steps.c.job == attempts.c.job)
+    tries = {
+        row["job"]: row["n"] for row in tx.rows(query.where(steps.c.execution == execution).group_by(attempts.c.job))
+    }
+    named = {row["step"]: row for row in tx.rows(sa.select(scripts).where(scripts.c.execution == execution))}
     for row in rows:
+        row["tries"] = tries.get(row["job"], 0)
+        script = named.get(row["id"])
+        row["script"] = None if script is None else {"contract": script["contract"], "name": script["name"]}
         start, end = row["started_at"], row["ended_at"]
         row["seconds"] = None if start is None or end is None else round(end - start, 4)
     return rows
@@ -390,7 +340,8 @@ def log(
         job = row["job"]
         if job is None and row["cached_from"]:
             entry = tx.row(sa.select(cache).where(cache.c.key == row["cache_key"]))
-            origin = records.find(tx, "step", execution=row["cached_from"], name=entry["step"]) if entry else None
+            named = entry["step"] if entry else step
+            origin = records.find(tx, "step", execution=row["cached_from"], name=named)
             job = origin["job"] if origin else None
     if job is None:
         over = states.is_terminal("step", row["status"])
@@ -412,23 +363,38 @@ def stop(ctx: Context, actor: Actor, *, execution: str, reason: str = "stopped b
                 job = jobs.stop(ctx, tx, step["job"], actor=actor.name, reason=reason)
                 if states.is_terminal("job", job["status"]):
                     job_ended(ctx, tx, job)
-            else:
+            elif step["kind"] == "register":
                 registrations.stop(ctx, tx, step, actor=actor.name)
+            elif step["kind"] == "action":  # what it has begun goes on
+                ended: dict[str, Any] = {"reason": "the execution was stopped", "ended_at": tx.now}
+                records.move(tx, "step", step["id"], StepStatus.STOPPED, actor=SYSTEM.name, known=step, **ended)
+            elif step["kind"] == "script":  # its job is not there yet, and will not be
+                ended = {"reason": reason, "ended_at": tx.now}
+                records.move(tx, "step", step["id"], StepStatus.STOPPED, actor=actor.name, **ended)
         advance_in(ctx, tx, execution)
         return records.get(tx, "execution", execution)
 
 
-def retry(ctx: Context, actor: Actor, *, execution: str) -> dict[str, Any]:
-    """Start again from what failed: steps that succeeded keep their results, the others wait once more."""
+def retry(
+    ctx: Context, actor: Actor, *, execution: str, max_parallel: int | None = None, delivery: str | None = None
+) -> dict[str, Any]:
+    """Start again from what failed: steps that succeeded keep their results, the others wait once more. The same
+    ``delivery`` twice tries once."""
     with ctx.db.transaction(durable=True) as tx:
         row = records.get(tx, "execution", execution)
+        if delivery is not None and (row["trigger"] or {}).get("retried") == delivery:
+            return row
         if row["status"] not in (ExecutionStatus.FAILED, ExecutionStatus.STOPPED):
             raise Conflict(f"the execution is {row['status']}; only one that failed or was stopped is tried again")
-        records.move(
-            tx, "execution", execution, ExecutionStatus.RUNNING, actor=actor.name, reason="tried again", ended_at=None
-        )
+        values: dict[str, Any] = {"ended_at": None, "trigger": {**(row["trigger"] or {}), "retried": delivery}}
+        if max_parallel is not None:
+            values["max_parallel"] = max(1, max_parallel)
+        to = ExecutionStatus.RUNNING
+        records.move(tx, "execution", execution, to, actor=actor.name, reason="tried again", **values)
         again = (StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.STOPPED)
         for step in tx.rows(sa.select(steps).where(steps.c.execution == execution, steps.c.status.in_(again))):
+            if not selections.runs(row, step["name"]):
+                continue
             fresh = {"job": None, "started_at": None, "ended_at": None, "outputs": None}
             records.move(tx, "step", step["id"], StepStatus.PENDING, actor=actor.name, reason="", **fresh)
         for run in tx.rows(sa.select(runs).where(runs.c.execution == execution)):

@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from loopline.runtime.scripts import ProgramKilled
+
+KILLED = ProgramKilled.__name__
+
 
 def storable(value: Any) -> Any:
     """A JSON value whose texts any database takes: an exception's message may hold anything."""
@@ -11,6 +15,13 @@ def storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {storable(key): storable(item) for key, item in value.items()}
     return [storable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def is_fault(exit_: dict[str, Any]) -> bool:
+    """Whether a process ended by something other than itself: it could not start, or a signal or a crash ended it."""
+    if exit_.get("reason") == "launch" or exit_.get("signal"):
+        return True
+    return (exit_.get("error") or {}).get("type") == KILLED
 
 
 def reason(exit_: dict[str, Any]) -> str:

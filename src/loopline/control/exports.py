@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import loopline
-from loopline.control import artifacts, outputs, registry
+from loopline.control import artifacts, lineage, outputs, registry
 from loopline.control.context import Context
 from loopline.domain import warmup
 from loopline.domain.access import Actor
@@ -45,7 +45,7 @@ def export(
         if not version["environment"]:
             raise Conflict(f"{model} version {version['number']} names no environment whose packages it needs")
         environment = records.get(tx, "environment", version["environment"])
-        facts = registry.lineage_facts(tx, version)
+        facts = lineage.facts(tx, version)
         records.note(tx, "version", version["id"], "exported", actor=actor.name, model=model, number=version["number"])
     file = tempfile.TemporaryFile(dir=ctx.settings.dir)  # noqa: SIM115 - closed by the one who reads it
     try:

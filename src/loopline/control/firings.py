@@ -9,6 +9,7 @@ from loopline.control import pushes, triggers
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import triggers as rules
 from loopline.domain.access import Actor
+from loopline.domain.objects import join_uri
 from loopline.errors import Conflict, LooplineError
 from loopline.store import records
 from loopline.store.db import Row, Tx
@@ -49,15 +50,18 @@ def _cron_in(tx: Tx, row: Row) -> bool:
 
 
 def react(ctx: Context, tx: Tx, event: Row) -> None:
-    """Reaction: a new version of a watched data asset starts one push when ``every`` versions have come.
+    """Reaction: ``every`` new versions of a watched data asset, or new objects in a watched bucket, start one push.
 
-    Versions that come with a push, or from captured traffic for a retraining, do not count: an execution trains on
-    them already, and counting them would let a project start itself again and again.
+    What the platform itself brings does not count: versions that come with a push, or from captured traffic for a
+    retraining, and objects that jobs write. Counting them would let a project start itself again and again.
     """
-    if event["noun"] != "asset" or event["kind"] != "created":
+    if event["noun"] not in ("asset", "object") or event["kind"] != "created":
         return
     asset = event["data"] or {}
     if (asset.get("source") or {}).get("kind") in rules.OWN_SOURCES:
+        return
+    if event["noun"] == "object":
+        _object_came(tx, asset, event)
         return
     watching = (table.c.kind == "data", table.c.enabled, table.c.project == asset["project"])
     for row in tx.rows(sa.select(table).where(*watching).order_by(table.c.name)):
@@ -76,6 +80,23 @@ def _data_in(tx: Tx, row: Row, asset: dict[str, Any]) -> None:
     trigger = {"kind": "data", "asset": f"{asset['name']}:{version}", "versions": counted}
     _push(tx, row, f"data:{row['id']}:{asset['name']}:{version}", trigger)
     records.set(tx, "trigger", row["id"], actor=SYSTEM.name, last=str(version))
+
+
+def _object_came(tx: Tx, made: dict[str, Any], event: Row) -> None:
+    """Each event counts once, because a reaction's position moves with what it does."""
+    if made["marker"]:
+        return
+    watching = (table.c.kind == "object", table.c.enabled, table.c.created_at <= event["at"])
+    for row in tx.rows(sa.select(table).where(*watching).order_by(table.c.name)):
+        if not rules.watches(row["settings"], made["bucket"], made["key"]):
+            continue
+        count = int(row["last"] or 0) + 1
+        if count >= row["settings"]["every"]:
+            trigger = {"kind": "object", "object": join_uri(made["bucket"], made["key"]), "version": made["version"]}
+            _push(tx, row, f"object:{row['id']}:{event['number']}", {**trigger, "objects": count})
+            count = 0
+        if str(count) != row["last"]:
+            records.set(tx, "trigger", row["id"], actor=SYSTEM.name, last=str(count))
 
 
 def _push(tx: Tx, row: Row, delivery: str, trigger: dict[str, Any]) -> Row | None:

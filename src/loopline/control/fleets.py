@@ -5,7 +5,7 @@ A server that is leaving is in no snapshot any more but still runs, until what i
 
 from typing import Any
 
-from loopline.control import artifacts, compilations, outputs, processes
+from loopline.control import artifacts, compilations, outputs, processes, servables
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import warmup
 from loopline.errors import Conflict
@@ -13,6 +13,7 @@ from loopline.store import records
 from loopline.store.db import Row, Tx
 
 Entry = dict[str, Any]
+READ_BODIES = ("sagemaker",)  # handlers that read bodies by themselves, and so want to know what is accepted
 
 
 def staying(variant: Row) -> list[Entry]:
@@ -30,21 +31,37 @@ def grown(ctx: Context, variant: Row, count: int) -> list[Entry]:
     if len(entries) >= count:
         return entries
     with ctx.db.read() as tx:
-        version = records.get(tx, "version", variant["version"])
-        environment = records.get(tx, "environment", version["environment"]) if version["environment"] else None
+        servable = servables.of_variant(tx, variant)
+        version = records.get(tx, "version", variant["version"]) if servable is None else None
+        named = (servable or version or {}).get("environment")
+        environment = records.get(tx, "environment", named) if named else None
+    if servable is not None and (problem := servables.problem(servable)):
+        raise Conflict(problem)
     if environment is None:
         raise Conflict("the version names no environment to run in")
-    spec = {
+    if servable is not None:
+        spec = servables.spec(ctx, servable)
+    else:
+        assert version is not None
+        spec = _version_spec(ctx, version)
+    spec["limits"] = {"memory_mb": ctx.settings.job_memory_mb}
+    whole = {"whole": True} if spec["handler"] in READ_BODIES else {}
+    more = range(len(entries), count)
+    return entries + [
+        {**processes.server(ctx, variant["id"], index, spec, environment["python"], environment), **whole}
+        for index in more
+    ]
+
+
+def _version_spec(ctx: Context, version: Row) -> dict[str, Any]:
+    return {
         "model_dir": str(artifacts.model_dir(ctx, version)),
         "handler": version["handler"],
         "compiled": compilations.served(ctx, version),
         "code_dir": str(outputs.tree_path(ctx, version["tree"])) if version["tree"] else None,
         "signature": version["signature"],
         "warmup": version["warmup"] or warmup.rows(version["signature"], version["baseline"]),
-        "limits": {"memory_mb": ctx.settings.job_memory_mb},
     }
-    more = range(len(entries), count)
-    return entries + [processes.server(ctx, variant["id"], index, spec, environment["python"]) for index in more]
 
 
 def states(variant: Row) -> list[dict[str, Any]]:

@@ -17,10 +17,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import endpoints, events, invoking
+from loopline.control import endpoints, events, invoking, objects
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import access
 from loopline.domain.access import Actor, Permission
+from loopline.domain.objects import check_key, split_uri
 from loopline.domain.states import EndpointStatus, InvocationStatus
 from loopline.errors import Conflict, Forbidden, InvalidInput, LooplineError, NotFound, Overloaded, TooLarge
 from loopline.store import queue, records
@@ -48,12 +49,18 @@ def submit(
     stream: Iterator[bytes],
     content_type: str = "application/json",
     inference_id: str | None = None,
+    accept: str | None = None,
+    output: str | None = None,
+    failure: str | None = None,
 ) -> dict[str, Any]:
     """Take a request for an endpoint, to be answered later; it is on disk when this returns.
 
     Raises ``Overloaded`` when ``async_queue`` requests wait for the endpoint already. ``inference_id`` joins labels
-    that arrive later, as the header of the same name does for a direct request.
+    that arrive later, as the header of the same name does for a direct request. ``output``: the object (an address
+    s3://BUCKET/KEY) that the answer goes to; ``failure``: the one that says why there is none.
     """
+    destination = {"uri": output, "failure_uri": failure} if output or failure else None
+    _check_destination(ctx, actor, destination)
     _check_may_invoke(ctx, actor, endpoint)
     if len(content_type) > MAX_CONTENT_TYPE or not (content_type.isascii() and content_type.isprintable()):
         raise InvalidInput(f"the content type must be at most {MAX_CONTENT_TYPE} printable ASCII characters")
@@ -73,6 +80,8 @@ def submit(
                 key=actor.key,
                 by=actor.name,
                 content_type=content_type,
+                accept=accept,
+                destination=destination,
                 size_bytes=size,
                 inference_id=inference_id,
                 tries=0,
@@ -85,12 +94,22 @@ def submit(
     return _public(row)
 
 
+def _check_destination(ctx: Context, actor: Actor, destination: dict[str, str | None] | None) -> None:
+    """Who names an object has to be able to write it, and its bucket has to be there."""
+    for uri in (destination or {}).values():
+        if uri is not None:
+            access.require(actor, Permission.WRITE)
+            bucket, key = split_uri(uri)
+            objects.check_place(ctx, bucket, check_key(key))
+
+
 def _check_may_invoke(ctx: Context, actor: Actor, endpoint: str) -> None:
     """An invoker's key names its endpoints; of others it learns nothing."""
     if actor.role != "invoker":
         return
     with ctx.db.read() as tx:
-        key = None if actor.key is None else records.find(tx, "key", id=actor.key)
+        found = (records.find(tx, noun, id=actor.key) for noun in ("key", "access_key") if actor.key is not None)
+        key = next(filter(None, found), None)
     scope = [] if key is None else key["endpoints"] or []
     if endpoint not in scope and "*" not in scope:
         raise Forbidden(f"this key may not invoke the endpoint {endpoint!r}")
@@ -231,10 +250,29 @@ def _answer(ctx: Context, row: Row) -> None:
 def _end(ctx: Context, row: Row, problem: str | None, values: dict[str, Any]) -> None:
     """Record the one result. From now on it is kept for its time."""
     to = InvocationStatus.SUCCEEDED if problem is None else InvocationStatus.FAILED
+    made = _object(ctx, row, problem, values)
     with ctx.db.transaction(durable=True) as tx:
+        if made is not None:
+            try:
+                objects.put_in(tx, actor=row["by"], **made)
+            except LooplineError as error:  # the bucket has gone meanwhile
+                to, problem = InvocationStatus.FAILED, f"its answer cannot be kept: {error.message}"
         until = tx.now + ctx.settings.async_hours * SECONDS_OF_AN_HOUR
         ended = {**values, "ended_at": tx.now, "expires_at": until}
         records.move(tx, "invocation", row["id"], to, actor=SYSTEM.name, reason=problem, **ended)
+
+
+def _object(ctx: Context, row: Row, problem: str | None, values: dict[str, Any]) -> dict[str, Any] | None:
+    """The object that an invocation leaves, as ``objects.put_in`` takes it."""
+    uri = (row["destination"] or {}).get("uri" if problem is None else "failure_uri")
+    if uri is None:
+        return None
+    bucket, key = split_uri(uri)
+    data = _output(ctx, row["id"]).read_bytes() if problem is None else problem.encode()
+    kind = values["answer"]["content_type"] if problem is None else "text/plain; charset=utf-8"
+    source = {"kind": "invocation", "id": row["id"]}
+    made = objects.blob_values(ctx, ctx.blobs.put_bytes(data).digest, content_type=kind, source=source)
+    return {"bucket": bucket, "key": key, "values": made}
 
 
 def _ask(ctx: Context, row: Row) -> tuple[invoking.Answer | None, str | None, bool]:
@@ -248,6 +286,7 @@ def _ask(ctx: Context, row: Row) -> tuple[invoking.Answer | None, str | None, bo
             timeout_seconds=TIMEOUT_SECONDS,
             content_type=row["content_type"],
             inference_id=row["inference_id"],
+            headers={"accept": row["accept"]} if row["accept"] else None,
         )
     except FileNotFoundError:
         return None, "its input is gone", False

@@ -31,6 +31,7 @@ log_ = logging.getLogger(__name__)
 MAX_LOST = 5  # attempts of one job that may vanish with their host before the job fails
 MAX_BACKOFF_SECONDS = 3600.0
 STOP_GRACE_SECONDS = 10.0
+ENDED_EARLY = frozenset({"stopped", "timeout"})  # a program that was told to end has had time to save what it has
 UNSENT_SECONDS = 15.0  # an attempt that is recorded and was not handed over by then never will be
 
 
@@ -46,8 +47,10 @@ def submit(
     actor: str,
     max_tries: int = 1,
     backoff_seconds: float = 0.0,
+    retry: dict[str, Any] | None = None,
 ) -> Row:
-    """Record a job; it starts after the commit when a slot is free, else when one is. ``spec``: see ``_job_spec``."""
+    """Record a job; it starts after the commit when a slot is free, else when one is. ``spec``: see ``_job_spec``;
+    ``retry``: a ``domain.pipelines.Retry``."""
     job = records.create(
         tx,
         "job",
@@ -60,6 +63,7 @@ def submit(
         tries=0,
         max_tries=max_tries,
         backoff_seconds=backoff_seconds,
+        retry=retry,
     )
     _fill_last(ctx, tx)
     return job
@@ -238,8 +242,8 @@ def _record(ctx: Context, row: Row, exit_: dict[str, Any]) -> None:
     with ctx.db.read() as tx:
         kind = records.get(tx, "job", row["job"])["kind"]
     try:
-        if exit_.get("reason") == "ok":
-            results = outputs.take(ctx, folder, needed=kind != "command")
+        if exit_.get("reason") == "ok" or (kind == "script" and exit_.get("reason") in ENDED_EARLY):
+            results = outputs.take(ctx, folder, needed=kind != "command" and exit_.get("reason") == "ok")
         artifacts = outputs.take_artifacts(ctx, folder)
     except (LooplineError, OSError, ValueError) as error:
         results = {}
@@ -303,12 +307,15 @@ def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], resu
         return records.move(tx, "job", job["id"], JobStatus.SUCCEEDED, actor=SYSTEM.name, known=job, **done)
     if status == AttemptStatus.LOST:
         return _settle_lost(tx, job, reason)
-    if status == AttemptStatus.STOPPED and job["status"] == JobStatus.STOPPING:
-        return records.move(tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, reason=reason, ended_at=tx.now)
-    tries = job["tries"] + 1
     result = {"error": exit_.get("error"), "exit": {k: exit_.get(k) for k in ("code", "signal", "reason")}}
-    if tries < job["max_tries"] and job["status"] == JobStatus.RUNNING:
-        delay = min(job["backoff_seconds"] * 2 ** (tries - 1), MAX_BACKOFF_SECONDS)
+    if results:
+        result["outputs"] = results
+    if status == AttemptStatus.STOPPED and job["status"] == JobStatus.STOPPING:
+        ended: dict[str, Any] = {"reason": reason, "result": result, "ended_at": tx.now}
+        return records.move(tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, **ended)
+    tries = job["tries"] + 1
+    delay = _delay(tx, job, tries, exit_) if job["status"] == JobStatus.RUNNING else None
+    if delay is not None:
         text = f"try {tries} of {job['max_tries']} failed: {reason}; the next one starts in {delay:g} s"
         queue.ask(tx, "jobs.start", "all", tx.now + delay)
         return records.move(
@@ -325,6 +332,17 @@ def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], resu
     return records.move(
         tx, "job", job["id"], to, actor=SYSTEM.name, reason=reason, tries=tries, result=result, ended_at=tx.now
     )
+
+
+def _delay(tx: Tx, job: Row, tries: int, exit_: dict[str, Any]) -> float | None:
+    """Seconds until the try that follows one that failed; None when none does."""
+    rule = job["retry"] or {}
+    if tries >= job["max_tries"] or (rule.get("only") == "faults" and not exits.is_fault(exit_)):
+        return None
+    grown = job["backoff_seconds"] * rule.get("rate", 2.0) ** min(tries - 1, 100)
+    delay = float(min(grown, MAX_BACKOFF_SECONDS))
+    last = rule.get("seconds")
+    return None if last is not None and tx.now + delay > (job["started_at"] or tx.now) + last else delay
 
 
 def _lose(ctx: Context, attempt_id: str) -> None:
@@ -418,8 +436,9 @@ def stop_attempts(ctx: Context, job_id: str) -> float | None:
             attempts.c.job == job_id, attempts.c.status.in_((AttemptStatus.STARTING, AttemptStatus.RUNNING))
         )
         live = tx.rows(query)
+        limits = (records.get(tx, "job", job_id)["spec"] or {}).get("limits") or {}
     for row in live:
-        ctx.compute.stop(row["id"], STOP_GRACE_SECONDS)
+        ctx.compute.stop(row["id"], limits.get("grace_seconds", STOP_GRACE_SECONDS))
         collect(ctx, row["id"])
     return 1.0 if live else None
 

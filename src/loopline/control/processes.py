@@ -111,14 +111,16 @@ def _forkserver(ctx: Context, row: Row, serves: bool) -> dict[str, Any]:
     return {"id": path.stem, "argv": argv, "environ": child_environment(), "socket": str(path)}
 
 
-def server(ctx: Context, variant: str, index: int, spec: dict[str, Any], python: str) -> dict[str, Any]:
+def server(
+    ctx: Context, variant: str, index: int, spec: dict[str, Any], python: str, environment: Row | None = None
+) -> dict[str, Any]:
     """The entry of one model server: {"id", "socket", "status", "process"}; its spec file is written here.
 
     Each start has a name of its own: what an earlier server of the variant said must not be taken for this one. Memory
     and threads are the endpoint's; where its number of servers moves, they are forked from their environment's
     forkserver, and the first starts on demand when there may be none.
     """
-    settings, environment = _surroundings(ctx, variant)
+    settings = _surroundings(ctx, variant)
     if settings.get("memory_mb"):
         spec = {**spec, "limits": {**(spec.get("limits") or {}), "memory_mb": settings["memory_mb"]}}
     threads = str(settings.get("threads") or 1)
@@ -145,15 +147,13 @@ def server(ctx: Context, variant: str, index: int, spec: dict[str, Any], python:
     return {"id": name, "socket": path, "status": status, "process": process}
 
 
-def _surroundings(ctx: Context, variant: str) -> tuple[dict[str, Any], Row | None]:
-    """The settings of a variant's endpoint, with the endpoint's ``name``, and the environment of its version."""
+def _surroundings(ctx: Context, variant: str) -> dict[str, Any]:
+    """The settings of a variant's endpoint, with the endpoint's ``name``."""
     with ctx.db.read() as tx:
         row = records.find(tx, "variant", id=variant)
         endpoint = records.find(tx, "endpoint", name=row["endpoint"]) if row else None
-        version = records.find(tx, "version", id=row["version"]) if row and row["version"] else None
-        environment = records.find(tx, "environment", id=version["environment"]) if version else None
     settings = dict((endpoint or {}).get("settings") or {})
-    return {**settings, "name": endpoint["name"] if endpoint else None}, environment
+    return {**settings, "name": endpoint["name"] if endpoint else None}
 
 
 def demand(settings: dict[str, Any], index: int) -> dict[str, Any]:

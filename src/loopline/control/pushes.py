@@ -332,7 +332,7 @@ def _start(ctx: Context, tx: Tx, row: Row, loop: Loop, environment: Row, job: Ro
     execution = executions.begin(
         ctx,
         tx,
-        project=project,
+        project=row["project"],
         push=row,
         pipeline=pipeline,
         environment=environment,

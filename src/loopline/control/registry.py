@@ -8,11 +8,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import events
+from loopline.control import events, verification
+from loopline.control import lineage as lineage_
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import access, names
 from loopline.domain.access import Actor, Permission
-from loopline.domain.states import EvaluationStatus, VersionStatus
+from loopline.domain.states import VersionStatus
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
 from loopline.store import records
 from loopline.store.db import Row, Tx
@@ -20,10 +21,7 @@ from loopline.store.schema import (
     aliases,
     compilations,
     evaluations,
-    executions,
     models,
-    pushes,
-    runs,
     users,
     variants,
     versions,
@@ -32,6 +30,7 @@ from loopline.store.schema import (
 GATE_MODES = ("enforce", "advisory", "off")
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+APPROVED_AGAIN = "approved_again"  # the event of an approval that changed no status
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
@@ -78,16 +77,49 @@ def create_model(
         return ensure_model(tx, name=name, actor=actor.name, gate_mode=gate_mode, description=description)
 
 
-def list_models(ctx: Context, actor: Actor, *, project: str | None = None) -> dict[str, Any]:
-    """Registered models with their newest version's number and their aliases."""
-    query = sa.select(models).order_by(models.c.name)
+MODEL_ORDERS = {"name": models.c.name, "created": models.c.created_at}
+
+
+def list_models(
+    ctx: Context,
+    actor: Actor,
+    *,
+    project: str | None = None,
+    contains: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    order: str = "name",
+    limit: int = 1000,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    """Registered models with their newest version's number and their aliases.
+
+    ``contains``: a part of the name, in any case. ``start``, ``end``: when they were created. ``order``: ``name`` or
+    ``created``, with ``-`` before it the other way round.
+    """
+    column = MODEL_ORDERS.get(order.removeprefix("-"))
+    if column is None:
+        raise InvalidInput(f"order: {order!r} is none; orders: {', '.join(MODEL_ORDERS)}, and each with '-' before it")
+    query = _created_between(sa.select(models), models, start, end)
     if project is not None:
         query = query.where(models.c.project == project)
+    if contains is not None:
+        query = query.where(sa.func.lower(models.c.name).contains(contains.lower(), autoescape=True))
+    down = order.startswith("-")
+    query = query.order_by(column.desc() if down else column, models.c.id.desc() if down else models.c.id)
+    offset = events.cursor_offset(cursor)
     with ctx.db.read() as tx:
-        rows = tx.rows(query)
+        rows = tx.rows(query.limit(limit + 1).offset(offset))
         for row in rows:
             row["aliases"] = _aliases(tx, row["name"])
-    return {"items": rows, "next": None}
+    return events.page(rows, limit, offset)
+
+
+def _created_between(query: sa.Select[Any], table: sa.Table, start: float | None, end: float | None) -> sa.Select[Any]:
+    """Rows of a table created from ``start`` on and before ``end``."""
+    if start is not None:
+        query = query.where(table.c.created_at >= start)
+    return query if end is None else query.where(table.c.created_at < end)
 
 
 def show_model(ctx: Context, actor: Actor, *, model: str) -> dict[str, Any]:
@@ -147,29 +179,51 @@ def list_versions(
     ctx: Context,
     actor: Actor,
     *,
-    model: str,
+    model: str | None = None,
     status: str | None = None,
+    contains: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
     order: str | None = None,
     limit: int = 50,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    """Versions of a model, newest first, or by one of their metrics (``accuracy`` ascending, ``-accuracy``)."""
-    query = sa.select(versions).where(versions.c.model == model)
+    """Versions, of one model or of all, newest first, or by one of their metrics (``accuracy`` ascending,
+    ``-accuracy``), or by ``created`` (oldest first) or ``name`` and number (``-name``).
+
+    ``contains``: a part of the model's name, in any case. ``start``, ``end``: when they were registered.
+    """
+    query = _created_between(sa.select(versions), versions, start, end)
+    if model is not None:
+        query = query.where(versions.c.model == model)
+    if contains is not None:
+        query = query.where(sa.func.lower(versions.c.model).contains(contains.lower(), autoescape=True))
     if status is not None:
         query = query.where(versions.c.status == status)
-    if order is not None:
-        value = versions.c.metrics[order.lstrip("-")].as_float()
-        query = query.order_by(value.desc() if order.startswith("-") else value, versions.c.number.desc())
-    else:
-        query = query.order_by(versions.c.number.desc())
+    query = query.order_by(*_version_order(order, model))
     offset = events.cursor_offset(cursor)
     with ctx.db.read() as tx:
-        model_row(tx, model)
+        if model is not None:
+            model_row(tx, model)
         rows = tx.rows(query.limit(limit + 1).offset(offset))
-        named = _aliases(tx, model)
+        verification.add(tx, rows)
+        named = {name: _aliases(tx, name) for name in {row["model"] for row in rows}}
     for row in rows:
-        _shorten(row, named)
+        _shorten(row, named[row["model"]])
     return events.page(rows, limit, offset)
+
+
+def _version_order(order: str | None, model: str | None) -> tuple[sa.ColumnElement[Any], ...]:
+    newest = versions.c.created_at if model is None else versions.c.number
+    if order in (None, "-created"):
+        return newest.desc(), versions.c.id.desc()
+    if order == "created":
+        return newest, versions.c.id
+    if order in ("name", "-name"):
+        columns = (versions.c.model, versions.c.number)
+        return columns if order == "name" else tuple(column.desc() for column in columns)
+    value = versions.c.metrics[order.lstrip("-")].as_float()
+    return value.desc() if order.startswith("-") else value, newest.desc()
 
 
 def show_version(ctx: Context, actor: Actor, *, model: str, number: int) -> dict[str, Any]:
@@ -178,6 +232,7 @@ def show_version(ctx: Context, actor: Actor, *, model: str, number: int) -> dict
         row = version_row(tx, model, number)
         query = sa.select(evaluations).where(evaluations.c.version == row["id"]).order_by(evaluations.c.created_at)
         row["evaluations"] = tx.rows(query)
+        verification.add(tx, [row])
         converted = sa.select(compilations).where(compilations.c.version == row["id"])
         row["compilation"] = tx.row(converted.order_by(compilations.c.created_at.desc()).limit(1))
         named = _aliases(tx, model)
@@ -195,20 +250,6 @@ def _shorten(row: Row, named: dict[str, int]) -> None:
         row[large] = row[large] is not None
 
 
-def compare_versions(ctx: Context, actor: Actor, *, model: str, a: int, b: int) -> dict[str, Any]:
-    """The metrics of two versions of a model side by side."""
-    with ctx.db.read() as tx:
-        left, right = (version_row(tx, model, number)["metrics"] or {} for number in (a, b))
-    items = []
-    for key in sorted({*left, *right}):
-        first, second = left.get(key), right.get(key)
-        difference = None
-        if isinstance(first, int | float) and isinstance(second, int | float):
-            difference = second - first
-        items.append({"key": key, "a": first, "b": second, "difference": difference})
-    return {"model": model, "a": a, "b": b, "items": items, "next": None}
-
-
 # -- approval ---------------------------------------------------------------------------------------------------------
 
 
@@ -221,13 +262,18 @@ def approve(
     comment: str = "",
     force: bool = False,
     reason: str = "",
+    unverified: bool = False,
 ) -> dict[str, Any]:
-    """Approve a version. ``force`` passes a gate that refuses; it needs a ``reason`` and is audited as such."""
+    """Approve a version. ``force`` passes a gate that refuses; it needs a ``reason`` and is audited as such.
+
+    ``unverified``: approve although no evaluation has passed. An enforced gate lets the version work once one has. A
+    version that is Approved already may be approved again: the endpoints that follow its model take it again.
+    """
     if force:
         require_force(actor, reason)
     with ctx.db.transaction(durable=True) as tx:
         row = version_row(tx, model, number)
-        return approve_in(tx, row, actor, comment=comment or reason, force=force, reason=reason)
+        return approve_in(tx, row, actor, comment=comment or reason, force=force, reason=reason, unverified=unverified)
 
 
 def approve_in(
@@ -239,6 +285,7 @@ def approve_in(
     force: bool = False,
     reason: str = "",
     policy: str | None = None,
+    unverified: bool = False,
 ) -> Row:
     """The rules of approval, for whoever approves: a person, a policy, or a pipeline's parameter."""
     access.require(actor, Permission.APPROVE)
@@ -249,25 +296,26 @@ def approve_in(
             f"{actor.name} asked for version {row['number']} and so may not approve it: "
             f"the approval policy of {row['model']} wants two people"
         )
-    problem = gate_problem(tx, row, settings)
+    problem = None if unverified else gate_problem(tx, row, settings)
     if problem and not force:
         raise GateRefused(problem)
     if problem:
         records.note(
             tx, "version", row["id"], "forced", actor=actor.name, reason=reason, problem=problem, model=row["model"]
         )
+    decision: dict[str, Any] = {
+        "decided_by": actor.name,
+        "decided_at": tx.now,
+        "comment": comment or None,
+        "policy": policy,
+        "evidence": evidence(tx, row, forced=bool(problem)),
+    }
+    if row["status"] == VersionStatus.APPROVED:
+        records.set(tx, "version", row["id"], actor=actor.name, reason=comment or None, **decision)
+        records.note(tx, "version", row["id"], APPROVED_AGAIN, actor=actor.name, reason=comment or None)
+        return {**row, **decision}
     return records.move(
-        tx,
-        "version",
-        row["id"],
-        VersionStatus.APPROVED,
-        actor=actor.name,
-        reason=comment or None,
-        decided_by=actor.name,
-        decided_at=tx.now,
-        comment=comment or None,
-        policy=policy,
-        evidence=evidence(tx, row, forced=bool(problem)),
+        tx, "version", row["id"], VersionStatus.APPROVED, actor=actor.name, reason=comment or None, **decision
     )
 
 
@@ -279,17 +327,42 @@ def require_force(actor: Actor, reason: str) -> None:
 
 
 def undeployable(tx: Tx, row: Row) -> str | None:
-    """Why a version may not work: it is not Approved where the gate is enforced; None when it may."""
+    """Why a version may not work where the gate is enforced: it is not Approved, or was approved unverified and has
+    not passed since; None when it may."""
+    if model_row(tx, row["model"])["gate_mode"] != "enforce":
+        return None
+    return _unapproved(row) or _unproven(tx, row)
+
+
+def doubt(tx: Tx, row: Row) -> str | None:
+    """What an advisory gate says of a version that is to work; None when nothing speaks against it."""
+    if model_row(tx, row["model"])["gate_mode"] != "advisory":
+        return None
+    return _unapproved(row) or verification.concern(tx, row)
+
+
+def _unapproved(row: Row) -> str | None:
     model, number = row["model"], row["number"]
-    if row["status"] == VersionStatus.APPROVED or model_row(tx, model)["gate_mode"] != "enforce":
+    if row["status"] == VersionStatus.APPROVED:
         return None
     return f"{model} version {number} is {row['status']}, not Approved; run: loopline approve {model} {number}"
 
 
+def _unproven(tx: Tx, row: Row) -> str | None:
+    shown = row["evidence"] or {}
+    return verification.concern(tx, row) if shown.get("unverified") and not shown.get("forced") else None
+
+
 def check_deployable(tx: Tx, row: Row, actor: Actor, *, force: bool, reason: str) -> None:
-    """Refuse to let a version work that ``undeployable`` speaks of, unless by force with a reason, which is noted."""
+    """Refuse to let a version work that ``undeployable`` speaks of, unless by force with a reason, which is noted.
+
+    What an advisory gate says against it is noted as a warning.
+    """
     problem = undeployable(tx, row)
     if problem is None:
+        warning = doubt(tx, row)
+        if warning:
+            records.note(tx, "version", row["id"], "warned", actor=actor.name, reason=warning, model=row["model"])
         return
     if not force:
         raise GateRefused(problem)
@@ -311,27 +384,16 @@ def champion_or(tx: Tx, model: str, number: int | None) -> Row:
 def gate_problem(tx: Tx, row: Row, settings: Row | None = None) -> str | None:
     """Why the gate stops a version, with the command that mends it; None when it does not or is not enforced."""
     settings = settings or model_row(tx, row["model"])
-    if settings["gate_mode"] != "enforce":
-        return None
-    found = None if row["evaluation"] is None else records.get(tx, "evaluation", row["evaluation"])
-    what = f"{row['model']} version {row['number']}"
-    if found is None:
-        return f"{what} has no evaluation; run: loopline versions evaluate {row['model']} {row['number']}"
-    if found["status"] == EvaluationStatus.PASSED:
-        return None
-    return f"{what} did not pass the gate: {found['reason']}"
+    return verification.concern(tx, row) if settings["gate_mode"] == "enforce" else None
 
 
 def evidence(tx: Tx, row: Row, *, forced: bool = False) -> dict[str, Any]:
     """What was known about a version at this moment."""
-    found = None if row["evaluation"] is None else records.get(tx, "evaluation", row["evaluation"])
-    facts = lineage_facts(tx, row)
+    facts = lineage_.facts(tx, row)
     return {
         "at": tx.now,
         "forced": forced,
-        "evaluation": None if found is None else found["id"],
-        "verdict": None if found is None else found["verdict"],
-        "asset": None if found is None else found["asset"],
+        **verification.standing(tx, row),
         "metrics": row["metrics"],
         "artifact": (row["artifact"] or {}).get("sha256"),
         **{key: facts[key] for key in ("commit", "data", "environment", "run")},
@@ -375,22 +437,7 @@ def actor_named(tx: Tx, name: str) -> Actor:
     return Actor(name=name, role="viewer" if row is None else row["role"])
 
 
-# -- copies and aliases -----------------------------------------------------------------------------------------------
-
-
-def copy(ctx: Context, actor: Actor, *, model: str, number: int, to: str) -> dict[str, Any]:
-    """Copy a version into another model (a challenger group, production); its lineage leads to the original."""
-    with ctx.db.transaction() as tx:
-        row = version_row(tx, model, number)
-        kept = ("artifact", "handler", "tree", "environment", "signature", "baseline", "warmup", "metrics", "metadata")
-        return register(
-            tx,
-            model=to,
-            actor=actor.name,
-            run=row["run"],
-            copied_from={"model": model, "number": number, "version": row["id"]},
-            **{key: row[key] for key in kept},
-        )
+# -- aliases -----------------------------------------------------------------------------------------------
 
 
 def set_alias(ctx: Context, actor: Actor, *, model: str, alias: str, number: int) -> dict[str, Any]:
@@ -438,38 +485,4 @@ def _aliases(tx: Tx, model: str) -> dict[str, int]:
 def lineage(ctx: Context, actor: Actor, *, model: str, number: int) -> dict[str, Any]:
     """Where a version comes from: run, execution, commit, data digests, parameters, environment."""
     with ctx.db.read() as tx:
-        return lineage_facts(tx, version_row(tx, model, number))
-
-
-def lineage_facts(tx: Tx, row: Row) -> dict[str, Any]:
-    """The lineage of a version; of a copy, that of the original as far as its own record does not say."""
-    original = row
-    if row["copied_from"]:
-        original = records.find(tx, "version", id=row["copied_from"]["version"]) or row
-    run = tx.row(sa.select(runs).where(runs.c.id == original["run"])) if original["run"] else None
-    execution = (
-        tx.row(sa.select(executions).where(executions.c.id == original["execution"])) if original["execution"] else None
-    )
-    push = tx.row(sa.select(pushes).where(pushes.c.id == execution["push"])) if execution else None
-    environment = records.find(tx, "environment", id=row["environment"]) if row["environment"] else None
-    return {
-        "model": row["model"],
-        "version": row["number"],
-        "artifact": (row["artifact"] or {}).get("sha256"),
-        "copied_from": row["copied_from"],
-        "run": None if run is None else run["id"],
-        "execution": None if execution is None else execution["id"],
-        "pipeline": None if execution is None else f"{execution['pipeline']}:{execution['pipeline_version']}",
-        "trigger": None if execution is None else execution["trigger"],
-        "commit": None if push is None else push["commit"],
-        "branch": None if push is None else push["branch"],
-        "dirty": None if push is None else push["dirty"],
-        "tree": row["tree"],
-        "data": [] if run is None else run["inputs"] or [],
-        "parameters": {} if run is None else run["parameters"] or {},
-        "environment": None if environment is None else environment["key"],
-        "requested_by": row["requested_by"],
-        "decided_by": row["decided_by"],
-        "policy": row["policy"],
-        "comment": row["comment"],
-    }
+        return lineage_.facts(tx, version_row(tx, model, number))

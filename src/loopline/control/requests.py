@@ -14,6 +14,7 @@ from loopline.domain import captured, names
 from loopline.domain.access import Actor
 from loopline.domain.capture import HEADER, CaptureRecord, iter_records
 from loopline.domain.captured import JOINS_SUFFIX, Prediction
+from loopline.domain.verification import of_evaluation
 from loopline.errors import InvalidInput, NotFound
 from loopline.store import records
 from loopline.store.db import Row, Tx
@@ -308,8 +309,9 @@ def _origin(tx: Tx, version: Row) -> dict[str, Any]:
             **_some(version, "id", "model", "number", "status", "requested_by", "decided_by", "policy", "comment"),
             **_some(version, "decided_at", "created_at", "metrics", "tree"),
             "artifact": version["artifact"],
+            "verification": of_evaluation(evaluation and evaluation["status"]),
         },
-        "evaluation": _some(evaluation, "id", "status", "asset", "metrics", "verdict", "champion", "reason"),
+        "evaluation": _some(evaluation, "id", "status", "asset", "metrics", "verdict", "champion", "reason", "sources"),
         "run": _some(run, "id", "name", "experiment", "status", "parameters", "metrics", "inputs", "commit", "dirty"),
         "execution": _some(execution, "id", "status", "pipeline", "pipeline_version", "parameters", "trigger", "by"),
         "push": _some(push, "id", "branch", "commit", "dirty", "message", "by", "source"),

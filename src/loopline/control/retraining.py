@@ -247,7 +247,7 @@ def react(ctx: Context, tx: Tx, event: Row) -> None:
         queue.ask(tx, TASK, event["record"])
     elif kind == "moved" and noun in ("push", "execution") and states.is_terminal(noun, event["after"]):
         push = event["record"] if noun == "push" else records.get(tx, "execution", event["record"])["push"]
-        row = records.find(tx, "retraining", push=push)
+        row = None if push is None else records.find(tx, "retraining", push=push)
         if row is not None and not _over(row):
             _follow(tx, row)
 

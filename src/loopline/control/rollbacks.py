@@ -28,16 +28,17 @@ def turn_back(ctx: Context, row: Row, reason: str, decisions: list[dict[str, Any
         before = records.get(tx, "variant", row["predecessor"]) if row["predecessor"] else None
     whole = _whole_again(ctx, before, int((row["plan"] or {}).get("servers_before") or 0))
     with ctx.db.transaction(durable=True) as tx:
-        variant = records.get(tx, "variant", row["variant"])
+        coming = variants.arriving(tx, row)
         if row["plan"]["shares"]:
             variants.shift(tx, row, 0.0)
-        elif variant["shadow"]:
-            records.set(tx, "variant", variant["id"], actor=actor, shadow=None)
+        for variant in coming:
+            if variant["shadow"]:
+                records.set(tx, "variant", variant["id"], actor=actor, shadow=None)
         if before is not None and whole is not None:
             records.set(tx, "variant", before["id"], actor=SYSTEM.name, server=whole)
             tx.after_commit.append(lambda: processes.write(ctx))
-        if variant["version"]:
-            version = records.get(tx, "version", variant["version"])
+        for identifier in {variant["version"] for variant in coming} - {None} - _stay(tx, row):
+            version = records.get(tx, "version", identifier)
             registry.reject_in(tx, version, actor=actor, comment=f"rolled back: {reason}", policy="rollout")
         snapshot = variants.snapshot(ctx, tx, row)
         records.move(
@@ -53,6 +54,12 @@ def turn_back(ctx: Context, row: Row, reason: str, decisions: list[dict[str, Any
         )
         queue.ask(tx, "rollout.advance", row["id"])
     return int(snapshot["snapshot"])
+
+
+def _stay(tx: Tx, row: Row) -> set[str]:
+    """The versions that serve again once a rollout has gone back."""
+    before = (row["plan"] or {}).get("before") or ()
+    return {version for each in before if (version := records.get(tx, "variant", each)["version"])}
 
 
 def _whole_again(ctx: Context, before: Row | None, count: int) -> list[dict[str, Any]] | None:
@@ -128,8 +135,7 @@ def begin(ctx: Context, actor: str, endpoint: str, reason: str, to: int | None =
         if before["status"] in (VariantStatus.WARM, VariantStatus.READY):
             whole = _whole_again(ctx, before, int(before["instances"]))
             return _switch_back(ctx, tx, row, before, whole, actor), row
-        version = records.get(tx, "version", before["version"])
-        variants.ensure(tx, endpoints.endpoint_row(tx, endpoint), version, actor)
+        variants.start_again(tx, before, actor)
         queue.ask(tx, "rollout.advance", row["id"])
         return None, row
 
@@ -192,8 +198,9 @@ def _before(tx: Tx, endpoint: str, current: Row | None, to: int | None) -> Row |
         if row["variant"] == wanted and row["predecessor"]:
             before = records.get(tx, "variant", row["predecessor"])
             version = records.find(tx, "version", id=before["version"]) if before["version"] else None
+            gone = before["version"] is not None and version is None
             rejected = version is not None and version["status"] == VersionStatus.REJECTED
-            if not rejected and to in (None, before["number"]):
+            if not rejected and not gone and to in (None, before["number"]):
                 return before
             wanted = before["id"]
     return None

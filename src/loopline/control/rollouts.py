@@ -7,13 +7,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import endpoints, fleets, registry, variants
+from loopline.control import endpoints, fleets, registry, rollbacks, variants
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import loopfile, scaling, states
 from loopline.domain import rollouts as rules
 from loopline.domain.access import Actor
-from loopline.domain.states import EndpointStatus, VersionStatus
-from loopline.errors import Conflict, InvalidInput, NotFound
+from loopline.domain.states import EndpointStatus, EvaluationStatus, VersionStatus
+from loopline.errors import Conflict, GateRefused, InvalidInput, NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import endpoints as endpoints_table
@@ -127,6 +127,9 @@ def begin(
         "model": version["model"],
         "number": version["number"],
     }
+    warning = registry.doubt(tx, version)
+    if warning is not None:
+        plan["warnings"] = [warning]
     rollout = records.create(
         tx,
         "rollout",
@@ -177,34 +180,98 @@ def _copied(share: float | None, strategy: str) -> float | None:
 
 
 def react(ctx: Context, tx: Tx, event: Row) -> None:
-    """Reaction: an approval releases the version wherever an endpoint follows its model."""
-    if event["noun"] != "version" or event["kind"] != "moved" or event["after"] != VersionStatus.APPROVED:
+    """Reaction: an approval, or a gate that passes what was approved before it, releases the version wherever an
+    endpoint follows its model."""
+    if event["noun"] == "evaluation":
+        version = _passed_late(tx, event)
+    elif event["after"] == VersionStatus.APPROVED or event["kind"] == registry.APPROVED_AGAIN:
+        version = records.find(tx, "version", id=event["record"])
+    else:
         return
-    version = records.find(tx, "version", id=event["record"])
     if version is None:
         return
     for row in tx.rows(sa.select(endpoints_table).where(endpoints_table.c.model == version["model"])):
-        if (row["settings"] or {}).get("deploy_on_approval") and row["status"] != EndpointStatus.DELETED:
+        if endpoints.followed(row) is None or row["status"] == EndpointStatus.DELETED:
+            continue
+        if event["noun"] == "version" or _approved_last(tx, row, version):
             queue.ask(tx, "rollout.request", f"{row['name']} {version['id']}")
 
 
+def _passed_late(tx: Tx, event: Row) -> Row | None:
+    """The version that passed the gate now and was approved, unverified, before."""
+    if event["after"] != EvaluationStatus.PASSED:
+        return None
+    evaluation = records.find(tx, "evaluation", id=event["record"])
+    version = evaluation and records.find(tx, "version", id=evaluation["version"])
+    if version is None or version["status"] != VersionStatus.APPROVED:
+        return None
+    return version if (version["evidence"] or {}).get("unverified") else None
+
+
+def _approved_last(tx: Tx, endpoint: Row, version: Row) -> bool:
+    """Whether what serves was approved before this version."""
+    served = _version_of(tx, endpoints.serving(tx, endpoint["name"]))
+    return served is None or (served["decided_at"] or 0.0) < (version["decided_at"] or 0.0)
+
+
+def _version_of(tx: Tx, variant: Row | None) -> Row | None:
+    return records.find(tx, "version", id=variant["version"]) if variant is not None and variant["version"] else None
+
+
 def request(ctx: Context, key: str) -> float | None:
-    """Task: release an approved version on an endpoint, as soon as no other rollout is going on there."""
+    """Task: release an approved version on an endpoint, as soon as no other rollout is going on there.
+
+    What a gate refuses is noted at the version. Where what serves was Rejected and this version served before, it goes
+    back as a rollback does: at once, and without a bake.
+    """
     name, version_id = key.split(" ")
     with ctx.db.transaction() as tx:
-        version = records.get(tx, "version", version_id)
+        version = records.find(tx, "version", id=version_id)
         endpoint = records.find(tx, "endpoint", name=name)
-        if endpoint is None or endpoint["status"] == EndpointStatus.DELETED:
+        if version is None or endpoint is None or endpoint["status"] == EndpointStatus.DELETED:
             return None
         if version["status"] != VersionStatus.APPROVED or endpoint["model"] != version["model"]:
             return None
-        if endpoints.active_rollout(tx, name) is not None:
-            return 1.0
+        active = endpoints.active_rollout(tx, name)
         before = endpoints.serving(tx, name)
-        if before is not None and before["version"] == version_id:
+        if active is None and before is not None and before["version"] == version_id:
             return None
-        trigger = {"kind": "approval", "by": version["decided_by"], "policy": version["policy"]}
-        begin(ctx, tx, endpoint, version, actor=version["decided_by"] or SYSTEM.name, trigger=trigger)
+        if not _is_rejected(tx, active, before):
+            return 1.0 if active is not None else _begin_approved(ctx, tx, endpoint, version)
+    return _go_back(ctx, endpoint, version, active)
+
+
+def _is_rejected(tx: Tx, active: Row | None, before: Row | None) -> bool:
+    """Whether the traffic goes to a version that somebody has rejected."""
+    target = before if active is None else records.find(tx, "variant", id=active["variant"])
+    row = _version_of(tx, target)
+    return row is not None and row["status"] == VersionStatus.REJECTED
+
+
+def _begin_approved(ctx: Context, tx: Tx, endpoint: Row, version: Row) -> None:
+    actor = version["decided_by"] or SYSTEM.name
+    try:
+        registry.check_deployable(tx, version, SYSTEM, force=False, reason="")
+    except GateRefused as error:
+        named = {"endpoint": endpoint["name"], "model": version["model"]}
+        records.note(tx, "version", version["id"], "release_refused", actor=actor, reason=error.message, **named)
+        return
+    trigger = {"kind": "approval", "by": version["decided_by"], "policy": version["policy"]}
+    begin(ctx, tx, endpoint, version, actor=actor, trigger=trigger)
+
+
+def _go_back(ctx: Context, endpoint: Row, version: Row, active: Row | None) -> float | None:
+    """From a version that was rejected to this one, by a rollback where it has served before."""
+    reason = f"{version['model']} version {version['number']} was approved again"
+    try:
+        rollbacks.begin(ctx, version["decided_by"] or SYSTEM.name, endpoint["name"], reason, version["number"])
+    except Conflict:
+        if active is not None:
+            return 1.0  # it goes back already, or cannot now: the next look is at what has become of it
+        with ctx.db.transaction() as tx:
+            if endpoints.active_rollout(tx, endpoint["name"]) is not None:
+                return 1.0
+            _begin_approved(ctx, tx, endpoint, version)
     return None
 
 

@@ -38,21 +38,24 @@ def scale(
     max: int | None = None,
     target_in_flight: float | None = None,
     target_latency_ms: float | None = None,
+    target_per_minute: float | None = None,
     scale_out_cooldown_seconds: float | None = None,
     scale_in_cooldown_seconds: float | None = None,
     idle_seconds: float | None = None,
     cold_start_seconds: float | None = None,
     off: bool = False,
+    given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Set keys of an endpoint's ``[scaling]`` and leave the others; ``off``: the number of servers stays as it is.
 
-    A project's next push sets what its loop.toml says.
+    A project's next push sets what its loop.toml says. ``given``: what its author wrote, kept as it is.
     """
     changes = {
         "min": min,
         "max": max,
         "target_in_flight": target_in_flight,
         "target_latency_ms": target_latency_ms,
+        "target_per_minute": target_per_minute,
         "scale_out_cooldown_seconds": scale_out_cooldown_seconds,
         "scale_in_cooldown_seconds": scale_in_cooldown_seconds,
         "idle_seconds": idle_seconds,
@@ -69,6 +72,8 @@ def scale(
             table = {key: value for key, value in {**before, **given}.items() if value is not None}
             loopfile.check_endpoint(endpoint, endpoint, {"scaling": table})
             settings["scaling"] = table
+        if given is not None:
+            settings["scaling_given"] = given
         records.set(tx, "endpoint", row["id"], actor=actor.name, settings=settings)
         snapshots.write(ctx, tx, actor=actor.name, reason=f"scaling of {endpoint} changed")
         return {**row, "settings": settings}
@@ -162,15 +167,17 @@ def _decide(ctx: Context, endpoint: str, variant: Row, policy: scaling.Policy, *
 def _load(tx: Tx, endpoint: str, variant: str, policy: scaling.Policy, now: float) -> scaling.Load:
     end = math.floor(now) - COUNTED_AFTER_SECONDS
     start = end - max(scaling.WINDOW_SECONDS, math.ceil(policy.scale_in_cooldown_seconds))
-    busy = dict.fromkeys(range(start, end), 0.0)
+    busy, counts = dict.fromkeys(range(start, end), 0.0), dict.fromkeys(range(start, end), 0.0)
     requests, buckets = 0, Counter[str]()
     for row in metrics.traffic(tx, endpoint, variant, start, end, period_seconds=1):
         busy[row.at] += monitoring.histogram_of(row.latency).total / 1e6
+        counts[row.at] += row.count
         if row.at >= end - scaling.WINDOW_SECONDS:
             requests += row.count
             buckets.update(row.latency)
     p95 = monitoring.histogram_of(buckets).percentile(95)
-    return scaling.load_from(list(busy.values()), requests, None if p95 is None else p95 / 1000)
+    slowest = None if p95 is None else p95 / 1000
+    return scaling.load_from(list(busy.values()), requests, slowest, list(counts.values()))
 
 
 def _add(ctx: Context, variant: Row, decision: scaling.Decision) -> None:

@@ -19,6 +19,7 @@ from loopline.control import (
     registry,
     release_tests,
     rollbacks,
+    servables,
     shadows,
     snapshots,
     traffic,
@@ -26,7 +27,7 @@ from loopline.control import (
 )
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import rollouts as rules
-from loopline.domain.states import RolloutStatus, VariantStatus
+from loopline.domain.states import AlarmStatus, RolloutStatus, ServableStatus, VariantStatus
 from loopline.errors import LooplineError
 from loopline.store import records
 from loopline.store.db import Row, Tx
@@ -68,44 +69,55 @@ def _wanted(row: Row, step: int) -> int:
 def _prepare(ctx: Context, row: Row) -> float | None:
     """Lay out the model and ask the supervisor for the servers of the first step."""
     with ctx.db.read() as tx:
-        variant = records.get(tx, "variant", row["variant"])
+        coming = variants.arriving(tx, row)
+        made_of = [servables.of_variant(tx, variant) for variant in coming]
+    variant = coming[0]
     if variant["shadow"] is not None and row["plan"]["shares"]:
         shadows.finish(ctx, variant)
-    if compilations.is_going_on(ctx, variant["version"]):
+    if any(servable and servable["status"] == ServableStatus.PENDING for servable in made_of):
+        return servables.WAIT_SECONDS
+    if made_of[0] is None and compilations.is_going_on(ctx, variant["version"]):
         return compilations.WAIT_SECONDS  # it ends by itself, and these servers are to have what comes of it
     try:
-        entries = fleets.grown(ctx, variant, _wanted(row, 0))
+        entries = {each["id"]: fleets.grown(ctx, each, _count(row, each)) for each in coming}
     except (LooplineError, OSError) as error:
         _fail(ctx, row, f"{type(error).__name__}: {error}")
         return None
     with ctx.db.transaction() as tx:
-        records.set(tx, "variant", variant["id"], actor=SYSTEM.name, server=entries, instances=row["plan"]["servers"])
+        for each in coming:
+            count = row["plan"]["servers"] if each is variant else each["instances"]
+            records.set(tx, "variant", each["id"], actor=SYSTEM.name, server=entries[each["id"]], instances=count)
         records.move(tx, "rollout", row["id"], RolloutStatus.STARTING, actor=SYSTEM.name, step_at=tx.now)
         endpoints.status_after(tx, endpoints.endpoint_row(tx, row["endpoint"]), SYSTEM.name)
     processes.write(ctx)
     return POLL_SECONDS
 
 
+def _count(row: Row, variant: Row) -> int:
+    """How many servers a variant starts with."""
+    return _wanted(row, 0) if variant["id"] == row["variant"] else int(variant["instances"])
+
+
 def _fail(ctx: Context, row: Row, reason: str) -> None:
     """The new version never took traffic: say why, and stop its servers."""
     with ctx.db.transaction() as tx:
         records.move(tx, "rollout", row["id"], RolloutStatus.FAILED, actor=SYSTEM.name, reason=reason, ended_at=tx.now)
-        variant = records.get(tx, "variant", row["variant"])
-        if variant["status"] == VariantStatus.STARTING:
-            records.move(tx, "variant", variant["id"], VariantStatus.FAILED, actor=SYSTEM.name, reason=reason)
+        for variant in variants.arriving(tx, row):
+            if variant["status"] == VariantStatus.STARTING:
+                records.move(tx, "variant", variant["id"], VariantStatus.FAILED, actor=SYSTEM.name, reason=reason)
         endpoints.status_after(tx, endpoints.endpoint_row(tx, row["endpoint"]), SYSTEM.name)
     processes.write(ctx)
 
 
 def _await_servers(ctx: Context, row: Row) -> float | None:
     with ctx.db.read() as tx:
-        variant = records.get(tx, "variant", row["variant"])
-    found = fleets.states(variant)
+        coming = variants.arriving(tx, row)
+    found = [state for variant in coming for state in fleets.states(variant)]
     failed = next((state for state in found if state["state"] == "failed"), None)
     limit = float(row["plan"].get("start_timeout_seconds", 120))
     problem = None if failed is None else f"the new version does not start: {failed.get('error')}"
     if problem is None and not all(state["state"] == "ready" for state in found):
-        how, times = fleets.death(ctx, variant) or ("", 0)
+        how, times = next((death for each in coming if (death := fleets.death(ctx, each))), ("", 0))
         if times >= DEATHS:
             problem = f"the new version does not start: {how}, {times} times; see: loopline logs {row['endpoint']}"
         elif ctx.clock.now() - row["step_at"] <= limit:
@@ -119,8 +131,9 @@ def _await_servers(ctx: Context, row: Row) -> float | None:
             return None
         return _turn_back(ctx, row, problem, row["decisions"])
     with ctx.db.transaction() as tx:
-        if variant["status"] != VariantStatus.READY:
-            records.move(tx, "variant", variant["id"], VariantStatus.READY, actor=SYSTEM.name, warm_until=None)
+        for variant in coming:
+            if variant["status"] != VariantStatus.READY:
+                records.move(tx, "variant", variant["id"], VariantStatus.READY, actor=SYSTEM.name, warm_until=None)
         if row["kind"] == "rollback":
             left = records.get(tx, "variant", row["predecessor"])
             rollbacks.leave(tx, left, row["by"], row["reason"])
@@ -212,6 +225,9 @@ def _shift(ctx: Context, tx: Tx, row: Row, reason: str | None = None) -> None:
         shadows.begin(tx, records.get(tx, "variant", row["variant"]), plan["copy_percent"], row["by"])
     elif plan["shares"]:
         variants.shift(tx, row, plan["shares"][row["step"]])
+        if row["step"] + 1 == len(plan["shares"]):
+            for identifier, percent in (plan.get("copies") or {}).items():
+                shadows.begin(tx, records.get(tx, "variant", identifier), percent, row["by"])
         if row["strategy"] == "rolling" and row["step"] + 1 < len(plan["shares"]):
             before = records.get(tx, "variant", row["predecessor"])
             fleets.shrink(tx, before, max(int(plan["servers_before"]) - _wanted(row, row["step"]), 1))
@@ -247,8 +263,20 @@ def _judge(ctx: Context, row: Row, now: float) -> tuple[rules.Decision, Row, Row
         predecessor = records.get(tx, "variant", row["predecessor"])
         candidate = traffic.side(tx, row["endpoint"], variant["name"], row["step_at"], now)
         other = traffic.side(tx, row["endpoint"], predecessor["name"], row["step_at"], now)
-    decision = rules.judge(rules.rules_from(row["plan"]), candidate, other, now - row["step_at"])
+        alarm = _alarm(tx, row)
+    plan = row["plan"]
+    if row["step"] + 1 == len(plan["shares"]) and "last_bake_seconds" in plan:
+        plan = {**plan, "bake_seconds": plan["last_bake_seconds"]}
+    decision = rules.judge(rules.rules_from(plan), candidate, other, now - row["step_at"])
+    if alarm is not None:
+        decision = rules.Decision("back", f"the alarm {alarm['name']} fired: {alarm['reason']}", decision.figures)
     return decision, variant, predecessor
+
+
+def _alarm(tx: Tx, row: Row) -> Row | None:
+    """An alarm that fires among those that the rollout was told to heed."""
+    found = (records.find(tx, "alarm", name=name) for name in row["plan"].get("alarms") or ())
+    return next((alarm for alarm in found if alarm and alarm["status"] == AlarmStatus.ALARM), None)
 
 
 def _bake(ctx: Context, row: Row) -> float | None:
@@ -347,13 +375,29 @@ def _succeed(ctx: Context, row: Row) -> None:
         if row["plan"]["shares"]:
             if variant["model"]:
                 registry.set_alias_in(tx, variant["model"], registry.CHAMPION, variant["number"], actor=row["by"])
-            for identifier in {row["predecessor"], *(row["plan"].get("before") or ())} - {None, variant["id"]}:
-                left = records.get(tx, "variant", identifier)
+            for left in _left(tx, row):
                 fleets.let_go(tx, left)
                 if left["weight"] == 0:
                     variants.leave_warm(tx, left, SYSTEM.name, variants.keep_seconds(endpoint))
+            if row["plan"].get("settings"):
+                settings = {**(endpoint["settings"] or {}), **row["plan"]["settings"]}
+                records.set(tx, "endpoint", endpoint["id"], actor=row["by"], settings=settings)
+                snapshots.write(ctx, tx, actor=row["by"], reason=f"settings of {endpoint['name']} changed")
         endpoints.status_after(tx, endpoint, SYSTEM.name)
         tx.after_commit.append(lambda: processes.write(ctx))
+
+
+def _left(tx: Tx, row: Row) -> list[Row]:
+    """The variants that a rollout has replaced; a blueprint replaces whatever there was, copies' receivers too."""
+    coming = {variant["id"] for variant in variants.arriving(tx, row)}
+    if not row["plan"].get("group"):
+        gone = {row["predecessor"], *(row["plan"].get("before") or ())} - {None, *coming}
+        return [records.get(tx, "variant", identifier) for identifier in sorted(gone)]
+    left = [each for each in variants.of_endpoint(tx, row["endpoint"]) if each["id"] not in coming]
+    for each in left:
+        if each["shadow"]:
+            records.set(tx, "variant", each["id"], actor=SYSTEM.name, shadow=None)
+    return left
 
 
 def _await_return(ctx: Context, row: Row) -> float | None:
@@ -363,9 +407,10 @@ def _await_return(ctx: Context, row: Row) -> float | None:
     if ctx.clock.now() - row["step_at"] < DRAIN_SECONDS:
         return DRAIN_SECONDS / 4
     with ctx.db.transaction() as tx:
-        variant = records.get(tx, "variant", row["variant"])
-        if variant["status"] in (VariantStatus.READY, VariantStatus.WARM):
-            records.move(tx, "variant", variant["id"], VariantStatus.STOPPED, actor=SYSTEM.name, reason=row["reason"])
+        for variant in variants.arriving(tx, row):
+            if variant["status"] in (VariantStatus.STARTING, VariantStatus.READY, VariantStatus.WARM):
+                stopped = VariantStatus.STOPPED
+                records.move(tx, "variant", variant["id"], stopped, actor=SYSTEM.name, reason=row["reason"])
         records.move(
             tx,
             "rollout",

@@ -8,14 +8,18 @@ the next start or tick.
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from loopline.control.context import Context
+from loopline.domain import sigv4
 from loopline.store.db import Row, Tx
-from loopline.store.schema import endpoints, functions, gateways, keys, snapshots, variants
+from loopline.store.schema import access_keys, endpoints, functions, gateways, keys, snapshots, variants
+
+SIGNING_DAYS = 8  # so long gateways go on checking signatures while control is down
 
 
 def write(ctx: Context, tx: Tx, *, actor: str, reason: str) -> int:
@@ -52,6 +56,7 @@ def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
                     **({"shadow": variant["shadow"] / 100} if variant["shadow"] else {}),
                     "servers": [entry["socket"] for entry in variant["server"] or () if _takes(entry)],
                     **_demand(variant, settings),
+                    **_manner(variant),
                 }
                 for variant in by_endpoint.get(row["name"], ())
             ],
@@ -70,6 +75,12 @@ def _demand(variant: Row, settings: dict[str, Any]) -> dict[str, Any]:
         return {}
     table = settings.get("multi_model") or settings.get("scaling") or {}
     return {"on_demand": True, "cold_start_ms": int(table.get("cold_start_seconds", 30) * 1000)}
+
+
+def _manner(variant: Row) -> dict[str, Any]:
+    """What callers know a variant as, and whether its model reads bodies by itself."""
+    called = {"called": variant["called"]} if variant["called"] else {}
+    return {**called, "whole": True} if any(entry.get("whole") for entry in variant["server"] or ()) else called
 
 
 def _functions(ctx: Context, tx: Tx) -> dict[str, Any]:
@@ -111,6 +122,28 @@ def _key_limits(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in names if row[name] is not None}
 
 
+def _signers(ctx: Context, tx: Tx) -> dict[str, Any]:
+    """What gateways check signatures with: of each live access key the keys derived for the days around now.
+
+    It stands in the file alone, which is written anew each day, and never in the table. The secret itself cannot be had
+    from it, and what it signs is refused when its day is over.
+    """
+    today = int(tx.now // 86400)
+    days = [time.strftime("%Y%m%d", time.gmtime(day * 86400)) for day in range(today - 1, today + SIGNING_DAYS)]
+    found = {}
+    for row in tx.rows(sa.select(access_keys).where(access_keys.c.revoked_at.is_(None))):
+        if row["expires_at"] is None or row["expires_at"] > tx.now:
+            secret = ctx.secrets.get(tx, f"access_key/{row['id']}")
+            found[row["id"]] = {
+                "role": row["role"],
+                "endpoints": row["endpoints"],
+                "expires_at": row["expires_at"],
+                "token_sha256": row["token_sha256"],
+                "signing": {day: sigv4.day_key(secret, day).hex() for day in days},
+            }
+    return found
+
+
 def latest(tx: Tx) -> Row | None:
     """The newest snapshot."""
     return tx.row(sa.select(snapshots).order_by(snapshots.c.number.desc()).limit(1))
@@ -121,9 +154,11 @@ def publish(ctx: Context) -> int:
     with ctx.publishing:
         with ctx.db.read() as tx:
             row = latest(tx)
-        number = 0 if row is None else int(row["number"])
-        if number <= ctx.cache.get("published", -1):
-            return number
+            number = 0 if row is None else int(row["number"])
+            day = int(ctx.clock.now() // 86400)
+            if (number, day) <= ctx.cache.get("published", (-1, 0)):
+                return number
+            signers = _signers(ctx, tx)
         body = {} if row is None else row["body"]
         document = {
             "number": number,
@@ -132,9 +167,10 @@ def publish(ctx: Context) -> int:
             "endpoints": body.get("endpoints", {}),
             "keys": body.get("keys", {}),
             "functions": body.get("functions", {}),
+            "access_keys": signers,
         }
         replace_json(ctx.settings.dir / "snapshot.json", document)
-        ctx.cache["published"] = number
+        ctx.cache["published"] = number, day
     _poke_gateways(ctx)
     return number
 

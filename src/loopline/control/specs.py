@@ -1,6 +1,7 @@
 """Compiled pipelines as the engine uses them: indexed once, with the code, data and environment that a step needs."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -75,6 +76,21 @@ def json_output(value: Any) -> dict[str, Any]:
         "executable": False,
         "value": value,
     }
+
+
+def facts(tx: Tx, execution: Row) -> dict[str, str]:
+    """What values may say about an execution: see ``domain.values.Variable``."""
+    started = execution["started_at"] or tx.now
+    return {
+        "id": execution["id"],
+        "pipeline": execution["pipeline"],
+        "started_at": _iso(started),
+        "now": _iso(tx.now),
+    }
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def as_output(stored: dict[str, Any]) -> Output:

@@ -6,7 +6,8 @@ from typing import Any
 import sqlalchemy as sa
 
 import loopline
-from loopline.control import snapshots
+from loopline.control import endpoints as endpoints_
+from loopline.control import snapshots, verification
 from loopline.control.context import Context
 from loopline.domain.access import FUNCTION_SCOPE, Actor
 from loopline.domain.capture import COPIES
@@ -77,13 +78,15 @@ def _endpoints(tx: Tx) -> list[dict[str, Any]]:
             .order_by(variants.c.weight.desc(), variants.c.created_at.desc())
         )
         total = sum(variant["weight"] for variant in shown) or 1.0
+        known = verification.of_ids(tx, [variant["version"] for variant in shown if variant["version"]])
         found.append(
             {
                 "name": endpoint["name"],
                 "status": endpoint["status"],
                 "model": endpoint["model"],
+                "follows": endpoints_.followed(endpoint),
                 "reason": endpoint["reason"],
-                "variants": [_variant(variant, total, counts) for variant in shown],
+                "variants": [_variant(variant, total, counts, known) for variant in shown],
                 "last_hour": _sum(counts, endpoint["name"]),
                 "rollout": _rollout(tx, endpoint["name"]),
             }
@@ -91,10 +94,18 @@ def _endpoints(tx: Tx) -> list[dict[str, Any]]:
     return found
 
 
-def _variant(row: Row, total: float, counts: dict[tuple[str, str], dict[str, int]]) -> dict[str, Any]:
+def _variant(
+    row: Row, total: float, counts: dict[tuple[str, str], dict[str, int]], known: dict[str, str]
+) -> dict[str, Any]:
     shown = {key: row[key] for key in ("name", "status", "model", "number", "reason", "warm_until")}
     last_hour = counts.get((row["endpoint"], row["name"]), {"requests": 0, "errors_4xx": 0, "errors_5xx": 0})
-    return {**shown, "ungated": row["version"] is None, "share": row["weight"] / total, "last_hour": last_hour}
+    return {
+        **shown,
+        "ungated": row["version"] is None,
+        "verification": known.get(row["version"]),
+        "share": row["weight"] / total,
+        "last_hour": last_hour,
+    }
 
 
 def _functions(tx: Tx) -> list[dict[str, Any]]:
@@ -136,6 +147,7 @@ def _rollout(tx: Tx, endpoint: str) -> dict[str, Any] | None:
     keys = ("id", "status", "kind", "strategy", "step", "reason", "by", "created_at", "ended_at")
     return {
         **{key: row[key] for key in keys},
+        "warnings": (row["plan"] or {}).get("warnings") or [],
         "to": _version_of(tx, row["variant"]),
         "from": _version_of(tx, row["predecessor"]),
         "moving": not is_terminal("rollout", RolloutStatus(row["status"])),
@@ -170,14 +182,16 @@ def _waiting(tx: Tx) -> list[dict[str, Any]]:
     query = sa.select(versions).where(versions.c.status == VersionStatus.PENDING).order_by(versions.c.created_at.desc())
     champions = {row["model"]: row["number"] for row in tx.rows(sa.select(aliases).where(aliases.c.name == "champion"))}
     found = []
-    for row in tx.rows(query.limit(WAITING)):
+    rows = tx.rows(query.limit(WAITING))
+    verification.add(tx, rows)
+    for row in rows:
         evaluation = tx.row(
             sa.select(evaluations)
             .where(evaluations.c.version == row["id"])
             .order_by(evaluations.c.created_at.desc())
             .limit(1)
         )
-        keys = ("id", "model", "number", "metrics", "execution", "requested_by", "created_at")
+        keys = ("id", "model", "number", "metrics", "verification", "execution", "requested_by", "created_at")
         found.append(
             {
                 **{key: row[key] for key in keys},

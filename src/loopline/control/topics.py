@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from loopline.control import deliveries
+from loopline.control import confirmations, deliveries
 from loopline.control.context import Context
 from loopline.domain import names, notifications
 from loopline.domain.access import Actor
@@ -33,17 +33,27 @@ def create(
     events: list[str] | None = None,
     project: str | None = None,
     endpoint: str | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Create a topic. ``events``: patterns such as ``version.Approved``, ``alarm.*``; ``project``, ``endpoint``: only
-    what happens there."""
+    """Create a topic. ``events``: patterns such as ``version.Approved``, ``alarm.*``, none for a topic that carries
+    only what is published to it; ``project``, ``endpoint``: only what happens there; ``settings``: kept as they are."""
     names.check_name(name, "a topic")
-    match: dict[str, Any] = {"events": [notifications.check_pattern(each) for each in (events or DEFAULT_EVENTS)]}
+    carried = DEFAULT_EVENTS if events is None else events
+    match: dict[str, Any] = {"events": [notifications.check_pattern(each) for each in carried]}
     if endpoint is not None:
         match["endpoint"] = names.check_name(endpoint, "an endpoint")
     with ctx.db.transaction() as tx:
         if project is not None and records.find(tx, "project", name=project) is None:
             raise NotFound(f"there is no project {project!r}")
-        return records.create(tx, "topic", actor=actor.name, name=name, project=project, match=match)
+        return records.create(tx, "topic", actor=actor.name, name=name, project=project, match=match, settings=settings)
+
+
+def set_settings(ctx: Context, actor: Actor, *, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Replace what a topic's owner says of it."""
+    with ctx.db.transaction() as tx:
+        row = topic_row(tx, name)
+        records.set(tx, "topic", row["id"], actor=actor.name, settings=settings)
+    return {**row, "settings": settings}
 
 
 def list_(ctx: Context, actor: Actor, *, project: str | None = None) -> dict[str, Any]:
@@ -86,25 +96,38 @@ def _refuse_file(topic: Row) -> None:
 
 
 def subscribe(
-    ctx: Context, actor: Actor, *, topic: str, kind: str, url: str, secret: str | None = None
+    ctx: Context,
+    actor: Actor,
+    *,
+    topic: str,
+    kind: str,
+    url: str,
+    secret: str | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Send a topic's events to a URL: ``kind`` webhook (signed, Standard Webhooks) or slack.
+    """Send a topic's events to a URL: ``kind`` webhook (signed, Standard Webhooks), slack, sns (in the form of Amazon
+    SNS) or email (``url`` is the address).
 
     ``secret``: the name of a stored signing secret; without one it is made, and the answer shows it this once as
     ``signing_secret``. The URL is stored sealed, because a webhook's path is its password; lists show host and digest.
+    The last two kinds are asked first (`control.confirmations`), and shown as they are. ``settings``: what the form of
+    the messages needs.
     """
     check(kind, url)
     with ctx.db.transaction() as tx:
         topic_row(tx, topic)
         if secret is not None:
             notifications.check_secret(ctx.secrets.get(tx, secret))
-        return _add(ctx, tx, topic, Notification(kind=kind, url=url, secret=secret or ""), actor.name)  # type: ignore[arg-type]
+        return add(ctx, tx, topic, kind, url, secret=secret, actor=actor.name, settings=settings)
 
 
 def check(kind: str, url: str) -> None:
     """Raise ``InvalidInput`` unless this can be subscribed; where the address leads is judged when it is sent to."""
     if kind not in notifications.KINDS:
         raise InvalidInput(f"{kind!r} is not a kind of subscription; kinds: {', '.join(notifications.KINDS)}")
+    if kind == "email":
+        notifications.check_mail(url)
+        return
     parts = urlsplit(url) if isinstance(url, str) and len(url) <= 2048 and url.isascii() and url.isprintable() else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput("url must be https://HOST/PATH")
@@ -112,33 +135,51 @@ def check(kind: str, url: str) -> None:
         raise InvalidInput("url must not contain a user name or password")
 
 
-def shown_url(url: str) -> str:
-    """What may be shown of a URL: the host, and a digest that tells two of them apart."""
+def shown_url(kind: str, url: str) -> str:
+    """What may be shown of a URL: the host, and a digest that tells two of them apart; an address that was asked
+    whether it wants messages is no secret."""
+    if kind in confirmations.KINDS:
+        return url
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}/…#{hashlib.sha256(url.encode()).hexdigest()[:12]}"
 
 
-def _add(ctx: Context, tx: Tx, topic: str, wanted: Notification, actor: str) -> Row:
+def add(
+    ctx: Context,
+    tx: Tx,
+    topic: str,
+    kind: str,
+    url: str,
+    *,
+    actor: str,
+    secret: str | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Row:
+    """The subscription, made; with ``signing_secret`` where one was made with it."""
     identifier = tx.new_id("su")
     made: str | None = None
-    secret: str | None = wanted.secret or None
-    if wanted.kind == "webhook":
+    if kind == "webhook":
         secret = secret or f"webhook.{identifier}"
         if secret not in ctx.secrets.names(tx):
             made = notifications.make_secret(secrets.token_bytes(32))
             ctx.secrets.set(tx, secret, made)
-    ctx.secrets.set(tx, url_secret(identifier), wanted.url)
+    ctx.secrets.set(tx, url_secret(identifier), url)
     row = records.create(
         tx,
         "subscription",
         actor=actor,
         id=identifier,
         topic=topic,
-        kind=wanted.kind,
-        url=shown_url(wanted.url),
+        kind=kind,
+        url=shown_url(kind, url),
         secret=secret,
         enabled=True,
+        pending_until=tx.now if kind in confirmations.KINDS else None,
+        settings=settings,
     )
+    if kind in confirmations.KINDS:
+        row["pending_until"] = confirmations.ask(ctx, tx, row, actor=actor)
+        records.set(tx, "subscription", identifier, actor=actor, pending_until=row["pending_until"])
     return {**row, **({"signing_secret": made} if made else {})}
 
 
@@ -158,7 +199,7 @@ def unsubscribe(ctx: Context, actor: Actor, *, subscription: str) -> dict[str, A
 
 def _remove(ctx: Context, tx: Tx, row: Row, actor: str, reason: str | None = None) -> None:
     stored = ctx.secrets.names(tx)
-    for name in (url_secret(row["id"]), f"webhook.{row['id']}"):
+    for name in (url_secret(row["id"]), f"webhook.{row['id']}", deliveries.confirmation_secret(row["id"])):
         if name in stored:
             ctx.secrets.delete(tx, name)
     records.delete(tx, "subscription", row["id"], actor=actor, reason=reason)
@@ -175,7 +216,10 @@ def send_test(ctx: Context, actor: Actor, *, topic: str) -> dict[str, Any]:
         row = topic_row(tx, topic)
         number = records.note(tx, "topic", row["id"], "test", actor=actor.name, reason="a test message")
         event = _test_event(tx, row, number, actor.name)
-        sent = [deliveries.create(tx, each, event, {"name": topic, "project": row["project"]}) for each in _on(tx, row)]
+        sent = [
+            deliveries.create(tx, each, event, {"name": topic, "project": row["project"]})
+            for each in receiving(tx, row)
+        ]
     ctx.wake()
     return {"items": [each for each in sent if each is not None], "next": None}
 
@@ -194,8 +238,9 @@ def _test_event(tx: Tx, topic: Row, number: int, actor: str) -> dict[str, Any]:
     }
 
 
-def _on(tx: Tx, topic: Row) -> list[Row]:
-    return [each for each in _subscriptions(tx, topic["name"]) if each["enabled"]]
+def receiving(tx: Tx, topic: Row) -> list[Row]:
+    """The subscriptions of a topic that are sent something: switched on, and confirmed where they are asked."""
+    return [each for each in _subscriptions(tx, topic["name"]) if each["enabled"] and each["pending_until"] is None]
 
 
 # -- from loop.toml ---------------------------------------------------------------------------------------------------
@@ -244,13 +289,13 @@ def _apply_members(ctx: Context, tx: Tx, topic: str, members: list[Notification]
     there = {(row["kind"], row["url"]): row for row in _subscriptions(tx, topic)}
     kept = set()
     for each in members:
-        key = (each.kind, shown_url(each.url))
+        key = (each.kind, shown_url(each.kind, each.url))
         row = there.get(key)
         if row is not None and each.secret and row["secret"] != each.secret:
             _remove(ctx, tx, row, actor, "its secret changed in loop.toml")
             row = None
         if row is None and key not in kept:
-            _add(ctx, tx, topic, each, actor)
+            add(ctx, tx, topic, each.kind, each.url, secret=each.secret or None, actor=actor)
             changes.append({"noun": "subscription", "name": f"{topic} {key[1]}", "change": "created"})
         kept.add(key)
     for key, row in there.items():
@@ -280,7 +325,7 @@ def notify(ctx: Context, tx: Tx, event: dict[str, Any]) -> None:
     for topic in carrying:
         here = topic["project"] in (None, facts.get("project"))
         if here and (topic["match"] or {}).get("endpoint") in (None, endpoint):
-            for each in _on(tx, topic):
+            for each in receiving(tx, topic):
                 deliveries.create(tx, each, event, facts)
 
 

@@ -57,14 +57,17 @@ def _apply_one(tx: Tx, actor: str, project: str, name: str, table: TriggerTable,
     return "changed"
 
 
-def _subject(settings: dict[str, Any]) -> tuple[Any, Any]:
-    return settings.get("cron"), settings.get("asset")
+def _subject(settings: dict[str, Any]) -> tuple[Any, ...]:
+    watched = tuple(settings.get(name) for name in ("bucket", "prefix", "suffix"))
+    return settings.get("cron"), settings.get("asset"), watched
 
 
 def _begin(tx: Tx, project: str, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Where a trigger begins to count: what came before it starts nothing."""
     if kind == "cron":
         return {"next_at": rules.next_time(settings["cron"], tx.now), "last": None}
+    if kind == "object":
+        return {"next_at": None, "last": "0"}  # objects that came since it started something
     newest = sa.select(sa.func.max(assets.c.version))
     version = tx.execute(newest.where(assets.c.project == project, assets.c.name == settings["asset"])).scalar()
     return {"next_at": None, "last": str(version or 0)}

@@ -14,6 +14,7 @@ from loopline.store.db import Row, Tx
 from loopline.store.schema import variants
 
 _OVER = (VariantStatus.STOPPED, VariantStatus.FAILED)
+_MAX_FOLLOWERS = 10_000
 
 
 def ensure(tx: Tx, endpoint: Row, version: Row, actor: str, name: str | None = None) -> Row:
@@ -56,6 +57,42 @@ def ensure(tx: Tx, endpoint: Row, version: Row, actor: str, name: str | None = N
     return row
 
 
+def follow(tx: Tx, endpoint: Row, servable: Row, actor: str, *, called: str, instances: int) -> Row:
+    """A new variant for a servable that callers know as ``called``, beside those of that name that serve now."""
+    names.check_name(called, "a variant")
+    taken = {row["name"] for row in of_endpoint(tx, endpoint["name"])}
+    free = (name for n in range(1, _MAX_FOLLOWERS) if (name := called if n == 1 else f"{called[:56]}-{n}") not in taken)
+    return records.create(
+        tx,
+        "variant",
+        actor=actor,
+        endpoint=endpoint["name"],
+        name=next(free),
+        called=called,
+        version=servable["version"],
+        servable=servable["id"],
+        model=servable["model"],
+        number=servable["number"],
+        weight=0.0,
+        instances=instances,
+        digest=(servable["artifact"] or {}).get("sha256", ""),
+    )
+
+
+def start_again(tx: Tx, row: Row, actor: str) -> None:
+    """Let a variant that has ended start once more, as it was."""
+    if row["status"] in _OVER:
+        again: dict[str, Any] = {"server": None, "weight": 0.0, "shadow": None}
+        records.move(tx, "variant", row["id"], VariantStatus.STARTING, actor=actor, **again)
+
+
+def arriving(tx: Tx, rollout: Row) -> list[Row]:
+    """The variants that a rollout brings: as a rule one, of a blueprint all of them; the one it is named by first."""
+    plan = rollout["plan"] or {}
+    others = {*(plan.get("group") or ()), *(plan.get("copies") or ())} - {rollout["variant"]}
+    return [records.get(tx, "variant", identifier) for identifier in (rollout["variant"], *sorted(others))]
+
+
 def default_name(endpoint: Row, version: Row) -> str:
     """What a variant is called unless somebody chooses."""
     name = f"v{version['number']}"
@@ -95,17 +132,24 @@ def weights(tx: Tx, endpoint: str) -> dict[str, float]:
 
 
 def shift(tx: Tx, row: Row, share: float) -> None:
-    """Give a rollout's variant its share (percent), and the rest to those that served before, in their proportion."""
-    before = (row["plan"] or {}).get("before") or ({row["predecessor"]: 1.0} if row["predecessor"] else {})
-    others = {identifier: weight for identifier, weight in before.items() if identifier != row["variant"]}
-    total = sum(others.values())
+    """Give a rollout's variants their share (percent), and the rest to those that served before, each in its
+    proportion."""
+    plan = row["plan"] or {}
+    group = plan.get("group") or {row["variant"]: 1.0}
+    before = plan.get("before") or ({row["predecessor"]: 1.0} if row["predecessor"] else {})
+    others = {identifier: weight for identifier, weight in before.items() if identifier not in group}
+    wanted = {**_parts(others, 100.0 - share), **_parts(group, share)}
     for variant in of_endpoint(tx, row["endpoint"]):
-        weight = (100.0 - share) * others[variant["id"]] / total if variant["id"] in others else 0.0
-        values: dict[str, Any] = {"weight": share if variant["id"] == row["variant"] else weight}
+        values: dict[str, Any] = {"weight": wanted.get(variant["id"], 0.0)}
         if values["weight"] > 0 and variant["shadow"]:
             values["shadow"] = None
         if any(variant[key] != value for key, value in values.items()):
             records.set(tx, "variant", variant["id"], actor=SYSTEM.name, **values)
+
+
+def _parts(weights: dict[str, float], share: float) -> dict[str, float]:
+    total = sum(weights.values())
+    return {identifier: share * weight / total for identifier, weight in weights.items()}
 
 
 def leave_warm(tx: Tx, variant: Row, actor: str, keep_seconds: float) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from loopline.domain import names
 from loopline.errors import Forbidden, InvalidInput
 
 
@@ -84,6 +85,7 @@ def parse_key(text: str) -> tuple[str, str] | None:
 
 FUNCTION_SCOPE = "function"  # "function:NAME" in a key's endpoints opens a function
 QUOTA_WINDOWS = {"minute": 60, "hour": 3600, "day": 86400}
+MAX_EXPIRY_DAYS = 3650
 MAX_RATE = 1_000_000.0
 MAX_QUOTA = 1_000_000_000_000
 _QUOTA = re.compile(r"([0-9]{1,13})/([a-z]+)")
@@ -110,6 +112,36 @@ def limits(rate: float | None, burst: float | None, quota: str | None) -> dict[s
         raise InvalidInput(f"burst must be between 1 and {MAX_RATE:g} requests, not {burst:g}")
     count, seconds = (None, None) if quota is None else parse_quota(quota)
     return {"rate": rate, "burst": burst, "quota": count, "quota_seconds": seconds}
+
+
+def check_expiry(days: float | None) -> None:
+    """Raise ``InvalidInput`` unless a key may be good for so long; None is for ever."""
+    if days is not None and not 0 < days <= MAX_EXPIRY_DAYS:
+        raise InvalidInput(f"expires_days must be more than 0 and at most {MAX_EXPIRY_DAYS}, not {days}")
+
+
+def scope(role: str, endpoints: list[str] | None) -> list[str]:
+    """What a key of a role opens: an invoker's the endpoints that are named, any other everything."""
+    if role != "invoker":
+        if endpoints:
+            raise InvalidInput("only invoker keys are limited to endpoints; leave endpoints out or make role=invoker")
+        return ["*"]
+    if not endpoints:
+        raise InvalidInput(
+            'an invoker key names its endpoints, e.g. endpoints=["patients", "function:resize"], or ["*"] for all'
+        )
+    return [_scope_name(name) for name in endpoints]
+
+
+def _scope_name(name: str) -> str:
+    """``NAME`` of an endpoint, ``function:NAME``, or ``*`` for all of both."""
+    if name != "*":
+        kind, _, function = name.partition(":")
+        if kind == FUNCTION_SCOPE:
+            names.check_name(function, "a function")
+        else:
+            names.check_name(name, "an endpoint")
+    return name
 
 
 def hash_secret(secret: str) -> str:

@@ -3,15 +3,18 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import msgspec
 from msgspec import UNSET, Struct
 
-from loopline.domain.pipelines import AssetRef, Condition, JobStep, Output, PipelineSpec, Ref, Value
+from loopline.domain.pipelines import JobStep, Output, PipelineSpec
+from loopline.domain.values import AssetRef, Condition, Join, Ref, Value
 from loopline.errors import InvalidInput
 
 Outputs = Mapping[str, Mapping[str, Output]]  # step -> name -> output
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def select(value: Any, path: Sequence[str | int], what: str) -> Any:
@@ -28,23 +31,42 @@ def select(value: Any, path: Sequence[str | int], what: str) -> Any:
     return value
 
 
-def resolve_value(value: Value, parameters: Mapping[str, Any], outputs: Outputs) -> Any:
-    """The JSON that a value stands for. Raises ``InvalidInput`` when it is not small JSON (an asset, a file, ...)."""
+def resolve_value(
+    value: Value, parameters: Mapping[str, Any], outputs: Outputs, facts: Mapping[str, str] = NOTHING
+) -> Any:
+    """The JSON that a value stands for; ``facts``: of the execution, by the names of ``values.Variable``.
+
+    Raises ``InvalidInput`` when it is not small JSON (an asset, a file, ...).
+    """
     if value.value is not UNSET:
         return value.value
     if isinstance(value.items, tuple):
-        return [resolve_value(item, parameters, outputs) for item in value.items]
+        return [resolve_value(item, parameters, outputs, facts) for item in value.items]
     if isinstance(value.entries, dict):
-        return {key: resolve_value(item, parameters, outputs) for key, item in value.entries.items()}
+        return {key: resolve_value(item, parameters, outputs, facts) for key, item in value.entries.items()}
+    if isinstance(value.join, Join):
+        parts = (resolve_value(item, parameters, outputs, facts) for item in value.join.values)
+        return value.join.on.join(map(as_text, parts))
+    if isinstance(value.execution, str):
+        return facts[value.execution]
     if not isinstance(value.ref, Ref):
         raise InvalidInput("the content of a data asset is known to steps only")
     if value.ref.parameter is not None:
         return parameters[value.ref.parameter]
-    output = _output(value.ref, outputs)
+    return _of_step(value.ref, outputs)
+
+
+def _of_step(ref: Ref, outputs: Outputs) -> Any:
+    output = _output(ref, outputs)
     if output.value is UNSET:
         small = "too large to be looked at outside a step" if output.format == "json" else f"{output.format}, not JSON"
-        raise InvalidInput(f"{value.ref}: the output is {small}")
-    return select(output.value, value.ref.path, f"{value.ref.step}.{value.ref.output}")
+        raise InvalidInput(f"{ref}: the output is {small}")
+    return select(output.value, ref.path, f"{ref.step}.{ref.output}")
+
+
+def as_text(value: Any) -> str:
+    """A value within a text: a text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value, order="deterministic").decode()
 
 
 def _output(ref: Ref, outputs: Outputs) -> Output:
@@ -54,15 +76,17 @@ def _output(ref: Ref, outputs: Outputs) -> Output:
         raise InvalidInput(f"{ref} is not there: the step did not give it") from None
 
 
-def evaluate_condition(condition: Condition, parameters: Mapping[str, Any], outputs: Outputs) -> bool:
+def evaluate_condition(
+    condition: Condition, parameters: Mapping[str, Any], outputs: Outputs, facts: Mapping[str, str] = NOTHING
+) -> bool:
     """Whether a condition holds. Raises ``InvalidInput`` when its sides cannot be compared."""
     if condition.op == "not":
-        return not evaluate_condition(condition.of[0], parameters, outputs)
+        return not evaluate_condition(condition.of[0], parameters, outputs, facts)
     if condition.op in ("and", "or"):
-        answers = (evaluate_condition(part, parameters, outputs) for part in condition.of)
+        answers = (evaluate_condition(part, parameters, outputs, facts) for part in condition.of)
         return all(answers) if condition.op == "and" else any(answers)
-    left = resolve_value(cast("Value", condition.left), parameters, outputs)
-    right = resolve_value(cast("Value", condition.right), parameters, outputs)
+    left = resolve_value(cast("Value", condition.left), parameters, outputs, facts)
+    right = resolve_value(cast("Value", condition.right), parameters, outputs, facts)
     return compare(condition.op, left, right)
 
 
@@ -127,9 +151,10 @@ def resolve_arguments(
     parameters: Mapping[str, Any],
     outputs: Outputs,
     assets: Mapping[tuple[str, int | None], Asset],
+    facts: Mapping[str, str] = NOTHING,
 ) -> dict[str, Argument]:
     """What the step is called with. ``assets``: by (name, version as written). Raises ``InvalidInput``."""
-    return {name: _argument(value, parameters, outputs, assets) for name, value in step.arguments.items()}
+    return {name: _argument(value, parameters, outputs, assets, facts) for name, value in step.arguments.items()}
 
 
 def _argument(
@@ -137,11 +162,12 @@ def _argument(
     parameters: Mapping[str, Any],
     outputs: Outputs,
     assets: Mapping[tuple[str, int | None], Asset],
+    facts: Mapping[str, str],
 ) -> Argument:
     if isinstance(value.items, tuple):
-        return [_argument(item, parameters, outputs, assets) for item in value.items]
+        return [_argument(item, parameters, outputs, assets, facts) for item in value.items]
     if isinstance(value.entries, dict):
-        return {key: _argument(item, parameters, outputs, assets) for key, item in value.entries.items()}
+        return {key: _argument(item, parameters, outputs, assets, facts) for key, item in value.entries.items()}
     if isinstance(value.asset, AssetRef):
         found = assets[value.asset.name, value.asset.version]
         return Input(f"{found.name}:{found.version}", found.kind, found.sha256, found.path, is_asset=True)
@@ -152,8 +178,12 @@ def _argument(
                 raise InvalidInput(f"{value.ref}: the output is {output.format}, which has no parts")
             source = f"{value.ref.step}.{value.ref.output}"
             return Input(source, output.format, output.sha256, output.path, value.ref.path)
-    given = not isinstance(value.ref, Ref) or value.ref.parameter is not None
-    return Plain(resolve_value(value, parameters, outputs), given)
+    given = all(leaf.value is not UNSET or _is_parameter(leaf) for leaf in value.leaves())
+    return Plain(resolve_value(value, parameters, outputs, facts), given)
+
+
+def _is_parameter(leaf: Value) -> bool:
+    return isinstance(leaf.ref, Ref) and leaf.ref.parameter is not None
 
 
 def call_arguments(arguments: Mapping[str, Argument], locate: Callable[[Input], str]) -> dict[str, Any]:

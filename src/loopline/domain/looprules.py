@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from loopline.domain import endpoint_tests, functionrules, names, rolloutrules, scaling, states
+from loopline.domain import endpoint_tests, functionrules, names, notifications, rolloutrules, scaling, states
 from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
 from loopline.domain.drift import Rule
 from loopline.domain.measures import MEASURES
 from loopline.domain.projects import AlarmTable, Loop, TriggerTable
 from loopline.domain.tomllines import Path
+from loopline.domain.triggers import bucket_mistake
 from loopline.errors import InvalidInput
 
 
@@ -80,6 +81,7 @@ RANGES: dict[tuple[str, str], Range] = {
     ("scaling", "max"): Range(1, scaling.MAX_SERVERS),
     ("scaling", "target_in_flight"): _POSITIVE,
     ("scaling", "target_latency_ms"): _POSITIVE,
+    ("scaling", "target_per_minute"): _POSITIVE,
     ("scaling", "scale_out_cooldown_seconds"): Range(0, 3600),
     ("scaling", "scale_in_cooldown_seconds"): Range(0, 3600),
     ("scaling", "idle_seconds"): Range(1),
@@ -330,8 +332,8 @@ def _scaling(loop: Loop, present: frozenset[Path], say: Say) -> None:
         return
     if table.min > table.max:
         say(("scaling", "min"), f"min is {table.min}, max {table.max}", "write a max that is not below min")
-    tracked = table.target_in_flight is not None or table.target_latency_ms is not None
-    if table.max > max(table.min, 1) and not tracked:
+    targets = (table.target_in_flight, table.target_latency_ms, table.target_per_minute)
+    if table.max > max(table.min, 1) and targets == (None, None, None):
         message = f"[scaling] says nothing of when there should be more than {max(table.min, 1)}"
         say(("scaling", "max"), message, "add target_in_flight = 8 or target_latency_ms = 100")
     if ("scaling",) in present and not _deploys(loop):
@@ -451,6 +453,9 @@ def _triggers(loop: Loop, say: Say) -> None:
             if mistake:
                 cure = 'write minute hour day month weekday, e.g. cron = "0 3 * * 1" for Mondays at 3:00 UTC'
                 say((*path, "cron"), mistake, cure)
+        elif trigger.kind == "object":
+            if mistake := bucket_mistake(trigger):
+                say((*path, "bucket"), mistake, 'write bucket = "NAME", and prefix = "incoming/" for a part of it')
         elif not trigger.asset:
             say((*path, "asset"), "a data trigger without data", 'add asset = "NAME"')
         else:
@@ -465,8 +470,11 @@ def _notifications(loop: Loop, say: Say) -> None:
             good = url.scheme in ("http", "https") and bool(url.hostname)
         except ValueError:
             good = False
+        if message.kind == "email":
+            good = notifications.is_mail(message.url)
         if not good:
-            say((*path, "url"), f"{message.url!r} is not a web address", "write https://HOST/PATH")
+            what, cure = ("an e-mail", "NAME@HOST") if message.kind == "email" else ("a web", "https://HOST/PATH")
+            say((*path, "url"), f"{message.url!r} is not {what} address", f"write {cure}")
         for number, pattern in enumerate(message.events):
             noun, dot, _ = pattern.partition(".")
             if not dot or (noun != "*" and noun not in states.MOVES):

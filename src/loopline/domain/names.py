@@ -10,6 +10,7 @@ from collections.abc import Callable
 from loopline.errors import InvalidInput
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_LABEL = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.:@+#(), -]{0,125}[a-zA-Z0-9_.:@+#)-])?")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 
 
@@ -18,6 +19,16 @@ def check_name(value: object, what: str) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value) or ".." in value:
         raise InvalidInput(
             f"{value!r} is not a name for {what}: use 1 to 63 letters, digits, '-', '_' or '.', "
+            "beginning with a letter or a digit"
+        )
+    return value
+
+
+def check_label(value: object, what: str) -> str:
+    """As ``check_name`` for what people title: longer, and with spaces and a few signs more, but no slash."""
+    if not isinstance(value, str) or not _LABEL.fullmatch(value) or ".." in value:
+        raise InvalidInput(
+            f"{value!r} is not a name for {what}: use 1 to 127 letters, digits, spaces or any of -_.:@+#(), "
             "beginning with a letter or a digit"
         )
     return value

@@ -18,9 +18,22 @@ from typing import Any
 from loopline.domain import states
 from loopline.errors import InvalidInput
 
-KINDS = ("webhook", "slack")
+KINDS = ("webhook", "slack", "sns", "email")
 NOUNS_WITHOUT_STATUS = frozenset(
-    {"alias", "asset", "environment_version", "key", "model", "pipeline", "project", "test", "topic", "trigger", "user"}
+    {
+        "alias",
+        "asset",
+        "environment_version",
+        "key",
+        "model",
+        "pipeline",
+        "stored_pipeline",
+        "project",
+        "test",
+        "topic",
+        "trigger",
+        "user",
+    }
 )
 MAX_TRIES = 10
 FIRST_RETRY_SECONDS = 1.0
@@ -29,6 +42,7 @@ LONGEST_RETRY_SECONDS = 3600.0
 LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 MAX_SLACK_CHARACTERS = 2900  # a text block of Slack holds 3000
 _PATTERN = re.compile(r"(\*|[a-z_]+)\.(\*|[A-Za-z_]+)")
+_MAIL = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _SECRET = "whsec_"  # noqa: S105 - the prefix of every secret, not one of them
 
 
@@ -45,6 +59,18 @@ def check_pattern(pattern: str) -> str:
         legal = ", ".join(str(each) for each in states.STATUSES[noun])
         raise InvalidInput(f"{pattern!r}: a {noun} is never {word}; it can be {legal}")
     return pattern
+
+
+def is_mail(address: object) -> bool:
+    """Whether mail may be sent to this address: nothing in it can begin a header or a second recipient."""
+    return isinstance(address, str) and _MAIL.fullmatch(address) is not None and ".." not in address
+
+
+def check_mail(address: str) -> str:
+    """``address`` itself when mail may be sent to it; raises ``InvalidInput``."""
+    if not is_mail(address):
+        raise InvalidInput(f"{str(address)[:80]!r} is not an e-mail address")
+    return address
 
 
 def matches(patterns: Iterable[str], event: Mapping[str, Any]) -> bool:
@@ -143,8 +169,10 @@ def message(event: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any
     """What is kept for a delivery and sent to webhooks: ``{"type", "timestamp", "data"}``.
 
     ``facts`` are what the record says of itself (project, model, version, endpoint, alarm, numbers); None is left out.
+    ``said`` among them is the summary, where a person has written it.
     """
     told = {name: value for name, value in facts.items() if value is not None}
+    said = told.pop("said", None)
     return {
         "type": event_type(event),
         "timestamp": iso(event["at"]),
@@ -157,9 +185,29 @@ def message(event: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any
             "after": event.get("after"),
             "reason": event.get("reason"),
             **told,
-            "summary": summary(event, told),
+            "summary": said or summary(event, told),
         },
     }
+
+
+def email(sent: Mapping[str, Any]) -> tuple[str, str]:
+    """(subject, text) of an e-mail for what ``message`` made."""
+    data = sent["data"]
+    if "link" in data:
+        text = (
+            f"Somebody has subscribed this address to messages of the topic {data['topic']}.\n\n"
+            f"To receive them, open this link within three days:\n\n    {data['link']}\n\n"
+            "Where you did not expect this, do nothing: no further message will come.\n"
+        )
+        return str(data["summary"]), text
+    if "message" in data:
+        return str(data.get("subject") or f"Message of the topic {data.get('name')}"), f"{data['message']}\n"
+    subject = str(data["summary"])
+    if data["noun"] == "alarm" and data.get("after"):
+        subject = f'{data["after"]}: "{data.get("name") or data["id"]}"'
+    facts = [f"{name}: {_plain(data[name])}" for name in _SHOWN if data.get(name) not in (None, "", {}, [])]
+    lines = [str(data["summary"]), "", *facts, f"at: {sent['timestamp']}", f"id: {data['id']}"]
+    return subject, "\n".join(lines) + "\n"
 
 
 def summary(event: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

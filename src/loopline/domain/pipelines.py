@@ -1,36 +1,33 @@
-"""Compiled pipelines: what they may contain, what their parameters take, and what runs next.
+"""Compiled pipelines: what they may contain, and what their parameters take.
 
-Everything here is a pure function of the spec, the statuses of the steps and what they gave. A spec is indexed once
-(``Index``); after that a decision about an execution is one pass over its steps.
+Everything here is a pure function of the spec. A spec is indexed once (``Index``); after that a decision about an
+execution (``domain.decisions``) is one pass over its steps.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 
+from loopline.domain import scripts
 from loopline.domain.names import check_name
-from loopline.domain.states import TERMINAL, ExecutionStatus, StepStatus, VersionStatus
+from loopline.domain.states import VersionStatus
+from loopline.domain.values import Condition, Part, Ref, Value
 from loopline.errors import InvalidInput
 
 MAX_STEPS = 2_000
 ParameterType = Literal["string", "integer", "number", "boolean"]
 _LIMITS = frozenset({"memory_mb", "cpu_seconds", "open_files", "disk_mb"})
 _PYTHON_TYPES: dict[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
-_ENDED = TERMINAL["step"]
-
-
-class _Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A part of a compiled pipeline; a field not known here is refused."""
 
 
 # -- the compiled form ------------------------------------------------------------------------------------------------
 
 
-class Parameter(_Part, frozen=True):
+class Parameter(Part, frozen=True):
     """A pipeline's parameter; without a default it must be given. ``choices`` None = any value of the type."""
 
     name: str
@@ -39,88 +36,14 @@ class Parameter(_Part, frozen=True):
     default: Any = UNSET
 
 
-class Ref(_Part, frozen=True):
-    """Either a parameter, or the part at ``path`` of an output of a step."""
-
-    parameter: str | None = None
-    step: str | None = None
-    output: str | None = None
-    path: tuple[str | int, ...] = ()
-
-    def __post_init__(self) -> None:
-        of_step = self.step is not None and self.output is not None and self.parameter is None
-        of_pipeline = self.parameter is not None and self.step is None and self.output is None and not self.path
-        if of_step == of_pipeline:
-            raise ValueError("a ref is {parameter} or {step, output, path}")
-
-    def __str__(self) -> str:
-        return (self.parameter or f"{self.step}.{self.output}") + "".join(f"[{part!r}]" for part in self.path)
-
-
-class AssetRef(_Part, frozen=True):
-    """A data asset; ``version`` None = the newest when the execution starts."""
-
-    name: str
-    version: int | None = None
-
-
-class Value(_Part, frozen=True, rename={"items": "list", "entries": "dict"}):
-    """Exactly one of: a literal, a reference, an asset, a list of values, a dict of values."""
-
-    value: Any = UNSET
-    ref: Ref | UnsetType = UNSET
-    asset: AssetRef | UnsetType = UNSET
-    items: "tuple[Value, ...] | UnsetType" = UNSET
-    entries: "dict[str, Value] | UnsetType" = UNSET
-
-    def __post_init__(self) -> None:
-        given = [part is not UNSET for part in (self.value, self.ref, self.asset, self.items, self.entries)]
-        if sum(given) != 1:
-            raise ValueError("a value is exactly one of value, ref, asset, list, dict")
-
-    def leaves(self) -> "list[Value]":
-        """This value, or those that a list or dict is made of, at any depth."""
-        inner: Sequence[Value] = ()
-        if isinstance(self.items, tuple):
-            inner = self.items
-        elif isinstance(self.entries, dict):
-            inner = tuple(self.entries.values())
-        else:
-            return [self]
-        return [leaf for value in inner for leaf in value.leaves()]
-
-
-Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "and", "or", "not"]
-
-
-class Condition(_Part, frozen=True):
-    """A comparison of ``left`` and ``right``, or ``and``, ``or``, ``not`` of the conditions in ``of``."""
-
-    op: Operator
-    left: Value | None = None
-    right: Value | None = None
-    of: "tuple[Condition, ...]" = ()
-
-    def __post_init__(self) -> None:
-        joins = self.op in ("and", "or", "not")
-        sides = self.left is not None and self.right is not None
-        if joins == sides or joins != bool(self.of) or (self.op == "not" and len(self.of) != 1):
-            raise ValueError(f"{self.op!r} takes {'conditions in `of`' if joins else '`left` and `right`'}")
-
-    def values(self) -> list[Value]:
-        """Every value that is compared somewhere in this condition."""
-        own = [side for side in (self.left, self.right) if side is not None]
-        return own + [value for condition in self.of for value in condition.values()]
-
-
-class Parent(_Part, frozen=True):
+class Parent(Part, frozen=True):
     """The branch of a condition step under which a step stands."""
 
     step: str
     branch: bool
 
 
-class _Step(_Part, frozen=True, kw_only=True):
+class _Step(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     name: str
     after: tuple[str, ...] = ()
     parents: tuple[Parent, ...] = ()
@@ -193,6 +116,23 @@ class ConditionStep(_Step, frozen=True, tag_field="kind", tag="condition", kw_on
         return ("result",)
 
 
+class ActionStep(_Step, frozen=True, tag_field="kind", tag="action", kw_only=True):
+    """What control itself does, once for each execution and step. ``action``: one of ``control.actions``.
+
+    Gives ``result``: what the action says about what it made.
+    """
+
+    action: str
+    arguments: dict[str, Value] = {}
+
+    def values(self) -> list[Value]:
+        return list(self.arguments.values())
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        return ("result",)
+
+
 class FailStep(_Step, frozen=True, tag_field="kind", tag="fail", kw_only=True):
     """Ends as Failed, with ``message`` joined by spaces as the reason."""
 
@@ -202,21 +142,69 @@ class FailStep(_Step, frozen=True, tag_field="kind", tag="fail", kw_only=True):
         return list(self.message)
 
 
-Step = JobStep | RegisterStep | ConditionStep | FailStep
+class Report(Part, frozen=True):
+    """A JSON file that a script leaves: ``path``, relative, below the folder of its output ``output``."""
+
+    output: str
+    path: str
 
 
-class PipelineSpec(_Part, frozen=True):
-    """A compiled pipeline. ``file``: the path inside the project that jobs import."""
+class Retry(Part, frozen=True):
+    """Which tries are followed by another, and when: the wait grows by ``rate`` each time, and none begins later than
+    ``seconds`` after the first. ``only``: "faults" are those that are not the program's own, such as a signal."""
+
+    rate: float = 2.0
+    seconds: float | None = None
+    only: Literal["all", "faults"] = "all"
+
+
+class ScriptStep(_Step, frozen=True, tag_field="kind", tag="script", kw_only=True):
+    """Runs a program by the contract of training or processing containers: folders, files, variables, no container.
+
+    ``settings``: a dict in the form of ``domain.scripts.Script``, whose parts may be references at any depth; it is
+    resolved and checked when the step starts. A dict that is all literal is checked with the pipeline. ``given``: what
+    the author wrote in a language of theirs, kept with the job for whoever describes it in that language.
+
+    Gives ``result``: {"name" of the job, "contract", "model" and "output" (URIs; training), "outputs" {name: URI}
+    (processing), "metrics" {name: last value}, "message"}; and for each of ``reports`` the JSON of that file.
+
+    ``retries`` and ``backoff_seconds``: as of a job step; ``retry``: more about them. ``cache``: a result with the same
+    program, environment, channels (by content) and settings is taken again, with the addresses that it was put at, if
+    it is at most ``cache_seconds`` old (None: however old). The job's name and its destinations do not count.
+    """
+
+    settings: Value
+    given: Value | None = None
+    reports: dict[str, Report] = {}
+    retries: int = 0
+    backoff_seconds: float = 0.0
+    retry: Retry | None = None
+    cache: bool = False
+    cache_seconds: float | None = None
+
+    def values(self) -> list[Value]:
+        return [self.settings, *([self.given] if self.given is not None else [])]
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        return ("result", *self.reports)
+
+
+Step = JobStep | RegisterStep | ActionStep | ConditionStep | FailStep | ScriptStep
+
+
+class PipelineSpec(Part, frozen=True):
+    """A compiled pipeline. ``file``: the path inside the project that jobs import; empty where no step needs one."""
 
     version: Literal[1]
     name: str
-    file: str
+    file: str = ""
     parameters: tuple[Parameter, ...] = ()
     steps: tuple[Step, ...] = ()
     description: str = ""
 
 
-class OutputFile(_Part, frozen=True):
+class OutputFile(Part, frozen=True):
     """A file of a folder; ``path`` is relative to the folder, with ``/``."""
 
     path: str
@@ -225,7 +213,7 @@ class OutputFile(_Part, frozen=True):
     mode_x: bool = False
 
 
-class Output(_Part, frozen=True):
+class Output(Part, frozen=True):
     """What a step gave under one name, as its job's manifest says.
 
     ``path`` is relative to the attempt's folder. ``value`` is the JSON itself when it is small. A folder's ``sha256``
@@ -285,7 +273,7 @@ class Index:
             circle = " -> ".join(reversed(error.args[1]))
             raise InvalidInput(f"these steps wait for one another: {circle} (each needs the next)") from None
         # What a decision reads, in the order of the steps: one tuple each, no attribute look-ups.
-        self._rows = tuple(
+        self.rows = tuple(
             (name, self.needs[name], tuple((parent.step, parent.branch) for parent in self.steps[name].parents))
             for name in self.order
         )
@@ -326,17 +314,17 @@ def _check_head(index: Index) -> None:
             raise InvalidInput(f"two {what} are named {twice!r}")
     if not 0 < len(spec.steps) <= MAX_STEPS:
         raise InvalidInput(f"a pipeline has 1 to {MAX_STEPS} steps; this one has {len(spec.steps)}")
-    if spec.file.startswith("/") or ".." in spec.file.split("/") or not spec.file.endswith(".py"):
+    needed = bool(spec.file) or any(isinstance(step, JobStep) for step in spec.steps)
+    if needed and (spec.file.startswith("/") or ".." in spec.file.split("/") or not spec.file.endswith(".py")):
         raise InvalidInput(f"{spec.file!r} is not the path of a Python file inside the project")
     for parameter in spec.parameters:
         if parameter.default is not UNSET:
             check_parameter(parameter, parameter.default)
     for step in spec.steps:
         check_name(step.name, "a step")
-        if isinstance(step, JobStep):
-            _check_job(step)
-        elif isinstance(step, RegisterStep):
-            _check_register(step)
+        check = _CHECKS.get(type(step))
+        if check is not None:
+            check(step)
 
 
 def _check_job(step: JobStep) -> None:
@@ -360,6 +348,26 @@ def _check_register(step: RegisterStep) -> None:
         raise InvalidInput(f"the step {step.name!r} registers what no step gave")
     if step.status is not None and isinstance(step.status.value, str):
         check_version_status(step.status.value)
+
+
+def _check_script(step: ScriptStep) -> None:
+    wrong = None
+    rule = step.retry or Retry()
+    if rule.rate < 1 or (rule.seconds is not None and rule.seconds < 0):
+        wrong = "the rate of retries is at least 1, their time at least 0"
+    elif step.retries < 0 or step.backoff_seconds < 0 or (step.cache_seconds is not None and step.cache_seconds < 0):
+        wrong = "retries, backoff_seconds and cache_seconds are at least 0"
+    elif "result" in step.reports:
+        wrong = "a report is not named 'result'"
+    elif any(leaf.asset is not UNSET for value in step.values() for leaf in value.leaves()):
+        wrong = "a script takes objects, not data assets"
+    elif step.settings.value is not UNSET:
+        scripts.parse_script(step.settings.value)
+    if wrong:
+        raise InvalidInput(f"the step {step.name!r}: {wrong}")
+
+
+_CHECKS: dict[type, Any] = {JobStep: _check_job, RegisterStep: _check_register, ScriptStep: _check_script}
 
 
 def check_version_status(status: Any) -> VersionStatus:
@@ -424,66 +432,6 @@ def resolve_parameters(
         else:
             values[name] = check_parameter(parameter, parameter.default)
     return values
-
-
-# -- what runs next ---------------------------------------------------------------------------------------------------
-
-
-class Decision(Struct, frozen=True):
-    """``start``: steps that may start now, in order. ``skip``: (step, reason) that will never run.
-
-    ``status``: how the execution ended once the skipped ones are recorded; None while it goes on.
-    """
-
-    start: tuple[str, ...]
-    skip: tuple[tuple[str, str], ...]
-    status: ExecutionStatus | None
-
-
-def decide(index: Index, statuses: Mapping[str, str], results: Mapping[str, bool]) -> Decision:
-    """What follows from the steps' statuses and from the ``results`` of those condition steps that succeeded.
-
-    A step starts when all it needs (data, ``after``, conditions above it) has succeeded and its branches are taken.
-    It is skipped when a branch is not taken, or when something it needs failed, was stopped or was itself skipped; what
-    does not need it goes on. The execution ends when every step has: Failed if one failed, else Stopped if one was
-    stopped, else Succeeded.
-    """
-    start: list[str] = []
-    skip: list[tuple[str, str]] = []
-    now: dict[str, str] = dict(statuses)
-    going_on = False
-    for name, needs, parents in index._rows:
-        if now[name] != StepStatus.PENDING:
-            going_on = going_on or now[name] not in _ENDED
-            continue
-        if reason := _why_not(needs, parents, now, results):
-            skip.append((name, reason))
-            now[name] = StepStatus.SKIPPED
-        else:
-            going_on = True
-            if all(now[need] == StepStatus.SUCCEEDED for need in needs):
-                start.append(name)
-    return Decision(tuple(start), tuple(skip), None if going_on else _ending(now))
-
-
-def _why_not(
-    needs: tuple[str, ...], parents: tuple[tuple[str, bool], ...], now: Mapping[str, str], results: Mapping[str, bool]
-) -> str | None:
-    for condition, branch in parents:
-        if now[condition] == StepStatus.SUCCEEDED and results[condition] is not branch:
-            return f"{condition} was {'false' if branch else 'true'}"
-    for need in needs:
-        status = now[need]
-        if status != StepStatus.SUCCEEDED and status in _ENDED:
-            return f"{need} {'failed' if status == StepStatus.FAILED else f'was {status.lower()}'}"
-    return None
-
-
-def _ending(now: Mapping[str, str]) -> ExecutionStatus:
-    reached = set(now.values())
-    if StepStatus.FAILED in reached:
-        return ExecutionStatus.FAILED
-    return ExecutionStatus.STOPPED if StepStatus.STOPPED in reached else ExecutionStatus.SUCCEEDED
 
 
 # As in projects.py: the types are worked out while one thread imports this module, not when two threads first use them.

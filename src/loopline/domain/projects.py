@@ -115,6 +115,7 @@ class ScalingTable(_Table, frozen=True):
     max: int = 1
     target_in_flight: float | None = None  # requests in flight per server, on average
     target_latency_ms: float | None = None  # p95
+    target_per_minute: float | None = None  # requests a minute per server
     scale_out_cooldown_seconds: float = 15
     scale_in_cooldown_seconds: float = 120
     idle_seconds: float = 300  # with min = 0
@@ -267,19 +268,22 @@ class Retrain(_Table, frozen=True):
 class TriggerTable(_Table, frozen=True):
     """``[[triggers]]``"""
 
-    kind: Literal["cron", "data"]
+    kind: Literal["cron", "data", "object"]
     name: str = ""
     cron: str = ""  # five fields, UTC
     asset: str = ""
-    every: int = 1  # data: after so many new versions
+    bucket: str = ""  # object: where, and which keys
+    prefix: str = ""
+    suffix: str = ""
+    every: int = 1  # data, object: after so many new ones
     parameters: dict[str, Any] = {}
 
 
 class Notification(_Table, frozen=True):
     """``[[notifications]]``"""
 
-    kind: Literal["webhook", "slack"]
-    url: str
+    kind: Literal["webhook", "slack", "email"]
+    url: str  # the address, of an email
     secret: str = ""  # name of a stored secret that signs; made when absent
     events: tuple[str, ...] = (
         "push.Rejected",

@@ -29,6 +29,7 @@ class Policy:
     max: int = 1
     target_in_flight: float | None = None
     target_latency_ms: float | None = None
+    target_per_minute: float | None = None
     scale_out_cooldown_seconds: float = 15
     scale_in_cooldown_seconds: float = 120
     idle_seconds: float = 300
@@ -43,13 +44,16 @@ class Policy:
 @dataclass(frozen=True, slots=True)
 class Load:
     """What a variant had to do. ``in_flight``: requests in flight now, on average, over all its servers; ``busiest``:
-    the highest such average in the time that a scale-in looks back; ``p95_ms`` of now, None with too few requests.
+    the highest such average in the time that a scale-in looks back; ``p95_ms`` of now, None with too few requests;
+    ``per_minute`` and ``busiest_per_minute``: the same two of the rate of requests.
     """
 
     requests: int
     in_flight: float
     busiest: float
     p95_ms: float | None
+    per_minute: float = 0.0
+    busiest_per_minute: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +72,23 @@ def policy_from(settings: Mapping[str, Any] | None) -> Policy | None:
     return None if table is None else Policy(**table)
 
 
-def load_from(busy_seconds: Sequence[float], requests: int, p95_ms: float | None) -> Load:
+def load_from(busy_seconds: Sequence[float], requests: int, p95_ms: float | None, counts: Sequence[float] = ()) -> Load:
     """``busy_seconds``: of each second that a scale-in looks back, the oldest first, the sum of what its requests took;
-    ``requests`` and ``p95_ms`` of the last ``WINDOW_SECONDS``.
+    ``counts``: how many they were; ``requests`` and ``p95_ms`` of the last ``WINDOW_SECONDS``.
     """
-    width = min(WINDOW_SECONDS, len(busy_seconds)) or 1
-    sums = [sum(busy_seconds[:width])]
-    for place in range(width, len(busy_seconds)):
-        sums.append(sums[-1] + busy_seconds[place] - busy_seconds[place - width])
-    return Load(
-        requests, max(0.0, sums[-1] / width), max(0.0, *sums) / width, p95_ms if requests >= MIN_FOR_P95 else None
-    )
+    in_flight, busiest = _averages(busy_seconds)
+    rate, fastest = _averages(counts)
+    p95 = p95_ms if requests >= MIN_FOR_P95 else None
+    return Load(requests, in_flight, busiest, p95, round(60 * rate, 3), round(60 * fastest, 3))
+
+
+def _averages(seconds: Sequence[float]) -> tuple[float, float]:
+    """The average of the last ``WINDOW_SECONDS``, and the highest of any such stretch."""
+    width = min(WINDOW_SECONDS, len(seconds)) or 1
+    sums = [sum(seconds[:width])]
+    for place in range(width, len(seconds)):
+        sums.append(sums[-1] + seconds[place] - seconds[place - width])
+    return max(0.0, sums[-1] / width), max(0.0, *sums) / width
 
 
 def decide(policy: Policy, servers: int, load: Load, since_change: float) -> Decision:
@@ -108,6 +118,14 @@ def _more(policy: Policy, servers: int, load: Load) -> tuple[int, str]:
     if target and load.in_flight > servers * target * (1 + TOLERANCE):
         wanted = math.ceil(load.in_flight / target)
         why = f"{load.in_flight / servers:.2f} requests in flight per server; the target is {target:g}"
+    rate = policy.target_per_minute
+    if rate and load.per_minute > servers * rate * (1 + TOLERANCE):
+        by_rate = math.ceil(load.per_minute / rate)
+        if by_rate > wanted:
+            wanted, why = (
+                by_rate,
+                f"{load.per_minute / servers:.0f} requests a minute per server; the target is {rate:g}",
+            )
     slow = policy.target_latency_ms
     if slow and load.p95_ms is not None and load.p95_ms > slow * (1 + TOLERANCE):
         by_latency = math.ceil(servers * min(load.p95_ms / slow, 2.0))
@@ -119,12 +137,15 @@ def _more(policy: Policy, servers: int, load: Load) -> tuple[int, str]:
 def _fewer(policy: Policy, servers: int, load: Load) -> tuple[int, str]:
     """The fewest servers at which every target is expected to be kept with room to spare."""
     fewest, words = policy.least, []
-    target, slow = policy.target_in_flight, policy.target_latency_ms
-    if target is None and slow is None:
+    target, slow, rate = policy.target_in_flight, policy.target_latency_ms, policy.target_per_minute
+    if target is None and slow is None and rate is None:
         return servers, ""
     if target:
         fewest = max(fewest, math.ceil(load.busiest / (target * (1 - TOLERANCE))))
         words.append(f"at most {load.busiest:.2f} requests in flight")
+    if rate:
+        fewest = max(fewest, math.ceil(load.busiest_per_minute / (rate * (1 - TOLERANCE))))
+        words.append(f"at most {load.busiest_per_minute:.0f} requests a minute")
     if slow and servers > 1:
         expected = 0.0 if load.p95_ms is None else load.p95_ms * servers / (servers - 1)
         fewest = max(fewest, servers - 1 if expected <= slow * (1 - TOLERANCE) else servers)

@@ -88,13 +88,14 @@ class VersionStatus(StrEnum):
 
 
 class EvaluationStatus(StrEnum):
-    """A gate's judgement of a version."""
+    """A gate's judgement of a version; ``Claimed`` is none: somebody's figures, which nobody measured here."""
 
     PENDING = "Pending"
     SCORING = "Scoring"
     PASSED = "Passed"
     REFUSED = "Refused"
     FAILED = "Failed"
+    CLAIMED = "Claimed"
 
 
 class CompilationStatus(StrEnum):
@@ -105,6 +106,23 @@ class CompilationStatus(StrEnum):
     PASSED = "Passed"
     REFUSED = "Refused"
     FAILED = "Failed"
+
+
+class ServableStatus(StrEnum):
+    """What a variant runs without being a version: its files are unpacked and its environment is built first."""
+
+    PENDING = "Pending"
+    READY = "Ready"
+    FAILED = "Failed"
+    DELETED = "Deleted"
+
+
+class UploadStatus(StrEnum):
+    """An object that comes in parts."""
+
+    OPEN = "Open"
+    COMPLETED = "Completed"
+    ABORTED = "Aborted"
 
 
 class EndpointStatus(StrEnum):
@@ -221,6 +239,8 @@ _N, _W, _O, _L, _D, _T = EndpointStatus, VariantStatus, RolloutStatus, AlarmStat
 _C = CheckupStatus
 _K = CompilationStatus
 _B, _I = BatchStatus, InvocationStatus
+_Y = UploadStatus
+_Q = ServableStatus
 
 # noun -> status -> what may follow. A status that nothing follows is terminal. A noun's first key is where it begins,
 # unless INITIAL says more.
@@ -295,17 +315,18 @@ MOVES: dict[str, Moves] = {
     "version": _moves(
         {
             _V.PENDING: (_V.APPROVED, _V.REJECTED),
-            _V.APPROVED: (_V.REJECTED,),
-            _V.REJECTED: (_V.APPROVED,),
+            _V.APPROVED: (_V.REJECTED, _V.PENDING),  # Pending again: somebody is to decide anew
+            _V.REJECTED: (_V.APPROVED, _V.PENDING),
         }
     ),
     "evaluation": _moves(
         {
-            _G.PENDING: (_G.SCORING, _G.PASSED, _G.REFUSED, _G.FAILED),
+            _G.PENDING: (_G.SCORING, _G.PASSED, _G.REFUSED, _G.FAILED, _G.CLAIMED),
             _G.SCORING: (_G.PASSED, _G.REFUSED, _G.FAILED),
             _G.PASSED: (),
             _G.REFUSED: (),
             _G.FAILED: (),
+            _G.CLAIMED: (),
         }
     ),
     "compilation": _moves(
@@ -317,6 +338,15 @@ MOVES: dict[str, Moves] = {
             _K.FAILED: (),
         }
     ),
+    "servable": _moves(
+        {
+            _Q.PENDING: (_Q.READY, _Q.FAILED, _Q.DELETED),
+            _Q.READY: (_Q.DELETED,),
+            _Q.FAILED: (_Q.PENDING, _Q.DELETED),
+            _Q.DELETED: (),
+        }
+    ),
+    "upload": _moves({_Y.OPEN: (_Y.COMPLETED, _Y.ABORTED), _Y.COMPLETED: (), _Y.ABORTED: ()}),
     "endpoint": _moves(
         {
             _N.CREATING: (_N.IN_SERVICE, _N.FAILED, _N.DELETED),
@@ -434,9 +464,11 @@ TERMINAL: dict[str, frozenset[str]] = {
     "run": frozenset({_R.SUCCEEDED, _R.FAILED, _R.STOPPED}),
     "environment": frozenset({_E.READY, _E.FAILED}),
     "push": frozenset({_P.STARTED, _P.REJECTED, _P.IGNORED}),
-    "evaluation": frozenset({_G.PASSED, _G.REFUSED, _G.FAILED}),
+    "evaluation": frozenset({_G.PASSED, _G.REFUSED, _G.FAILED, _G.CLAIMED}),
     "compilation": frozenset({_K.PASSED, _K.REFUSED, _K.FAILED}),
     "function": frozenset({_F.READY, _F.FAILED, _F.DELETED}),
+    "servable": frozenset({_Q.READY, _Q.FAILED, _Q.DELETED}),
+    "upload": frozenset({_Y.COMPLETED, _Y.ABORTED}),
     "rollout": frozenset({_O.SUCCEEDED, _O.ROLLED_BACK, _O.FAILED}),
     "test_run": frozenset({_C.PASSED, _C.FAILED, _C.STOPPED}),
     "batch": frozenset({_B.SUCCEEDED, _B.FAILED, _B.STOPPED}),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from cronsim import CronSim, CronSimError
 
+from loopline.domain.objects import check_bucket
 from loopline.domain.projects import TriggerTable
 from loopline.errors import InvalidInput
 
@@ -15,7 +16,8 @@ MAX_COUNTED = 1000  # missed times beyond this are not counted one by one
 
 # What the platform itself adds to a data asset starts nothing: a version from a push comes with an execution already,
 # one from captured traffic belongs to a retraining that starts its own.
-OWN_SOURCES = frozenset({"project", "captured"})
+# An object that a job wrote starts nothing either: a pipeline whose output it watches would start itself for ever.
+OWN_SOURCES = frozenset({"project", "captured", "job"})
 
 
 class Due(NamedTuple):
@@ -72,4 +74,25 @@ def settings_of(table: TriggerTable) -> dict[str, Any]:
     """What is kept of a ``[[triggers]]`` table beside its name and kind."""
     if table.kind == "cron":
         return {"cron": table.cron, "parameters": table.parameters}
+    if table.kind == "object":
+        watched = {"bucket": table.bucket, "prefix": table.prefix, "suffix": table.suffix}
+        return {**watched, "every": max(1, table.every), "parameters": table.parameters}
     return {"asset": table.asset.partition(":")[0], "every": max(1, table.every), "parameters": table.parameters}
+
+
+def watches(settings: dict[str, Any], bucket: str, key: str) -> bool:
+    """Whether a trigger of the kind ``object`` counts an object."""
+    if settings["bucket"] != bucket:
+        return False
+    return key.startswith(settings["prefix"]) and key.endswith(settings["suffix"])
+
+
+def bucket_mistake(table: TriggerTable) -> str | None:
+    """What is wrong with the bucket that a trigger watches, or None."""
+    if not table.bucket:
+        return "an object trigger without a bucket"
+    try:
+        check_bucket(table.bucket)
+    except InvalidInput as error:
+        return error.message
+    return None

@@ -18,14 +18,14 @@ class Reaction(NamedTuple):
 
 
 # What people are told about; attempts, jobs and runs are parts of steps and executions.
-TOLD = frozenset(NOUNS) - {"attempt", "delivery", "job", "run", "subscription", "topic"}
+TOLD = frozenset(NOUNS) - {"attempt", "delivery", "job", "object", "run", "subscription", "topic", "upload"}
 
 REACTIONS = (
     Reaction("audit", audit.chain),
-    Reaction("release", rollouts.react, frozenset({"version"})),
+    Reaction("release", rollouts.react, frozenset({"evaluation", "version"})),
     Reaction("multimodel", multimodel.react, frozenset({"endpoint", "version"})),
     Reaction("notify", topics.notify, TOLD),
-    Reaction("triggers", firings.react, frozenset({"asset"})),
+    Reaction("triggers", firings.react, frozenset({"asset", "object"})),
     Reaction("retraining", retraining.react, frozenset({"execution", "push", "retraining"})),
     Reaction("tests", endpoint_tests.react, frozenset({"endpoint"})),
     Reaction("monitors", monitoring.react, frozenset({"endpoint", "variant", "version"})),

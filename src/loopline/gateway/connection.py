@@ -17,6 +17,7 @@ from loopline.gateway.head import ENDPOINTS, MAX_HEAD_BYTES, MAX_HEADERS, Head, 
 from loopline.gateway.headcache import KnownHead
 from loopline.gateway.invocation import Invocation
 from loopline.gateway.proxy import Proxied
+from loopline.gateway.signed import SignedInvocation
 
 if TYPE_CHECKING:
     from loopline.gateway.gateway import Gateway
@@ -288,6 +289,8 @@ class Connection(asyncio.Protocol):
     def _invocation(self, head: Head, request_id: bytes, name: bytes, now: float) -> Exchange:
         table = self.gateway.table_in_force
         endpoint = table.endpoints.get(name)
+        if head.signed and not self.private:
+            return SignedInvocation(self, head, request_id, endpoint, now, name)
         if endpoint is not None:
             return Invocation(self, head, request_id, endpoint, now)
         return Reply(self, head, request_id, self.gateway.unknown_endpoint(head, name, request_id))

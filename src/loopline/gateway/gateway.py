@@ -28,8 +28,8 @@ from loopline.gateway.invocation import NO_VARIANT
 from loopline.gateway.limits import Limits
 from loopline.gateway.links import Link, Links
 from loopline.gateway.logs import log
-from loopline.gateway.routing import Table
-from loopline.gateway.snapshot import Snapshot, parse_snapshot
+from loopline.gateway.routing import Endpoint, Table
+from loopline.gateway.snapshot import EndpointSpec, Snapshot, parse_snapshot
 from loopline.gateway.spool import Spool
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Gateway:
         self._health = Health(settings.run_dir)
         self._allowances = Allowances(settings.dir / "allowances")
         self._callers = _callers(settings)
+        self.account = settings.aws_account
         self.exposed = False  # whether other machines can reach the public port
         self._settings = settings
         self._certificate: Certificate | None = None
@@ -238,6 +239,10 @@ class Gateway:
         except LooplineError as refusal:
             error = refusal
         return error.status, error_body(error.code, error.message, request_id), NO_VARIANT
+
+    def nowhere(self, name: bytes) -> Endpoint:
+        """What stands for an endpoint that there is none of, until who asks is known."""
+        return Endpoint(name.decode("latin-1"), EndpointSpec(variants=()), {}, self._limits)
 
     # housekeeping
 

@@ -24,7 +24,9 @@ _FIELDS = {
     b"x-loopline-variant": 10,
 }
 ENDPOINTS, INVOCATIONS = b"/endpoints/", b"/invocations"
-_BEARER = b"bearer "
+_BEARER, _SIGNED = b"bearer ", b"AWS4-HMAC-SHA256"
+_AMZN = b"x-amzn-sagemaker-"
+_PASSED = frozenset((b"accept", _AMZN + b"custom-attributes", _AMZN + b"inference-id"))
 _PURPOSES = frozenset(purpose.encode() for purpose in PURPOSES)
 
 
@@ -67,6 +69,7 @@ class Head:
         "model",
         "old",
         "path",
+        "signed",
         "target",
         "timeout_ms",
         "variant",
@@ -105,6 +108,7 @@ class Head:
         bearer = authorization is not None and authorization[:7].lower() == _BEARER
         self.credential = authorization[7:].strip() if bearer and authorization else api_key
         self.timeout_ms = None if timeout is None else _milliseconds(timeout)
+        self.signed = authorization is not None and api_key is None and authorization.startswith(_SIGNED)
 
     def invokes(self) -> bytes | None:
         """The name of the endpoint that the request asks for predictions; None for any other request."""
@@ -112,6 +116,26 @@ class Head:
         if self.method == b"POST" and path.startswith(ENDPOINTS) and path.endswith(INVOCATIONS):
             return path[len(ENDPOINTS) : -len(INVOCATIONS)]
         return None
+
+    def take_amzn(self) -> None:
+        """Read what a signed request says in headers of its own. Raises ``InvalidInput`` for one that comes twice."""
+        found: dict[bytes, bytes] = {}
+        for name, value in self.headers:
+            lower = name.lower()
+            if lower.startswith(_AMZN) and found.setdefault(lower, value) is not value:
+                raise malformed(f"the header {lower.decode('latin-1')} may be sent only once")
+        self.variant = found.get(_AMZN + b"target-variant", self.variant)
+        self.model = found.get(_AMZN + b"target-model", self.model)
+        self.join = found.get(_AMZN + b"inference-id", self.join)
+
+    def passed(self) -> bytes:
+        """The content type, and a line for each header that a model is told which reads bodies by itself."""
+        lines = [self.content_type or b"application/json"]
+        for name, value in self.headers:
+            lower = name.lower()
+            if lower in _PASSED:
+                lines.append(b"%b: %b" % (lower, value))
+        return b"\n".join(lines)
 
     def purpose(self) -> bytes | None:
         """What a private client says that the request is for. Raises ``InvalidInput`` for what is no purpose."""

@@ -88,7 +88,7 @@ class HeadCache:
         head = Head(parser.get_method(), reader.url, parser.get_http_version(), reader.headers)
         name = head.invokes()
         endpoint = self._table.endpoints.get(name) if name is not None else None
-        if endpoint is None or head.chunked or head.expects or head.old or head.join is not None:
+        if endpoint is None or head.chunked or head.expects or head.old or head.join is not None or head.signed:
             return None
         head.check_host(self._table.hosts)
         if head.length > endpoint.max_body_bytes or (self._exposed and not endpoint.spec.auth):

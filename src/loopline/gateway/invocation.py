@@ -62,6 +62,7 @@ class Invocation(Exchange):
         "started",
         "submitted",
         "table",
+        "told",
         "variant",
     )
 
@@ -83,6 +84,7 @@ class Invocation(Exchange):
         self.admission: Admission | None = None
         self.allowed = b""  # header lines that say what is left of the key's limits
         self.submitted = self.expired = self.copied = False
+        self.told: bytes | None = None  # what the answer is, where it is no JSON
 
     # while the request arrives
 
@@ -244,7 +246,9 @@ class Invocation(Exchange):
         payload = self.payload
         if payload.__class__ is not bytes:
             payload = self.payload = bytes(payload)
-        link.submit(self, self.head.content_type or JSON_TYPE, self.request_id, payload)
+        head, variant = self.head, self.variant
+        kind = head.passed() if variant is not None and variant.whole else head.content_type or JSON_TYPE
+        link.submit(self, kind, self.request_id, payload)
 
     def answered(self, status: int, content_type: bytes, body: bytes) -> None:
         """The model server's answer."""
@@ -254,6 +258,8 @@ class Invocation(Exchange):
             self.admission = None
             admission.leave(self, status < 400)
         if not self.done:
+            if content_type != JSON_TYPE:
+                self.told = content_type
             if status >= 400:
                 body = with_request_id(body, self.request_id)
             if self.endpoint.shadows and self.purpose != b"test":
@@ -275,7 +281,7 @@ class Invocation(Exchange):
         for shadow in due:
             where = shadow.meta + b',"shadow":true'
             context = self.head.contexts.get(where) or self._context(where)
-            kind = self.head.content_type or JSON_TYPE
+            kind = self.head.passed() if shadow.whole else self.head.content_type or JSON_TYPE
             shadow.copy(Original(context, self.request_id, self.at, kind, payload), gateway.spool)
 
     # the ways out
@@ -342,6 +348,8 @@ class Invocation(Exchange):
     def _record(self, status: int, answer: bytes) -> None:
         endpoint, variant = self.endpoint, self.variant
         where = endpoint.meta if variant is None else variant.meta
+        if self.told is not None:
+            where += b',"answer_type":%b' % _json_text(self.told)
         context = self.head.contexts.get(where) or self._context(where)
         gateway = self.connection.gateway
         latency_us = int((time.perf_counter() - self.started) * 1e6)

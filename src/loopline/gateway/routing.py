@@ -7,16 +7,19 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 
+from loopline.domain import sigv4
 from loopline.domain.access import FUNCTION_SCOPE, ROLES, Permission, parse_key, secret_matches
 from loopline.domain.frames import MAX_FRAME_BYTES
-from loopline.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
+from loopline.errors import BadSignature, Forbidden, InvalidInput, NotFound, Unauthenticated
 from loopline.gateway import sticky
 from loopline.gateway.allowances import Allowance, Allowances
 from loopline.gateway.head import MAX_HEAD_BYTES, Head
 from loopline.gateway.limits import Admission, Limits
 from loopline.gateway.links import Link
 from loopline.gateway.shadow import Shadow
-from loopline.gateway.snapshot import EndpointSpec, KeySpec, Snapshot, VariantSpec
+from loopline.gateway.snapshot import AccessKeySpec, EndpointSpec, KeySpec, Snapshot, VariantSpec
+
+MAX_DERIVED = 16  # keys of days and regions that are kept of each access key
 
 
 class Variant:
@@ -25,8 +28,10 @@ class Variant:
     __slots__ = (
         "_turn",
         "admission",
+        "called",
         "cold_start_seconds",
         "headers",
+        "invoked",
         "links",
         "meta",
         "name",
@@ -34,6 +39,7 @@ class Variant:
         "on_demand",
         "weight",
         "what",
+        "whole",
     )
 
     def __init__(self, endpoint: str, spec: VariantSpec, links: Mapping[str, Link], admission: Admission) -> None:
@@ -49,6 +55,9 @@ class Variant:
         self.headers = f"x-loopline-version: {version}\r\nx-loopline-variant: {spec.name}\r\n".encode(
             "ascii", "replace"
         )
+        self.called = (spec.called or spec.name).encode()
+        self.invoked = b"x-amzn-invoked-production-variant: %b\r\n" % self.called
+        self.whole = spec.whole
         self.ok = b"HTTP/1.1 200 OK\r\n%bcontent-type: application/json\r\nx-request-id: " % self.headers
         self.meta = _meta(endpoint, spec.name, spec.version, spec.model)
 
@@ -202,6 +211,15 @@ class Endpoint:
         place = bisect_right(self._bounds, chance() * self._total)
         return self.variants[min(place, len(self.variants) - 1)]  # rounding may reach the last bound
 
+    def called(self, wanted: bytes, chance: Callable[[], float]) -> Variant | None:
+        """A variant that callers know as ``wanted``: of those that get traffic one by its weight, else any."""
+        found = [variant for variant in self.named.values() if variant.called == wanted]
+        taking = [variant for variant in found if variant.weight > 0]
+        if len(taking) < 2:
+            return next(iter(taking or found), None)
+        bounds = list(accumulate(variant.weight for variant in taking))
+        return taking[min(bisect_right(bounds, chance() * bounds[-1]), len(taking) - 1)]
+
 
 class Key:
     """An API key and where it may go."""
@@ -226,6 +244,39 @@ class Key:
         return self._may_invoke and (self._everywhere or endpoint in self._endpoints)
 
 
+class AccessKey(Key):
+    """A key that signs requests."""
+
+    __slots__ = ("_days", "_derived", "_token_sha256")
+
+    def __init__(self, key_id: str, spec: AccessKeySpec) -> None:
+        plain = KeySpec(sha256="", role=spec.role, endpoints=spec.endpoints, expires_at=spec.expires_at)
+        super().__init__(key_id, plain, None)
+        self._token_sha256 = spec.token_sha256
+        self._days = spec.signing
+        self._derived: dict[tuple[str, str, str], bytes] = {}
+
+    def comes_with(self, token: str | None, now: float) -> bool:
+        """Whether it has not expired, and was shown with its token where it has one, and with none where not."""
+        if self.expires_at is not None and now >= self.expires_at:
+            return False
+        if self._token_sha256 is None:
+            return token is None
+        return token is not None and secret_matches(token, self._token_sha256)
+
+    def signing(self, day: str, region: str, service: str) -> bytes:
+        """What signs its requests of a day. Raises ``BadSignature`` for a day that is not near."""
+        found = self._derived.get((day, region, service))
+        if found is None:
+            if day not in self._days:
+                raise BadSignature(f"the request was signed on {day}")
+            if len(self._derived) >= MAX_DERIVED:
+                self._derived.clear()
+            of_the_day = bytes.fromhex(self._days[day])
+            found = self._derived[day, region, service] = sigv4.signing_key(of_the_day, region, service)
+        return found
+
+
 class Table:
     """An immutable routing table, made from one snapshot."""
 
@@ -243,6 +294,7 @@ class Table:
             name.encode(): frozenset(endpoint.encode() for endpoint in spec.calls)
             for name, spec in snapshot.functions.items()
         }
+        self._signers = {key_id: AccessKey(key_id, spec) for key_id, spec in snapshot.access_keys.items()}
         self._keys = {key_id: Key(key_id, spec, allowances.of(key_id, spec)) for key_id, spec in snapshot.keys.items()}
 
     def authorise(self, credential: bytes | None, endpoint: str) -> Key:
@@ -256,6 +308,18 @@ class Table:
             raise Unauthenticated
         if not key.may_invoke(endpoint):
             raise Forbidden("this key may not invoke this endpoint")
+        return key
+
+    def signer(self, key_id: str, token: str | None, endpoint: str | None) -> AccessKey:
+        """The access key that a request claims, if it may invoke the endpoint (None: there is none to be asked).
+
+        Raises ``Unauthenticated`` for an unknown or expired one or a wrong token, and ``Forbidden``.
+        """
+        key = self._signers.get(key_id)
+        if key is None or not key.comes_with(token, time.time()):
+            raise Unauthenticated("The security token included in the request is invalid.")
+        if endpoint is not None and not key.may_invoke(endpoint):
+            raise Forbidden("this access key may not invoke this endpoint")
         return key
 
 

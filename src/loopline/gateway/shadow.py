@@ -40,6 +40,7 @@ class Shadow:
     def __init__(self, spec: VariantSpec, links: list[Link], meta: bytes, endpoint: EndpointSpec) -> None:
         self.name = spec.name
         self.share = spec.shadow
+        self.whole = spec.whole
         self.meta = meta
         self.in_flight = 0
         self._links = links

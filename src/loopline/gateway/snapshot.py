@@ -18,6 +18,8 @@ class VariantSpec(msgspec.Struct, frozen=True):
 
     ``shadow``: the share of the endpoint's requests that it gets copies of.
     ``on_demand``: the first of them runs only while somebody asks; a request waits ``cold_start_ms`` for it at most.
+    ``called``: what callers know it as, where that is not its name. ``whole``: its model reads and writes bodies by
+    itself, and is told what the caller accepts.
     """
 
     name: str
@@ -28,6 +30,8 @@ class VariantSpec(msgspec.Struct, frozen=True):
     shadow: Fraction = 0.0
     on_demand: bool = False
     cold_start_ms: Count = 30_000
+    called: str = ""
+    whole: bool = False
 
 
 class EndpointSpec(msgspec.Struct, frozen=True):
@@ -69,6 +73,17 @@ class KeySpec(msgspec.Struct, frozen=True):
     quota_seconds: Count = 86400
 
 
+class AccessKeySpec(msgspec.Struct, frozen=True):
+    """One key that signs requests. ``signing``: of each day, yyyymmdd, the key that those of its services are derived
+    from, in hexadecimal digits; ``token_sha256``: of the token that a temporary one is shown with."""
+
+    role: str
+    signing: dict[str, str]
+    endpoints: tuple[str, ...] = ()
+    expires_at: float | None = None
+    token_sha256: str | None = None
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """Everything that a gateway knows, as one immutable value with a number."""
 
@@ -78,6 +93,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     endpoints: dict[str, EndpointSpec]
     keys: dict[KeyId, KeySpec]
     functions: dict[str, FunctionSpec] = {}
+    access_keys: dict[str, AccessKeySpec] = {}
 
     def served(self) -> dict[str, EndpointSpec]:
         """Endpoints and functions; a function by the name that a key's scope has for it."""

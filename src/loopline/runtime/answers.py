@@ -14,6 +14,12 @@ _TEXT = frozenset({str})
 _DEEPEST = 4  # answers nested deeper are encoded by the standard library
 
 
+class Body(bytes):
+    """The body of an answer that is no JSON, or not of ours: ``content_type`` says what it is."""
+
+    content_type = b"application/json"
+
+
 class ModelError(Exception):
     """The model raised, or what it returned is no answer; ``row`` says where, when the place is known."""
 

@@ -5,20 +5,22 @@ so that one poisonous row costs nobody else an answer.
 """
 
 import contextlib
+import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import printed
-from .answers import Encoder, ModelError, error_body, one_per_row
+from .answers import Body, Encoder, ModelError, error_body, one_per_row
 from .contents import Part, Reader
-from .loading import Model
+from .loading import Asked, Model, Told
 from .printed import Call
 from .signature import InputError, Signature
 
 DEFAULT_MAX_BATCH_ROWS = 1024
 Answer = tuple[int, bytes]  # HTTP status, JSON body
+_TYPE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 Member = tuple[int, Part]  # position among the calls, its rows
 
 
@@ -52,6 +54,8 @@ class Batcher:
 
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
         """One answer per call, in the same order. Never raises for what a request or the model does."""
+        if self._model.whole is not None:
+            return [self._answer_whole(self._model.whole, call) for call in calls]
         answers: list[Answer | None] = [None] * len(calls)
         group: list[Member] = []
         size = 0
@@ -68,6 +72,25 @@ class Batcher:
         if group:
             self._answer_group(calls, group, answers)
         return answers  # type: ignore[return-value]  # every position has been answered
+
+    def _answer_whole(self, whole: Callable[[Asked], Told], call: Call) -> Answer:
+        """What a model that reads and writes bodies by itself answers."""
+        printed.begin([call])
+        try:
+            with _as_model_errors():
+                try:
+                    told = whole(asked_by(call))
+                except InputError as error:
+                    return 400, error_body("invalid_input", str(error))
+                body = Body(told.body)
+                body.content_type = told.content_type.encode("ascii")
+                if not _TYPE.fullmatch(body.content_type) or not 200 <= told.status <= 599:
+                    raise ModelError(f"{told.status} {told.content_type[:80]!r} is no status and content type")
+                return told.status, body
+        except ModelError as error:
+            return _failed(error)
+        finally:
+            printed.end()
 
     def _answer_group(self, calls: Sequence[Call], group: list[Member], answers: list[Answer | None]) -> None:
         printed.begin(calls if len(group) == len(calls) else [calls[position] for position, _ in group])
@@ -118,6 +141,13 @@ def _as_model_errors() -> Iterator[None]:
     except BaseException as error:  # a panic of compiled code and a cancelled task are no ``Exception``
         traceback.print_exc(file=sys.stderr)
         raise ModelError(f"{type(error).__name__}: {error}"[:500]) from error
+
+
+def asked_by(call: Call) -> Asked:
+    """The request of a call, whose content type is followed by a line ``name: value`` for each header."""
+    kind, *lines = call[0].decode("latin-1").split("\n")
+    headers = {name: value for name, _, value in (line.partition(": ") for line in lines)}
+    return Asked(kind, headers.pop("accept", ""), headers, call[2])
 
 
 def _failed(error: ModelError) -> Answer:

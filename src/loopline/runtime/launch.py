@@ -68,28 +68,37 @@ def become(shim: int, go: int, output: int, report: int) -> NoReturn:
     try:
         _detach(shim, go, output, report)
         sandbox.forbid_new_privileges()
-        sandbox.drop_capabilities()
         common = sandbox.common_rules()
         folder, spec = _await_folder()
-        environ = environment(spec, folder)
-        tree = (spec.get("call") or {}).get("tree")
-        if tree and spec["kind"] != "command":
-            import_module(f"{__package__}.compiled").compile_tree(str(tree))
-        os.chdir(str(spec["workdir"]))
-        _tell({"layers": _confine(folder, spec, common)})
-        if spec["kind"] == "command":
-            _execute([str(part) for part in spec["argv"]], environ)
-        _settle(environ, folder)
-        stage = "job"
-        code = _run(folder)
+        if spec["kind"] == "script":  # it gives up its rights after it has made its mounts
+            stage = "job"
+            code = import_module(f"{__package__}.scripts").main(folder, spec)
+        else:
+            sandbox.drop_capabilities()
+            _enter(folder, spec, common)
+            stage = "job"
+            code = _run(folder)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             sys.stderr.write(end.code + "\n")
     except BaseException as failure:  # noqa: BLE001 - the process ends here, and the shim has to learn why
-        _tell({"stage": stage, "errno": getattr(failure, "errno", None), "error": explain(failure)})
+        tell({"stage": stage, "errno": getattr(failure, "errno", None), "error": explain(failure)})
     finally:
         _leave(code)
+
+
+def _enter(folder: str, spec: dict[str, Any], common: sandbox.Rules | None) -> None:
+    """Confine this process and make it look like one that was started for the job; a command takes it over."""
+    environ = environment(spec, folder)
+    tree = (spec.get("call") or {}).get("tree")
+    if tree and spec["kind"] != "command":
+        import_module(f"{__package__}.compiled").compile_tree(str(tree))
+    os.chdir(str(spec["workdir"]))
+    tell({"layers": confine(folder, spec, common)})
+    if spec["kind"] == "command":
+        _execute([str(part) for part in spec["argv"]], environ)
+    _settle(environ, folder)
 
 
 def _detach(shim: int, go: int, output: int, report: int) -> None:
@@ -132,7 +141,7 @@ def _go_first_when_memory_ends() -> None:
         return
 
 
-def _confine(folder: str, spec: dict[str, Any], common: sandbox.Rules | None) -> list[str]:
+def confine(folder: str, spec: dict[str, Any], common: sandbox.Rules | None) -> list[str]:
     """Limits, then Landlock, after the privileges are gone; returns the layers that hold."""
     wanted = spec.get("sandbox") or {}
     sandbox.limit(spec.get("limits") or {})
@@ -279,7 +288,7 @@ def explain(failure: BaseException) -> dict[str, Any]:
     }
 
 
-def _tell(message: dict[str, Any]) -> None:
+def tell(message: dict[str, Any]) -> None:
     """One line, shorter than a pipe's buffer, so that it never blocks."""
     os.write(REPORT, json.dumps(message).encode()[:60000] + b"\n")
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .answers import error_body
+from .answers import Body, error_body
 from .batches import Answer
 from .frames import (
     CALL,
@@ -269,25 +269,24 @@ class Listener:
             raise FrameError(f"unknown frame kind {kind}")
 
     def _send(self, owners: list[tuple[Connection, int]], answers: list[Answer]) -> None:
-        sent: dict[Connection, tuple[list[int], list[int], list[bytes]]] = {}
+        sent: dict[tuple[Connection, bytes], tuple[list[int], list[int], list[bytes]]] = {}
         for (connection, number), (status, body) in zip(owners, answers, strict=True):
             if len(body) > MAX_ANSWER_BYTES:
                 message = "the predictions are larger than an answer may be"
                 status, body = 500, error_body("model_error", message)  # noqa: PLW2901
-            if connection not in sent:
-                sent[connection] = ([], [], [])
-            numbers, statuses, bodies = sent[connection]
+            place = (connection, body.content_type if type(body) is Body else JSON_TYPE)
+            if place not in sent:
+                sent[place] = ([], [], [])
+            numbers, statuses, bodies = sent[place]
             numbers.append(number)
             statuses.append(status)
             bodies.append(body)
-        for connection, (numbers, statuses, bodies) in sent.items():
+        for (connection, kind), (numbers, statuses, bodies) in sent.items():
             if connection.together:
-                self._write(connection, encode_answers(JSON_TYPE, numbers, statuses, bodies))
+                self._write(connection, encode_answers(kind, numbers, statuses, bodies))
             else:
                 parts = zip(numbers, statuses, bodies, strict=True)
-                self._write(
-                    connection, b"".join([encode_answer(n, status, JSON_TYPE, body) for n, status, body in parts])
-                )
+                self._write(connection, b"".join([encode_answer(n, status, kind, body) for n, status, body in parts]))
 
     def _write(self, connection: Connection, data: bytes) -> None:
         """Send, and keep what the gateway does not take yet."""

@@ -4,7 +4,7 @@ import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .arrays import matrix_of
 
@@ -15,12 +15,30 @@ class CannotServe(RuntimeError):
     """The model cannot be served; the message is for the person who pushed it."""
 
 
+class Asked(NamedTuple):
+    """A request as it came; ``headers`` are what else of it reaches a model, names in lower case."""
+
+    content_type: str
+    accept: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Told(NamedTuple):
+    """An answer as a model made it."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
 class Model:
     """A loaded model. It takes rows as lists of values, as a matrix of float64, or as either.
 
     ``rows`` takes a list of rows; ``matrix`` takes a matrix of one column per feature. At least one is given. Each
     returns one prediction per row. ``width`` is the number of values that every row has, where it is known;
-    ``columns`` is that of a model without a signature, to which rows of another length may come.
+    ``columns`` is that of a model without a signature, to which rows of another length may come. ``whole`` takes a
+    request as it came, one at a time: such a model reads and writes bodies by itself.
     """
 
     def __init__(
@@ -29,7 +47,9 @@ class Model:
         matrix: Callable[[Any], Any] | None = None,
         width: int | None = None,
         columns: int | None = None,
+        whole: Callable[[Asked], Told] | None = None,
     ) -> None:
+        self.whole = whole
         self._rows = rows
         self._matrix = matrix
         self._width = width

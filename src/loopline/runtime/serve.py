@@ -194,6 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
         make_scratch(scratch)
         confine(spec, scratch)
         offer_package()
+        os.environ.update(spec.get("variables") or {})  # after the door was closed: they may lead an interpreter astray
         answer = make_answer(spec, core, listener)
     except (CannotServe, OSError) as error:
         traceback.print_exc()

@@ -111,6 +111,10 @@ class BlobStore(Protocol):
         """
         ...
 
+    def sweep(self, older_than: float) -> int:
+        """Remove what writes left behind that were cut short before that time (since the epoch); says how many."""
+        ...
+
     def materialise(
         self, digest: str, kind: str, target: Path, name: str | None = None, *, writable: bool = False
     ) -> Path:
@@ -221,11 +225,18 @@ class LocalBlobs(BlobStore):
                 size = self._remove_if(digest, lambda mtime: mtime < older_than)
                 if size is not None:
                     removed.append(Blob(digest, size))
+        self.sweep(older_than)
+        return removed
+
+    def sweep(self, older_than: float) -> int:
+        """See ``BlobStore.sweep``."""
+        count = 0
         for path in self._temporary.iterdir():
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < older_than:
                     path.unlink()
-        return removed
+                    count += 1
+        return count
 
     def _remove_if(self, digest: str, old: Callable[[float], bool]) -> int | None:
         path = self._path(digest)
@@ -293,23 +304,26 @@ class _Hashes:
         self._parts: list[str] = []
 
     def update(self, chunk: bytes) -> None:
-        self._whole.update(chunk)
         view = memoryview(chunk)
         while view:
-            room = PART_BYTES - self.size_bytes % PART_BYTES
-            self._part.update(view[:room])
-            taken = min(room, len(view))
-            self.size_bytes += taken
-            view = view[taken:]
+            piece = view[: PART_BYTES - self.size_bytes % PART_BYTES]
+            self._whole.update(piece)
+            if self._parts:  # the first part is the whole so far
+                self._part.update(piece)
+            self.size_bytes += len(piece)
+            view = view[len(piece) :]
             if self.size_bytes % PART_BYTES == 0:
-                self._parts.append(self._part.hexdigest())
+                self._parts.append(self._last())
                 self._part = hashlib.sha256()
 
     def digest(self) -> str:
         return self._whole.hexdigest()
 
     def parts(self) -> list[str]:
-        return [*self._parts, self._part.hexdigest()] if self.size_bytes % PART_BYTES else list(self._parts)
+        return [*self._parts, self._last()] if self.size_bytes % PART_BYTES else list(self._parts)
+
+    def _last(self) -> str:
+        return (self._part if self._parts else self._whole).hexdigest()
 
 
 class _Verified(io.RawIOBase):

@@ -13,11 +13,28 @@ import sqlalchemy as sa
 from loopline.domain import states
 from loopline.errors import Conflict, NotFound
 from loopline.store.db import Prepared, Row, Tx
-from loopline.store.schema import NOUNS
+from loopline.store.schema import NOUNS, tags
 
 # What an event need not repeat: it is large, or it is a secret's digest.
 _LEFT_OUT = frozenset(
-    {"sha256", "spec", "baseline", "warmup", "body", "lock", "requirements", "sealed", "loop", "cases", "results"}
+    {
+        "sha256",
+        "token_sha256",
+        "spec",
+        "definition",
+        "given",
+        "baseline",
+        "warmup",
+        "body",
+        "lock",
+        "requirements",
+        "sealed",
+        "loop",
+        "cases",
+        "results",
+        "parts",
+        "variables",
+    }
 )
 
 _PREFIXES = {
@@ -31,12 +48,15 @@ _PREFIXES = {
     "environment_version": "ev",
     "asset": "as",
     "pipeline": "pi",
+    "stored_pipeline": "sp",
     "project": "pr",
     "model": "mo",
     "version": "ve",
     "evaluation": "el",
     "compilation": "co",
     "alias": "al",
+    "servable": "sb",
+    "blueprint": "bp",
     "endpoint": "ep",
     "variant": "va",
     "rollout": "ro",
@@ -44,6 +64,8 @@ _PREFIXES = {
     "test": "te",
     "test_run": "tu",
     "batch": "ba",
+    "script": "sc",
+    "image": "im",
     "invocation": "in",
     "alarm": "am",
     "retraining": "re",
@@ -51,8 +73,14 @@ _PREFIXES = {
     "topic": "to",
     "subscription": "su",
     "delivery": "de",
+    "dashboard": "da",
+    "bucket": "bu",
+    "object": "ob",
+    "upload": "up",
     "user": "us",
     "key": "ke",
+    "access_key": "ak",
+    "role_alias": "ra",
 }
 
 
@@ -132,6 +160,7 @@ def delete(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None
     table = NOUNS[noun]
     if tx.execute(table.delete().where(table.c.id == identifier)).rowcount != 1:
         raise NotFound(f"there is no {noun} {identifier!r}")
+    tx.execute(tags.delete().where(tags.c.record == identifier))
     _record(tx, noun, identifier, "deleted", actor, reason=reason)
 
 

@@ -2,11 +2,16 @@
 
 from loopline.control import (
     access,
+    access_keys,
     alarms,
     assets,
     audit,
     batches,
+    blueprints,
+    buckets,
     comparisons,
+    confirmations,
+    dashboards,
     deliveries,
     endpoint_tests,
     endpoints,
@@ -17,26 +22,37 @@ from loopline.control import (
     firings,
     functions,
     gates,
+    images,
     invocations,
     jobs,
     labels,
     logs,
+    metrics,
     monitoring,
     multimodel,
+    objects,
+    pipelines,
     projects,
+    publishing,
     pushes,
     registry,
     release_tests,
     requests,
     retraining,
+    role_aliases,
     rollbacks,
     rollouts,
     scaling,
+    scripts,
+    servables,
     shadows,
     status,
+    tags,
     topics,
     tracking,
     triggers,
+    versions,
+    warnings,
     weights,
 )
 from loopline.domain.access import Permission
@@ -49,6 +65,8 @@ MAX_LOG_BYTES = 1 << 20
 MAX_TREE_BYTES = 1 << 30
 MAX_ASSET_BYTES = 1 << 34
 MAX_LABELS_BYTES = 16 << 20
+MAX_OBJECT_BYTES = 5 << 30
+MAX_SPEC_BYTES = 32 << 20
 
 _STATUS = (
     Route("GET", "/api/health", PUBLIC, status.health),
@@ -66,6 +84,27 @@ _PEOPLE = (
     Route("POST", "/api/keys", READ, access.create_key, status=201),  # one's own; another's needs admin
     Route("DELETE", "/api/keys/{key}", READ, access.revoke_key),
     Route("PUT", "/api/keys/{key}/limits", ADMIN, access.limit_key),
+    Route("GET", "/api/access-keys", READ, access_keys.list_),
+    Route("POST", "/api/access-keys", READ, access_keys.create, status=201),  # one's own; another's needs admin
+    Route("DELETE", "/api/access-keys/{key}", READ, access_keys.revoke),
+    Route("GET", "/api/role-aliases", READ, role_aliases.list_),
+    Route("POST", "/api/role-aliases", WRITE, role_aliases.create, status=201),
+    Route("GET", "/api/role-aliases/{name}", READ, role_aliases.show),
+    Route("DELETE", "/api/role-aliases/{name}", WRITE, role_aliases.delete),
+    Route("GET", "/api/warnings", READ, warnings.list_),
+)
+
+_OBJECTS = (
+    Route("GET", "/api/buckets", READ, buckets.list_),
+    Route("POST", "/api/buckets", WRITE, buckets.create, status=201),
+    Route("GET", "/api/buckets/{bucket}", READ, buckets.show),
+    Route("DELETE", "/api/buckets/{bucket}", WRITE, buckets.delete),
+    Route("PUT", "/api/buckets/{bucket}/versioning", WRITE, buckets.set_versioning),
+    Route("GET", "/api/buckets/{bucket}/objects", READ, objects.list_),
+    Route("GET", "/api/buckets/{bucket}/object", READ, objects.show),
+    Route("GET", "/api/buckets/{bucket}/content", READ, objects.content, download=True),
+    Route("PUT", "/api/buckets/{bucket}/content", WRITE, objects.upload, raw=True, max_body_bytes=MAX_OBJECT_BYTES),
+    Route("DELETE", "/api/buckets/{bucket}/object", WRITE, objects.remove),
 )
 
 _PROJECTS = (
@@ -102,10 +141,25 @@ _WORK = (
     Route("GET", "/api/executions/{execution}/steps/{step}/log", READ, executions.log, max_limit=MAX_LOG_BYTES),
     Route("POST", "/api/executions/{execution}/stop", WRITE, executions.stop),
     Route("POST", "/api/executions/{execution}/retry", WRITE, executions.retry),
+    Route("GET", "/api/executions/{execution}/pipeline", READ, pipelines.of_execution),
+    Route("GET", "/api/pipelines", READ, pipelines.list_),
+    Route("POST", "/api/pipelines", WRITE, pipelines.create, max_body_bytes=MAX_SPEC_BYTES, status=201),
+    Route("GET", "/api/pipelines/{pipeline}", READ, pipelines.show),
+    Route("PUT", "/api/pipelines/{pipeline}", WRITE, pipelines.update, max_body_bytes=MAX_SPEC_BYTES),
+    Route("DELETE", "/api/pipelines/{pipeline}", WRITE, pipelines.delete),
+    Route("POST", "/api/pipelines/{pipeline}/executions", WRITE, pipelines.start, status=201),
     Route("GET", "/api/jobs", READ, jobs.list_),
     Route("GET", "/api/jobs/{job}", READ, jobs.show),
     Route("GET", "/api/jobs/{job}/log", READ, jobs.log, max_limit=MAX_LOG_BYTES),
     Route("POST", "/api/jobs/{job}/stop", WRITE, jobs.stop_job),
+    Route("GET", "/api/scripts", READ, scripts.list_),
+    Route("POST", "/api/scripts", WRITE, scripts.submit, status=201),
+    Route("GET", "/api/scripts/{contract}/{name}", READ, scripts.show),
+    Route("GET", "/api/scripts/{contract}/{name}/log", READ, scripts.log, max_limit=MAX_LOG_BYTES),
+    Route("POST", "/api/scripts/{contract}/{name}/stop", WRITE, scripts.stop),
+    Route("GET", "/api/images", READ, images.list_),
+    Route("PUT", "/api/images/{image:path}", WRITE, images.put),
+    Route("DELETE", "/api/images/{image:path}", WRITE, images.delete),
 )
 
 _TRACKING = (
@@ -123,13 +177,19 @@ _REGISTRY = (
     Route("GET", "/api/models", READ, registry.list_models),
     Route("POST", "/api/models", WRITE, registry.create_model, status=201),
     Route("GET", "/api/models/{model}", READ, registry.show_model),
+    Route("DELETE", "/api/models/{model}", APPROVE, versions.delete_model),
     Route("PUT", "/api/models/{model}/gate-mode", APPROVE, registry.set_gate_mode),
+    Route("GET", "/api/versions", READ, registry.list_versions),
     Route("GET", "/api/models/{model}/versions", READ, registry.list_versions),
-    Route("GET", "/api/models/{model}/versions/compare", READ, registry.compare_versions),
+    Route("POST", "/api/models/{model}/versions", WRITE, versions.register, status=201),
+    Route("GET", "/api/models/{model}/versions/compare", READ, versions.compare),
     Route("GET", "/api/models/{model}/versions/{number}", READ, registry.show_version),
+    Route("PUT", "/api/models/{model}/versions/{number}/words", WRITE, versions.update),
+    Route("DELETE", "/api/models/{model}/versions/{number}", APPROVE, versions.delete),
     Route("POST", "/api/models/{model}/versions/{number}/approve", APPROVE, registry.approve),
     Route("POST", "/api/models/{model}/versions/{number}/reject", APPROVE, registry.reject),
-    Route("POST", "/api/models/{model}/versions/{number}/copy", WRITE, registry.copy, status=201),
+    Route("POST", "/api/models/{model}/versions/{number}/reopen", APPROVE, versions.reopen),
+    Route("POST", "/api/models/{model}/versions/{number}/copy", WRITE, versions.copy, status=201),
     Route("POST", "/api/models/{model}/versions/{number}/evaluate", WRITE, gates.evaluate, status=201),
     Route("GET", "/api/models/{model}/versions/{number}/lineage", READ, registry.lineage),
     # The champion is what the gate compares with: who moves aliases decides what passes.
@@ -140,14 +200,32 @@ _REGISTRY = (
     Route("GET", "/api/evaluations/{evaluation}", READ, gates.show),
 )
 
+_TAGS = (
+    Route("GET", "/api/tags/{noun}", READ, tags.known),
+    Route("GET", "/api/tags/{noun}/{name:path}", READ, tags.list_),
+    Route("PUT", "/api/tags/{noun}/{name:path}", WRITE, tags.put),
+    Route("DELETE", "/api/tags/{noun}/{name:path}", WRITE, tags.delete),
+)
+
 _TRAFFIC = (
     Route("GET", "/api/functions", READ, functions.list_),
     Route("GET", "/api/functions/{function}", READ, functions.show),
     Route("DELETE", "/api/functions/{function}", APPROVE, functions.delete),
+    Route("GET", "/api/servables", READ, servables.list_),
+    Route("POST", "/api/servables", WRITE, servables.create, status=201),
+    Route("GET", "/api/servables/{servable}", READ, servables.show),
+    Route("DELETE", "/api/servables/{servable}", WRITE, servables.delete),
+    Route("GET", "/api/blueprints", READ, blueprints.list_),
+    Route("POST", "/api/blueprints", WRITE, blueprints.create, status=201),
+    Route("GET", "/api/blueprints/{blueprint}", READ, blueprints.show),
+    Route("DELETE", "/api/blueprints/{blueprint}", WRITE, blueprints.delete),
+    Route("POST", "/api/blueprints/{blueprint}/endpoints/{endpoint}", WRITE, blueprints.start, status=201),
+    Route("PUT", "/api/blueprints/{blueprint}/endpoints/{endpoint}", WRITE, blueprints.apply),
     Route("GET", "/api/endpoints", READ, endpoints.list_),
     Route("POST", "/api/endpoints", WRITE, endpoints.create, status=201),
     Route("GET", "/api/endpoints/{endpoint}", READ, endpoints.show),
     Route("DELETE", "/api/endpoints/{endpoint}", APPROVE, endpoints.delete),
+    Route("PUT", "/api/endpoints/{endpoint}/follow", WRITE, endpoints.follow),
     Route("POST", "/api/endpoints/{endpoint}/release", WRITE, rollouts.release, status=201),
     Route("POST", "/api/endpoints/{endpoint}/rollback", WRITE, rollbacks.rollback),
     Route("PUT", "/api/endpoints/{endpoint}/traffic", WRITE, weights.set_weights),
@@ -220,11 +298,21 @@ _MONITORING = (
     Route("GET", "/api/retrainings", READ, retraining.list_),
     Route("POST", "/api/retrainings", WRITE, retraining.start, status=201),
     Route("GET", "/api/retrainings/{retraining}", READ, retraining.show),
+    Route("GET", "/api/metrics", READ, metrics.list_),
+    Route("POST", "/api/metrics", WRITE, metrics.put),
+    Route("POST", "/api/metrics/read", READ, metrics.read),
+    Route("GET", "/api/dashboards", READ, dashboards.list_),
+    Route("GET", "/api/dashboards/{name}", READ, dashboards.show),
+    Route("PUT", "/api/dashboards/{name}", WRITE, dashboards.put),
+    Route("DELETE", "/api/dashboards", WRITE, dashboards.delete),
     Route("GET", "/api/alarms", READ, alarms.list_),
+    Route("GET", "/api/alarms/lint", READ, alarms.lint),
     Route("GET", "/api/alarms/{name}", READ, alarms.show),
     Route("PUT", "/api/alarms/{name}", WRITE, alarms.put),
     Route("DELETE", "/api/alarms/{name}", WRITE, alarms.delete),
     Route("GET", "/api/alarms/{name}/history", READ, alarms.history),
+    Route("POST", "/api/alarms/{name}/state", WRITE, alarms.set_state),
+    Route("POST", "/api/alarms/{name}/actions", WRITE, alarms.switch_actions),
 )
 
 _MESSAGES = (
@@ -237,7 +325,11 @@ _MESSAGES = (
     Route("POST", "/api/topics", WRITE, topics.create, status=201),
     Route("DELETE", "/api/topics/{name}", WRITE, topics.delete),
     Route("POST", "/api/topics/{topic}/test", WRITE, topics.send_test),
+    Route("PUT", "/api/topics/{name}/settings", WRITE, topics.set_settings),
+    Route("POST", "/api/topics/{topic}/publish", WRITE, publishing.publish, status=201),
     Route("POST", "/api/subscriptions", WRITE, topics.subscribe, status=201),
+    Route("POST", "/api/subscriptions/{subscription}/ask", WRITE, confirmations.ask_again),
+    Route("GET", "/api/subscriptions/confirm", PUBLIC, confirmations.confirm),  # the link in the message
     Route("DELETE", "/api/subscriptions/{subscription}", WRITE, topics.unsubscribe),
     Route("GET", "/api/deliveries", READ, deliveries.list_),
     Route("POST", "/api/deliveries/{delivery}/redeliver", WRITE, deliveries.redeliver),
@@ -246,10 +338,12 @@ _MESSAGES = (
 TABLE = (
     *_STATUS,
     *_PEOPLE,
+    *_OBJECTS,
     *_PROJECTS,
     *_WORK,
     *_TRACKING,
     *_REGISTRY,
+    *_TAGS,
     *_TRAFFIC,
     *_BATCHES,
     *_ASYNC,

@@ -1,7 +1,7 @@
 """The way from one schema to the next. A revision, once released, never changes; there is no way down but a backup.
 
-Revisions are numbered 0001, 0002, ... Until the first release there is one, which ``python -m
-loopline.store.migrations`` writes anew from ``schema``.
+Revisions are numbered 0001, 0002, ... The newest is written anew from ``schema`` by ``python -m
+loopline.store.migrations`` until it is released.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from loopline.errors import Conflict
 from loopline.store.db import Db, Tx
 
-HEAD = "0001"
+HEAD = "0002"
 DIRECTORY = Path(__file__).parent
 
 _MIGRATION_LOCK = 0x6D696772  # any constant of our own: on PostgreSQL one start at a time migrates

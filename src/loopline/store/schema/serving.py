@@ -40,6 +40,7 @@ versions = Table(
     text_("step"),
     text_("run"),
     text_("evaluation"),  # the latest finished one
+    text_("servable"),  # what serves it, where it was made of files and not by a pipeline
     json_("copied_from"),
     text_("requested_by", null=False),
     time_("created_at", null=False),
@@ -64,6 +65,7 @@ evaluations = Table(
     json_("policy"),
     json_("asset"),
     json_("jobs"),
+    json_("sources"),  # the files that a client's figures come from, where nothing was measured here
     json_("metrics"),
     json_("verdict"),
     text_("reason"),
@@ -111,6 +113,41 @@ aliases = Table(
 
 # -- traffic ----------------------------------------------------------------------------------------------------------
 
+servables = Table(
+    "servables",  # what a variant runs: model files, code and an environment
+    metadata,
+    id_(),
+    status_(),
+    Column("name", String(63), nullable=True, unique=True),  # null: it belongs to a version, or was deleted
+    text_("version"),  # the version's id; null is ungated
+    Column("model", String(63), nullable=True),
+    Column("number", Integer, nullable=True),
+    text_("image"),  # what its creator called the environment
+    text_("handler", null=False),
+    text_("program"),  # the file of the code that is asked
+    json_("source"),  # the objects that it is made of: {"data", "code"}, each with uri, digest and size_bytes
+    json_("artifact"),  # the model files, once they are unpacked, as a version has them
+    json_("code"),  # the code, where it does not stand among the model files
+    json_("variables"),
+    text_("requirements"),
+    text_("environment"),
+    json_("given"),  # what its author wrote
+    text_("reason"),
+    text_("by", null=False),
+    time_("created_at", null=False),
+)
+blueprints = Table(
+    "blueprints",  # the variants that an endpoint is brought to, all at once
+    metadata,
+    id_(),
+    Column("name", String(63), nullable=False, unique=True),
+    json_("variants"),  # [{"name", "servable" (its id), "weight", "instances", "copies"}]
+    json_("capture"),  # what of its requests goes to objects
+    json_("results"),  # where answers of asynchronous invocations go: {"uri", "failures_uri"}
+    json_("given"),  # what its author wrote
+    text_("by", null=False),
+    time_("created_at", null=False),
+)
 endpoints = Table(
     "endpoints",
     metadata,
@@ -132,6 +169,8 @@ variants = Table(
     Column("endpoint", String(63), nullable=False),
     Column("name", String(63), nullable=False),
     text_("version"),  # the version's id; null is ungated
+    text_("servable"),  # the servable's id, where it is not the version itself that is served
+    Column("called", String(63), nullable=True),  # what callers know it as, where several of one name follow each other
     Column("model", String(63), nullable=True),
     Column("number", Integer, nullable=True),
     Column("weight", Double, nullable=False),
@@ -274,6 +313,8 @@ invocations = Table(
     text_("content_type", null=False),
     Column("size_bytes", BigInteger, nullable=False),
     json_("answer"),  # status, content_type, size_bytes
+    text_("accept"),  # the content type that the caller wants
+    json_("destination"),  # the objects that its answer goes to: {"uri", "failure_uri"}
     text_("inference_id"),  # the caller's, for labels that arrive later
     text_("request"),  # the id under which the request log has it
     Column("tries", Integer, nullable=False),
@@ -393,17 +434,20 @@ topics = Table(
     text_("project"),
     json_("match"),  # which events it carries
     time_("created_at", null=False),
+    json_("settings"),  # what its owner says of it
 )
 subscriptions = Table(
     "subscriptions",
     metadata,
     id_(),
     Column("topic", String(63), nullable=False),
-    text_("kind", null=False),  # webhook or slack
+    text_("kind", null=False),  # webhook, slack, sns or email
     text_("url", null=False),
     text_("secret"),  # name of the secret that signs
     Column("enabled", Boolean, nullable=False),
     time_("created_at", null=False),
+    time_("pending_until"),  # how long its receiver may still say that it wants it; null: it does
+    json_("settings"),  # what the form of its messages needs
     UniqueConstraint("topic", "kind", "url"),
 )
 deliveries = Table(
@@ -422,7 +466,7 @@ deliveries = Table(
     UniqueConstraint("subscription", "event"),
     Index(None, "status"),
 )
-objects = Table(
+blobs = Table(
     "blobs",
     metadata,
     Column("digest", String(64), primary_key=True),

@@ -21,6 +21,16 @@ events = Table(
     json_("data"),
     Index(None, "noun", "record"),
 )
+tags = Table(
+    "tags",  # words that people put on a record
+    metadata,
+    Column("record", String(40), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    text_("noun", null=False),
+    text_("value", null=False),
+    time_("changed_at", null=False),
+    Index(None, "noun", "key"),
+)
 audit = Table(
     "audit",
     metadata,
@@ -182,8 +192,25 @@ pipelines = Table(
     Column("version", Integer, nullable=False),
     Column("digest", String(64), nullable=False),
     json_("spec"),
+    text_("definition"),  # what it was compiled from, as a client wrote it
     time_("created_at", null=False),
     UniqueConstraint("project", "name", "version"),
+)
+stored_pipelines = Table(  # of no project: a client keeps its definition here; versions are in pipelines, project ""
+    "stored_pipelines",
+    metadata,
+    id_(),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("version", Integer, nullable=False),  # the newest
+    text_("title"),
+    text_("description"),
+    text_("role"),
+    Column("max_parallel", Integer, nullable=True),
+    Column("delivery", String(255), nullable=True),  # of the request that created it
+    text_("created_by", null=False),
+    text_("changed_by", null=False),
+    time_("created_at", null=False),
+    time_("changed_at", null=False),
 )
 executions = Table(
     "executions",
@@ -202,12 +229,14 @@ executions = Table(
     Column("delivery", String(255), nullable=True, unique=True),
     Column("cache", Boolean, nullable=False),
     Column("max_parallel", Integer, nullable=False),
+    json_("selection"),  # the steps that run; of the others results are taken from an earlier execution
     text_("by", null=False),
     text_("reason"),
     time_("created_at", null=False),
     time_("started_at"),
     time_("ended_at"),
     Index(None, "project", "created_at"),
+    Index(None, "pipeline", "created_at"),
 )
 steps = Table(
     "steps",
@@ -250,6 +279,7 @@ jobs = Table(
     Column("tries", Integer, nullable=False),
     Column("max_tries", Integer, nullable=False),
     Column("backoff_seconds", Double, nullable=False),
+    json_("retry"),  # when a try that failed is followed by another, beyond their number
     time_("not_before"),
     json_("result"),
     text_("reason"),
