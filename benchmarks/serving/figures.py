@@ -11,7 +11,7 @@ FULL, BARE, OFF, CODE, LIMIT = "loopline", "loopline-bare", "loopline-off", "loo
 ECHO = "echo"
 LABELS = {
     FULL: "loopline: key, capture, metrics, drift",
-    BARE: "loopline: no key, no capture",
+    BARE: "loopline: no key, no capture, no monitor",
     OFF: "loopline: key, no capture, no monitor",
     CODE: "loopline: predict.py, everything on",
     LIMIT: "limit: the model alone, 1 row a call",
@@ -95,7 +95,7 @@ def targets(results: Results) -> list[Target]:
             "document", "... times those of a data frame a request", 30, _ratio(_cpu(results, "fastapi-document"), full)
         ),
         Target("limit", "... share of the limit", 0.35, _ratio(limit, full)),
-        Target("limit_bare", "... share of the limit, without key and capture", 0.45, _ratio(limit, bare)),
+        Target("limit_bare", "... share of the limit, with all of that off", 0.45, _ratio(limit, bare)),
         Target("watching", "... share of those without capture, metrics and drift", 0.8, _ratio(off, full)),
         Target(
             "p50",

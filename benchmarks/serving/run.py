@@ -114,7 +114,7 @@ class Bench:
             server.stop()
 
     def own(self, model: str) -> dict[str, dict[str, Any]]:
-        """loopline with everything on, with nothing that can be switched off, and without what watches."""
+        """loopline with everything on, without what watches, and with nothing that can be switched off."""
         installation = Installation(MODEL_FOLDER / model, self.rows, pins(), self.work)
         try:
             cold = installation.cold_start()
@@ -127,7 +127,9 @@ class Bench:
             installation.watch(True)
             load.wait_until_quiet()
             installation.set(capture=False, auth=False)
+            installation.watch(False)
             bare = {"pss_mb": load.pss_mb(), "runs": self.runs(installation.load)}
+            installation.watch(True)
             return {FULL: full, BARE: bare, OFF: off}
         finally:
             installation.stop()
