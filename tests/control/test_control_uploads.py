@@ -15,6 +15,7 @@ from loopline.control.uploads import Part
 from loopline.domain.checksums import Checking, checksum, composite
 from loopline.domain.objects import MIN_PART_BYTES, Conditions
 from loopline.errors import InvalidInput, NotFound, PreconditionFailed
+from loopline.testing.clock import ManualClock
 from loopline.testing.world import World
 
 BUCKET, KEY = "bucket", "../large\nobject"
@@ -156,11 +157,16 @@ def test_what_a_dead_process_left_is_swept(world: World) -> None:
     complete(world, ended, [put(world, ended, 1, b"done")])
     (folder / ended).mkdir()
     (folder / ended / "left").write_bytes(b"of a process that died between its commit and its cleaning")
+    half = world.ctx.settings.dir / "blobs" / "tmp" / "half"
+    half.write_bytes(b"half an object")
     assert uploads.prune(world.ctx) == 0
+    assert half.exists()  # perhaps it is being written
     assert [path.parent.name for path in files(world)] == [kept]
-    now = world.ctx.clock.now() + uploads.KEPT_SECONDS + 1
-    world.ctx.db.use_clock(lambda: now)
+    clock = ManualClock(world.ctx.clock.now() + uploads.KEPT_SECONDS + 1)
+    world.ctx.clock = clock
+    world.ctx.db.use_clock(clock.now)
     assert uploads.prune(world.ctx) == 1
+    assert not half.exists()
     assert complete(world, kept, [part])["size_bytes"] == 4
 
 

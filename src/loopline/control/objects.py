@@ -18,7 +18,7 @@ from loopline.domain.access import Actor
 from loopline.domain.checksums import Checking
 from loopline.domain.listings import Page, Position
 from loopline.domain.objects import Conditions
-from loopline.errors import NotFound, TooLarge
+from loopline.errors import InvalidInput, LooplineError, NotFound, PreconditionFailed, TooLarge
 from loopline.store import folders, records
 from loopline.store.blobs import Blob
 from loopline.store.db import Prepared, Row, Tx
@@ -443,6 +443,21 @@ def remove(ctx: Context, actor: Actor, *, bucket: str, key: str, version: str | 
     return delete(ctx, actor, bucket=bucket, key=key, version=version)
 
 
+def delete_many(
+    ctx: Context, actor: Actor, *, bucket: str, keys: Iterable[tuple[str, str | None, Conditions]]
+) -> list[dict[str, Any] | LooplineError]:
+    """Delete keys, or versions of them, in one transaction: for each what ``delete`` gives, or why it did not."""
+    done: list[dict[str, Any] | LooplineError] = []
+    with ctx.db.transaction(durable=True) as tx:
+        buckets.find(tx, bucket)
+        for key, version, wanted in keys:
+            try:
+                done.append(delete_in(tx, actor=actor.name, bucket=bucket, key=key, version=version, wanted=wanted))
+            except (InvalidInput, NotFound, PreconditionFailed) as error:  # told before anything is changed
+                done.append(error)
+    return done
+
+
 def delete_in(
     tx: Tx,
     *,
@@ -452,7 +467,8 @@ def delete_in(
     version: str | None = None,
     wanted: Conditions = UNCONDITIONAL,
 ) -> dict[str, Any]:
-    """``delete``, in a transaction."""
+    """``delete``, in a transaction; what raises has changed nothing."""
+    rules.check_key(key)
     kept = buckets.find(tx, bucket)["versioning"]
     if wanted.any:
         _check_wanted(tx, bucket, key, wanted)
@@ -464,7 +480,7 @@ def delete_in(
             records.delete(tx, "object", row["id"], actor=actor)
         return {"version": None, "marker": False}
     values = {"marker": True, "source": {"kind": "delete"}}
-    made = put_in(tx, actor=actor, bucket=bucket, key=rules.check_key(key), values=values)
+    made = put_in(tx, actor=actor, bucket=bucket, key=key, values=values)
     return {"version": made["version"], "marker": True}
 
 

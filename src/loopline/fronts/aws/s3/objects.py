@@ -6,6 +6,7 @@ from typing import Any
 
 from loopline.control import objects
 from loopline.domain import objects as rules
+from loopline.domain.objects import Conditions
 from loopline.errors import AwsError, InvalidInput, LooplineError, NotFound
 from loopline.fronts.aws.call import Call
 from loopline.fronts.aws.s3 import terms
@@ -233,25 +234,16 @@ def delete_objects(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     keys = wanted.get("Objects") or []
     if not 1 <= len(keys) <= MAX_DELETED:
         raise AwsError("MalformedXML", f"between 1 and {MAX_DELETED} keys are deleted at once, not {len(keys)}")
+    named = [(each.get("Key", ""), each.get("VersionId"), Conditions(match=each.get("ETag"))) for each in keys]
     deleted, errors = [], []
-    for each in keys:
-        key, version = each.get("Key", ""), each.get("VersionId")
-        try:
-            done = objects.delete(
-                call.ctx,
-                call.actor,
-                bucket=given["Bucket"],
-                key=key,
-                version=version,
-                wanted=rules.Conditions(match=each.get("ETag")),
-            )
-        except LooplineError as error:
-            said = terms.told(call, error)
-            if isinstance(said, AwsError) and said.name != "NoSuchBucket":
-                errors.append({"Key": key, "VersionId": version, "Code": said.name, "Message": said.message})
-                continue
-            raise
-        deleted.append(_deleted(key, version, done))
+    done = objects.delete_many(call.ctx, call.actor, bucket=given["Bucket"], keys=named)
+    for (key, version, _), one in zip(named, done, strict=True):
+        if isinstance(one, LooplineError):
+            said = terms.told(call, one)
+            code = said.name if isinstance(said, AwsError) else "InternalError"
+            errors.append({"Key": key, "VersionId": version, "Code": code, "Message": said.message})
+        else:
+            deleted.append(_deleted(key, version, one))
     return {"Deleted": None if wanted.get("Quiet") else deleted, "Errors": errors or None}
 
 
