@@ -64,7 +64,7 @@ def show(session: Session, endpoint: str) -> None:
     told = {key: found[key] for key in ("name", "status", "model", "follows", "project", "reason", "created_at")}
     session.record({**told, "rollout": moving, **_flat(found["settings"] or {}, "")})
     total = sum(row["weight"] for row in found["variants"]) or 1.0
-    columns = (
+    columns: tuple[tuple[str, Any], ...] = (
         ("VARIANT", "name"),
         ("VERSION", _version),
         ("STATUS", "status"),

@@ -309,7 +309,7 @@ def _origin(tx: Tx, version: Row) -> dict[str, Any]:
             **_some(version, "id", "model", "number", "status", "requested_by", "decided_by", "policy", "comment"),
             **_some(version, "decided_at", "created_at", "metrics", "tree"),
             "artifact": version["artifact"],
-            "verification": of_evaluation(evaluation and evaluation["status"]),
+            "verification": of_evaluation(None if evaluation is None else evaluation["status"]),
         },
         "evaluation": _some(evaluation, "id", "status", "asset", "metrics", "verdict", "champion", "reason", "sources"),
         "run": _some(run, "id", "name", "experiment", "status", "parameters", "metrics", "inputs", "commit", "dirty"),

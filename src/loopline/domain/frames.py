@@ -11,8 +11,8 @@ content type is followed by a line ``name: value`` for each header that it is gi
 Requests that leave together are one frame of kind 4, ``u16 length | content type | u16 count | u8 length of an id | ids
 | u32 length of each body | bodies``: the frame's id is the first request's, the others follow it one by one. Answers
 that leave together are one, too, to a gateway that has sent such a frame: ``u16 length | content type | u16 count | u64
-request each | u16 status each | u32 length of each body | bodies``. ``loopline.runtime.frames`` states the same contract
-for the model server, which may import nothing of this package; a test holds the two together.
+request each | u16 status each | u32 length of each body | bodies``. ``loopline.runtime.frames`` states the same
+contract for the model server, which may import nothing of this package; a test holds the two together.
 """
 
 import re
