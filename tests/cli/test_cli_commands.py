@@ -19,6 +19,7 @@ from loopline.cli.check import problems_of
 from loopline.control import access
 from loopline.fronts.native import build
 from loopline.store import records
+from loopline.testing.live import until
 from loopline.testing.world import World
 
 SOURCE = Path(root.__file__).parents[2]
@@ -58,9 +59,7 @@ def server(world: World) -> Iterator[str]:
     listening = uvicorn.Server(uvicorn.Config(build(world.ctx), port=0, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=listening.run)
     thread.start()
-    deadline = time.monotonic() + 20
-    while not listening.started and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: listening.started, "the server listens")
     yield f"http://127.0.0.1:{listening.servers[0].sockets[0].getsockname()[1]}"
     listening.should_exit = True
     thread.join()
@@ -408,7 +407,7 @@ def test_assignments_are_json_where_they_can_be() -> None:
 
 
 def test_moments_may_be_relative() -> None:
-    assert abs(float(session.moment("2h") or 0) - (time.time() - 7200)) < 5
+    assert abs(float(session.moment("2h") or 0) - (time.time() - 7200)) < 60
     assert session.moment("2026-01-31T12:00:00Z") == "2026-01-31T12:00:00Z"
     assert session.moment(None) is None
 

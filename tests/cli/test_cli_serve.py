@@ -35,17 +35,17 @@ def serving(*arguments: str) -> Iterator[str]:
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        assert line.startswith("serving at "), process.communicate(timeout=10)
+        assert line.startswith("serving at "), process.communicate(timeout=60)
         yield line.removeprefix("serving at ").strip()
     finally:
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
 
 
 def ask(url: str, document: Any) -> Any:
     request = urllib.request.Request(url, json.dumps(document).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
 

@@ -20,7 +20,7 @@ OWN_FILES = ("confined", "folder", "forkserver", "launch", "processes", "sandbox
 @pytest.fixture(autouse=True)
 def _no_process_is_left(tmp_path: Path) -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 3  # a shim that has written `exit` still has to end itself
+    deadline = time.monotonic() + 30  # a shim that has written `exit` still has to end itself
     while (left := _left(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.01)
     for pid in left:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from loopline.compute import ComputeBackend, JobSpec, LogChunk, Status
+from loopline.compute import subprocess as subprocess_backend
 from loopline.compute.subprocess import RUNTIME, SubprocessBackend
 from loopline.testing.compute_contract import ComputeContract
 
@@ -65,7 +66,8 @@ class Warm:
 
 class TestWarm(ComputeContract):
     @pytest.fixture(autouse=True)
-    def forkserver(self, tmp_path: Path) -> Iterator[None]:
+    def forkserver(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(subprocess_backend, "FORK_SECONDS", 60.0)  # nothing goes around a forkserver that is slow
         (tmp_path / "run" / "fork").mkdir(parents=True)
         command = [sys.executable, "-I", str(RUNTIME / "forkserver.py"), "--idle", "60"]
         command += ["--socket", str(tmp_path / "run" / "fork" / "warm.sock")]

@@ -39,6 +39,13 @@ def claim_of(backend: SubprocessBackend, attempt: str) -> int:
     return int(json.loads(path.read_text())["pid"])
 
 
+def group_of(backend: SubprocessBackend, attempt: str) -> dict[str, int]:
+    """The job's own process, which may speak before its shim has written down who it is."""
+    path = backend.attempts_dir / attempt / "group"
+    wait_for(path.exists, "the group")
+    return dict(json.loads(path.read_text()))
+
+
 def gone(pid: int) -> bool:
     found = processes.stat(pid)
     return found is None or found.state in "ZX"
@@ -69,7 +76,7 @@ def test_a_daemon_in_a_session_of_its_own_dies_with_its_job(backend: SubprocessB
 def test_a_killed_job_is_an_error_with_its_signal(backend: SubprocessBackend) -> None:
     backend.submit(shell("at_killed", "echo up; sleep 600"))
     wait_for(lambda: backend.logs("at_killed").data, "the job's first line")
-    group = json.loads((backend.attempts_dir / "at_killed" / "group").read_text())
+    group = group_of(backend, "at_killed")
     assert processes.alive(group["pid"], group["start_time"])
     os.kill(group["pid"], signal.SIGKILL)
     ended = wait_for_exit(backend, "at_killed")
@@ -79,14 +86,14 @@ def test_a_killed_job_is_an_error_with_its_signal(backend: SubprocessBackend) ->
 def test_a_killed_shim_takes_its_job_along_and_the_attempt_is_lost(backend: SubprocessBackend) -> None:
     backend.submit(python("at_orphan", DAEMON % ("dict(os.environ)", "print('up', flush=True); time.sleep(600)")))
     wait_for(lambda: backend.logs("at_orphan").data, "the job's first line")
-    group = json.loads((backend.attempts_dir / "at_orphan" / "group").read_text())
+    group = group_of(backend, "at_orphan")
     (daemon,) = pids_in(work(backend, "at_orphan", "pids"))
     os.kill(claim_of(backend, "at_orphan"), signal.SIGKILL)
     wait_for(lambda: gone(group["pid"]), "the job's death")
     assert not gone(daemon)  # nobody is left to end it, until somebody asks
     status = wait_for_end(backend, "at_orphan")
     assert status.state == "lost" and "shim" in status.detail
-    wait_for(lambda: gone(daemon), "the daemon's death", 2)
+    wait_for(lambda: gone(daemon), "the daemon's death")
     assert backend.poll("at_orphan").state == "lost"
 
 
@@ -112,7 +119,7 @@ def main(folder):
     (daemon,) = wait_for(lambda: pids_in(pids), "the daemon")
     os.kill(claim_of(backend, "at_forked"), signal.SIGKILL)
     assert wait_for_end(backend, "at_forked").state == "lost"
-    wait_for(lambda: gone(daemon), "the daemon's death", 2)
+    wait_for(lambda: gone(daemon), "the daemon's death")
 
 
 def test_of_racing_shims_one_runs_the_job(backend: SubprocessBackend) -> None:
@@ -121,7 +128,7 @@ def test_of_racing_shims_one_runs_the_job(backend: SubprocessBackend) -> None:
     folder = str(backend.attempts_dir / "at_race")
     shims = [subprocess.Popen([sys.executable, "-I", "-S", str(RUNTIME / "shim.py"), folder]) for _ in range(5)]
     assert wait_for_exit(backend, "at_race").reason == "ok"
-    codes = [shim.wait(20) for shim in shims]
+    codes = [shim.wait(60) for shim in shims]
     assert codes.count(1) >= 4
     assert read_log(backend, "at_race") == b"ran\n"
 
@@ -146,7 +153,7 @@ def test_memory_of_all_processes_together_is_bounded(backend: SubprocessBackend)
 import os, time
 for _ in range(2): os.fork()
 hog = []
-for _ in range(100):
+for _ in range(80):
     hog.append(bytearray(b"x" * 1048576)); time.sleep(0.005)
 time.sleep(600)
 """
@@ -167,20 +174,18 @@ def test_one_huge_allocation_is_a_memory_error(with_job: Callable[[str], Subproc
 
 def test_a_flood_of_output_is_cut_exactly_and_the_job_goes_on(backend: SubprocessBackend) -> None:
     script = """
-import os
+import os, time
 block = b"0123456789abcde\\n" * 65536
 for _ in range(200): os.write(1, block)
 open("done", "w").close()
+while not os.path.exists("go"): time.sleep(0.01)
 """
     backend.submit(python("at_flood", script, limits=Limits(log_mb=1)))
     shim = claim_of(backend, "at_flood")
-    peak_kb = 0
-    while backend.poll("at_flood").state == "running":
-        for line in Path(f"/proc/{shim}/status").read_text().splitlines() if Path(f"/proc/{shim}").exists() else []:
-            if line.startswith("VmHWM:"):
-                peak_kb = max(peak_kb, int(line.split()[1]))
+    wait_for(work(backend, "at_flood", "done").exists, "the end of the flood")
+    peak_kb = int(Path(f"/proc/{shim}/status").read_text().split("VmHWM:")[1].split()[0])
+    work(backend, "at_flood", "go").touch()
     assert wait_for_exit(backend, "at_flood").reason == "ok"
-    assert work(backend, "at_flood", "done").exists()
     log = (backend.attempts_dir / "at_flood" / "log").read_bytes()
     assert log[:1048576] == b"0123456789abcde\n" * 65536
     assert log[1048576:] == b"[loopline] the log is cut here at 1 MB; the job goes on\n"
@@ -217,7 +222,7 @@ def test_a_full_disk_inside_a_step_is_told_apart(with_job: Callable[[str], Subpr
 
 
 def test_processor_time_is_bounded(backend: SubprocessBackend) -> None:
-    backend.submit(python("at_cpu", "while True: pass", limits=Limits(cpu_seconds=1, timeout_seconds=30)))
+    backend.submit(python("at_cpu", "while True: pass", limits=Limits(cpu_seconds=1, timeout_seconds=300)))
     ended = wait_for_exit(backend, "at_cpu")
     assert ended.reason == "cpu" and ended.signal == signal.SIGXCPU
     assert 0.5 < ended.cpu_seconds < 4
@@ -338,7 +343,7 @@ def test_an_attempt_nobody_claims_is_lost_and_a_late_shim_does_not_begin_it(back
     assert backend.poll("at_late").state == "unclaimed"
     os.utime(folder / "spec.json", (time.time() - 60, time.time() - 60))
     assert backend.poll("at_late").state == "lost"
-    shim = subprocess.run([sys.executable, "-I", "-S", str(RUNTIME / "shim.py"), str(folder)], timeout=20, check=False)
+    shim = subprocess.run([sys.executable, "-I", "-S", str(RUNTIME / "shim.py"), str(folder)], timeout=60, check=False)
     assert shim.returncode == 1
     assert backend.poll("at_late").state == "lost"
     assert read_log(backend, "at_late") == b""
@@ -391,7 +396,7 @@ def test_a_new_backend_finds_the_attempts_of_the_last_one(backend: SubprocessBac
 
 def test_a_missing_interpreter_is_a_launch_failure(backend: SubprocessBackend) -> None:
     backend.submit(JobSpec("at_nopython", 1, kind="step", python="/no/such/python"))
-    ended = wait_for_exit(backend, "at_nopython", 2)
+    ended = wait_for_exit(backend, "at_nopython")
     assert ended.reason == "launch" and ended.error is not None and "/no/such/python" in ended.error.message
 
 
@@ -400,7 +405,7 @@ def test_a_broken_interpreter_is_a_launch_failure_with_its_words(backend: Subpro
     broken.write_text("#!/bin/sh\necho libpython is gone >&2\nexit 127\n")
     broken.chmod(0o755)
     backend.submit(JobSpec("at_broken", 1, kind="step", python=str(broken)))
-    ended = wait_for_exit(backend, "at_broken", 5)
+    ended = wait_for_exit(backend, "at_broken")
     assert ended.reason == "launch" and ended.error is not None and "libpython is gone" in ended.error.message
 
 
@@ -414,7 +419,7 @@ def test_the_end_of_an_attempt_wakes_whoever_listens(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "run" / "wake.sock"))
-        listener.settimeout(20)
+        listener.settimeout(60)
         backend = SubprocessBackend(tmp_path / "attempts", tmp_path / "run")
         backend.submit(shell("at_wake", "exit 0"))
         assert json.loads(listener.recv(1000)) == {"kind": "attempt", "id": "at_wake"}
@@ -437,10 +442,12 @@ def test_an_attempt_whose_forked_shim_died_before_its_claim_is_lost_at_once(
     path = tmp_path / "run" / "fork" / "warm.sock"
     path.parent.mkdir(parents=True)
 
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()
+
     def promise() -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(str(path))
-            listener.listen()
+        with listener:
             client, _ = listener.accept()
             with client:
                 client.recv(4096)
@@ -448,8 +455,6 @@ def test_an_attempt_whose_forked_shim_died_before_its_claim_is_lost_at_once(
 
     answering = threading.Thread(target=promise)
     answering.start()
-    wait_for(path.exists, "the socket")
-    time.sleep(0.05)  # between bind and listen
     backend.submit(JobSpec("at_promised", 1, kind="command", argv=("true",), warm="warm"))
     answering.join()
     assert backend.poll("at_promised").state == "unclaimed"

@@ -22,11 +22,14 @@ from loopline.testing import boxes
 from loopline.testing.world import World
 
 EDITOR = Actor("eve", "editor")
-# Slow enough to be caught at work, and with a poisonous size.
+# It can be held at work, and has a poisonous size.
 PREDICT = boxes.PREDICT.replace(
     "    return [",
-    """    import time
-    time.sleep(len(batch) / 20000)
+    """    import os, time
+    global rows
+    rows = globals().get("rows", 0) + len(batch)
+    while rows > 4000 and os.path.exists("HOLD"):
+        time.sleep(0.01)
     if any(row["size"] == 99 for row in batch):
         import os
         os.abort()
@@ -37,9 +40,16 @@ PREDICT = boxes.PREDICT.replace(
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While this file is there, no process of a batch goes on after some thousand rows."""
+    return tmp_path_factory.mktemp("hold") / "hold"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, held: Path) -> Iterator[World]:
     opened = World(tmp_path_factory.mktemp("data"))
-    push = pushes.run(opened.ctx, opened.actor, tree=opened.tree(boxes.project(predict_py=PREDICT)))["id"]
+    files = boxes.project(predict_py=PREDICT.replace("HOLD", str(held)))
+    push = pushes.run(opened.ctx, opened.actor, tree=opened.tree(files))["id"]
     assert boxes.follow(opened, push)["status"] == "Succeeded"
     registry.approve(opened.ctx, opened.actor, model="boxes", number=1)
     yield opened
@@ -224,11 +234,15 @@ def victims(world: World, batch: dict[str, Any]) -> dict[str, int]:
 
 @pytest.mark.parametrize("victim", ["claim", "group"])
 @pytest.mark.usefixtures("small_chunks")
-def test_a_killed_job_or_shim_goes_on_where_it_was(world: World, kind: Callable[[float], str], victim: str) -> None:
+def test_a_killed_job_or_shim_goes_on_where_it_was(
+    world: World, held: Path, kind: Callable[[float], str], victim: str
+) -> None:
+    held.touch()
     batch = begin(world, plain(60_000), keep=["id"], workers=2)
     world.settle(lambda: chunks_done(world, batch) >= 3)
     os.kill(victims(world, batch)[victim], signal.SIGKILL)
     (folder_of(world, batch) / "done.jsonl").open("ab").write(b'{"chunk": 19, "ro')  # as a death leaves it
+    held.unlink()
     found = ended(world, batch)
     assert (found["status"], found["rows"]) == ("Succeeded", 60_000)
     assert content(world, batch) == plain_output(60_000, kind)
@@ -238,7 +252,8 @@ def test_a_killed_job_or_shim_goes_on_where_it_was(world: World, kind: Callable[
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_stopped_batch_is_resumed(world: World, kind: Callable[[float], str]) -> None:
+def test_a_stopped_batch_is_resumed(world: World, held: Path, kind: Callable[[float], str]) -> None:
+    held.touch()
     batch = begin(world, plain(60_000), keep=["id"])
     world.settle(lambda: chunks_done(world, batch) >= 2)
     assert shown(world, batch)["status"] == "Running"
@@ -246,6 +261,7 @@ def test_a_stopped_batch_is_resumed(world: World, kind: Callable[[float], str]) 
     assert ended(world, batch)["status"] == "Stopped"
     before = chunks_done(world, batch)
     assert 2 <= before < 60
+    held.unlink()
     assert batches.resume(world.ctx, EDITOR, batch=batch["id"])["status"] == "Pending"
     assert ended(world, batch)["status"] == "Succeeded"
     assert content(world, batch) == plain_output(60_000, kind)
@@ -254,11 +270,15 @@ def test_a_stopped_batch_is_resumed(world: World, kind: Callable[[float], str]) 
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_piece_that_is_not_as_its_line_says_is_made_anew(world: World, kind: Callable[[float], str]) -> None:
+def test_a_piece_that_is_not_as_its_line_says_is_made_anew(
+    world: World, held: Path, kind: Callable[[float], str]
+) -> None:
+    held.touch()
     batch = begin(world, plain(60_000), keep=["id"])
     world.settle(lambda: chunks_done(world, batch) >= 3)
     batches.stop(world.ctx, EDITOR, batch=batch["id"])
     ended(world, batch)
+    held.unlink()
     os.truncate(folder_of(world, batch) / "00000001.out", 5)
     batches.resume(world.ctx, EDITOR, batch=batch["id"])
     assert ended(world, batch)["status"] == "Succeeded"

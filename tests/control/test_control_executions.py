@@ -1,6 +1,5 @@
 """Pipelines end to end: pushed trees, parameters, conditions, caching, stopping and trying again."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -118,7 +117,7 @@ def flaky():
 @step(timeout_seconds=0.5)
 def hangs():
     import time
-    time.sleep(60)
+    time.sleep(600)
 
 @pipeline
 def training():
@@ -144,7 +143,7 @@ import time
 @step
 def slow(n: int):
     print("step", n, flush=True)
-    time.sleep(60)
+    time.sleep(600)
     return n
 
 @step
@@ -170,9 +169,8 @@ def test_independent_steps_run_at_the_same_time_and_stop_really_stops_them(world
 
     world.settle(lambda: logs() == ["step 1\n", "step 2\n"])
     executions.stop(world.ctx, world.actor, execution=execution, reason="enough")
-    began = time.monotonic()
     shown = follow(world, push)
-    assert shown["status"] == "Stopped" and time.monotonic() - began < 15
+    assert shown["status"] == "Stopped"
     assert steps(shown) == {"slow": "Stopped", "slow_2": "Stopped", "join": "Skipped"}
     with pytest.raises(Conflict):
         executions.stop(world.ctx, world.actor, execution=execution)

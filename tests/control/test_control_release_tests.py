@@ -326,7 +326,7 @@ def test_no_gateway_is_a_failed_run_and_no_hang(world: World, monkeypatch: pytes
 
 def test_a_test_has_its_time_and_no_more(world: World, gateway: Gateway) -> None:
     release = threading.Event()
-    gateway.answer = lambda _: (release.wait(20), None)[1]
+    gateway.answer = lambda _: (release.wait(60), None)[1]
     add_variant(world, 1, 100.0)
     put(world, "known", {**GOLDEN, "timeout_seconds": 0.2})
     done = ended(world, release_tests.start(world.ctx, ANA, endpoint="boxes")["id"])

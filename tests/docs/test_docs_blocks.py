@@ -32,7 +32,7 @@ from loopline.domain import loopfile
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]  # they show an installation without other endpoints
 PAGES = [*FIRST, *sorted(set(ROOT.glob("docs/**/*.md")) - set(FIRST))]
-UP_SECONDS, COMMAND_SECONDS, LOOK_SECONDS = 60.0, 120.0, 40.0
+UP_SECONDS, COMMAND_SECONDS, LOOK_SECONDS = 120.0, 300.0, 120.0
 SHOWN_ADDRESS = "http://localhost:8600"
 # What only looks is asked again until it shows what the page says: a reader, too, waits for traffic to move.
 LOOKS = re.compile(

@@ -26,10 +26,10 @@ import badness
 import callers
 import reader
 import rollouts
-from installation import Installation, until
+from installation import PATIENCE, Installation, until
 
 EVALUATION_SECONDS = 1.0  # counters of traffic are kept by the second
-LIMIT_SECONDS = EVALUATION_SECONDS + 5.0
+LIMIT_SECONDS = (EVALUATION_SECONDS + 5.0) * PATIENCE
 SETTLE_SECONDS = 1.0
 MAX_ERROR_RATE = 0.05  # [rollout]'s own
 LATENCY_NEEDS = ((200, 0.01), (30, 0.5))  # answers, and the share of slow ones that moves p99 or p50
@@ -84,7 +84,7 @@ class Callers:
         self.report()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def kill(self) -> None:
         """End them whatever has happened."""

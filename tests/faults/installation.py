@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -16,9 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from loopline.testing.live import free_port
+
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 START = "import sys; from loopline.cli import main; main(['up', *sys.argv[1:]])"
 START_SECONDS = 30.0
+# What has to come within a time has that many times as long: for tests, on a machine that has other things to do.
+PATIENCE = float(os.environ.get("FAULTS_PATIENCE", "1"))
 MARK = b"LOOPLINE_ATTEMPT="
 
 
@@ -30,15 +33,9 @@ class Refused(Exception):
         self.status = status
 
 
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def until(holds: Callable[[], Any], seconds: float, what: str, pause: float = 0.01) -> Any:
     """What ``holds`` gives once it is true; raises ``TimeoutError`` saying what was waited for."""
+    seconds *= PATIENCE
     end = time.monotonic() + seconds
     while True:
         found = holds()
@@ -119,7 +116,7 @@ class Installation:
     def restart(self) -> float:
         """Start a supervisor that was killed again, on the same directory."""
         assert self._supervisor is not None
-        self._supervisor.wait(5)
+        self._supervisor.wait(60)
         self.restarts += 1
         return self.start()
 
@@ -134,7 +131,7 @@ class Installation:
         with suppress(ProcessLookupError):
             self._supervisor.send_signal(signal.SIGTERM)
         try:
-            self._supervisor.wait(30)
+            self._supervisor.wait(60)
         except subprocess.TimeoutExpired:
             self._supervisor.kill()
             self._supervisor.wait()
@@ -206,10 +203,10 @@ class Installation:
         data = raw if raw is not None else (json.dumps(body).encode() if body is not None else None)
         kind = "application/octet-stream" if raw is not None else "application/json"
         headers = {"authorization": f"Bearer {self.key}", "content-type": kind}
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * PATIENCE
         while True:
             try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
                 connection.request(method, path, data, headers)
                 answer = connection.getresponse()
                 text = answer.read()
@@ -237,10 +234,10 @@ class Installation:
 
     def predict(self, row: Mapping[str, Any], join: str, endpoint: str = "boxes") -> Any:
         """One prediction whose request a label can be joined with."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
         headers["x-loopline-inference-id"] = join
-        end = time.monotonic() + 10
+        end = time.monotonic() + 10 * PATIENCE
         while True:
             with suppress(OSError, http.client.HTTPException):
                 connection.request(

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import projects
 import reader
-from installation import Installation, Refused, alive, state, until
+from installation import PATIENCE, Installation, Refused, alive, state, until
 
 WELL_ANSWERS = 6  # of two connections: each has been answered again
 VICTIMS = ("supervisor", "control", "gateway", "server", "forkserver", "shim", "job", "monitor")
-HIT_SECONDS = 12.0
+HIT_SECONDS = 12.0 * PATIENCE
 END_SECONDS = 40.0  # how long a loop that is too slow is waited for, so that the next one starts clean
 SEEN_SECONDS = 1.3  # an attempt is seen to run when control looks, once a second
-STOPPED = 0.5  # how long a stopped process may take to show it
+STOPPED = 0.5 * PATIENCE  # how long a stopped process may take to show it
 
 _PUSHES = """(SELECT p.id FROM pushes p WHERE p.delivery = :delivery
               OR p.id IN (SELECT push FROM retrainings WHERE delivery = :asked))"""
@@ -131,7 +131,7 @@ class Client:
     def stop(self) -> None:
         """End it."""
         self._process.terminate()
-        self._process.wait(5)
+        self._process.wait(60)
 
 
 class Turn:
@@ -216,7 +216,7 @@ class Turn:
     def close(self) -> None:
         """Wait for what was asked for, and let go of the database."""
         for thread in self._threads:
-            thread.join(35)
+            thread.join(35 * PATIENCE)
         self.db.close()
 
     # -- striking

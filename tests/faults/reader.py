@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from installation import PATIENCE
+
 TABLES = {
     "execution": "executions",
     "step": "steps",
@@ -41,7 +43,7 @@ OPEN = {
 }
 # What is created and moved on in one transaction: no committed state ever shows the first status.
 NEVER_COMMITTED = {"execution": "Pending", "evaluation": "Pending"}
-OVERDUE_SECONDS = 3.0
+OVERDUE_SECONDS = 3.0 * PATIENCE
 
 
 def open_database(folder: Path) -> sqlite3.Connection:
@@ -289,7 +291,7 @@ def check(folder: Path, patience_seconds: float = 5.0) -> list[str]:
         db.execute("BEGIN")  # one consistent view for what must hold in every committed state
         found = [f"{rule.__name__}: {text}" for rule in ALWAYS for text in rule(db, folder)]
         db.execute("COMMIT")
-        deadline = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + patience_seconds * PATIENCE
         while True:
             late = [f"{rule.__name__}: {text}" for rule in SOON for text in rule(db, folder)]
             if not late or time.monotonic() > deadline:

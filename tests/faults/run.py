@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import loops
 import projects
 import reader
-from installation import Installation, until
+from installation import PATIENCE, Installation, until
 
-SLOWEST_SECONDS = 15.0
+SLOWEST_SECONDS = 15.0 * PATIENCE
 LOOPS_PER_INSTALLATION = 34
 TRIES = 5
 SETTINGS = {"max_jobs": 2}

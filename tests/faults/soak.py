@@ -26,7 +26,7 @@ import bad_releases
 import badness
 import reader
 from bad_releases import Callers
-from installation import Installation, until
+from installation import PATIENCE, Installation, until
 from rollouts import say
 
 VERSIONS = 6
@@ -34,8 +34,8 @@ SERVERS = 2  # of each version at least: one is killed now and then
 MOST_SERVERS = 4
 MEASURE_SECONDS = 6.0
 CONNECTIONS = 48
-IN_FLIGHT_SECONDS = 5.0  # after a kill, within which an answer may say that its server is gone
-GATEWAY_SECONDS = 1.0
+IN_FLIGHT_SECONDS = 5.0 * PATIENCE  # after a kill, within which an answer may say that its server is gone
+GATEWAY_SECONDS = 1.0 * PATIENCE
 PROBE_SECONDS = 0.01
 KILLED = "the model server ended while it had this request"
 
@@ -189,7 +189,7 @@ def without_gateway(there: Installation) -> float:
     headers = {"authorization": f"Bearer {there.key}", "content-type": "application/json"}
 
     def answers() -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", there.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", there.port, timeout=5 * PATIENCE)
         try:
             connection.request("POST", "/endpoints/boxes/invocations", body, headers)
             return connection.getresponse().status == 200
@@ -232,7 +232,7 @@ def stir(there: Installation, seen: Callers, diary: Diary, rng: random.Random, s
         say(f"{end - time.monotonic():6.0f} s left, {seen.asked} answers, {len(seen.bad)} not 2xx, {seen.behind} late")
     over.set()
     for thread in threads:
-        thread.join(150)
+        thread.join(150 * PATIENCE)
 
 
 def without_control(there: Installation, seen: Callers, seconds: float) -> tuple[int, int]:

@@ -25,7 +25,7 @@ SRC = Path(serve.__file__).parents[2]
 SIGNATURE = {"features": [{"name": "x", "type": "number"}]}
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 15.0):
+def wait_until(condition: Callable[[], object], seconds: float = 60.0):
     """The first true value of ``condition``; fails the test after the deadline."""
     deadline = time.monotonic() + seconds
     while True:
@@ -121,9 +121,10 @@ class Rig:
         command = [sys.executable, "-m", "loopline.gateway", "--dir", str(self.folder), "--listen-fd", str(fd)]
         environment = {**self.environ, **environ}
         with (self.folder / "gateway.log").open("ab") as log:
+            written = log.tell()  # by those before it
             process = subprocess.Popen(command, pass_fds=[fd], env=environment, stdout=log, stderr=log)
         self.processes["gateway"] = process
-        wait_until(lambda: b"listening" in (self.folder / "gateway.log").read_bytes())
+        wait_until(lambda: b"listening" in (self.folder / "gateway.log").read_bytes()[written:])
         return process
 
     def gateway_log(self) -> str:
@@ -131,12 +132,12 @@ class Rig:
 
     # clients
 
-    def client(self, timeout: float = 20.0) -> http.client.HTTPConnection:
+    def client(self, timeout: float = 60.0) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self.address, timeout=timeout)
 
     def raw(self) -> socket.socket:
         host, port = self.address.split(":")
-        return socket.create_connection((host, int(port)), timeout=20)
+        return socket.create_connection((host, int(port)), timeout=60)
 
     def ask(self, body: object, client: http.client.HTTPConnection | None = None, name: str = "e", **headers: str):
         """(status, document, answer) of one invocation."""

@@ -16,7 +16,7 @@ ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2
 def connected(rig, source):
     """A connection from one of this machine's addresses."""
     host, port = rig.address.split(":")
-    return socket.create_connection((host, int(port)), timeout=20, source_address=(source, 0))
+    return socket.create_connection((host, int(port)), timeout=60, source_address=(source, 0))
 
 
 def answer(rig, sock):

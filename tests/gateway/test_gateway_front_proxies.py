@@ -3,7 +3,6 @@
 import http.client
 import json
 import shutil
-import socket
 import ssl
 import subprocess
 import threading
@@ -14,18 +13,13 @@ import pytest
 from loopline.domain import proxies
 from loopline.domain.proxies import Proxy
 from loopline.errors import InvalidInput
+from loopline.testing.live import free_port
 
 ECHO = """
     def load(model_dir): return None
     def predict(model, rows): return [row[0] for row in rows]
 """
 KINDS = {"haproxy": proxies.haproxy, "nginx": proxies.nginx}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def certificate(folder: Path) -> Path:
@@ -61,9 +55,9 @@ class Front:
 
     def client(self) -> http.client.HTTPConnection:
         if self.trusted is None:
-            return http.client.HTTPConnection("localhost", self.port, timeout=30)
+            return http.client.HTTPConnection("localhost", self.port, timeout=60)
         context = ssl.create_default_context(cafile=str(self.trusted))
-        return http.client.HTTPSConnection("localhost", self.port, timeout=30, context=context)
+        return http.client.HTTPSConnection("localhost", self.port, timeout=60, context=context)
 
     def close(self) -> None:
         self._process.terminate()

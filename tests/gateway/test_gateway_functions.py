@@ -60,9 +60,10 @@ FUNCTIONS = """
         time.sleep(3600)
 
     def naps(event, context):
-        if event["body"]["seconds"]:
+        if event["body"]["long"]:
             open(os.path.join(os.path.dirname(__file__), "napping"), "w").close()
-            time.sleep(event["body"]["seconds"])
+            while not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+                time.sleep(0.01)
 
     def nonsense(event, context):
         return object()
@@ -277,15 +278,16 @@ def test_requests_at_the_same_time_all_get_their_own_answer(world):
 
 
 def test_a_process_that_is_busy_keeps_nobody_from_one_that_is_not(world):
-    world.publish("naps")
+    world.publish("naps", timeout_ms=60_000)
     document = json.loads((world.rig.folder / "snapshot.json").read_text())
     document["number"] += 1
     document["functions"]["naps"]["variants"][0]["servers"].append(world.start("second", "naps"))
     world.rig.write_snapshot(json.dumps(document))
     world.until(lambda: world.rig.state().get("number") == document["number"])
-    busy = threading.Thread(target=world.ask, args=("naps", {"seconds": 3}))
+    busy = threading.Thread(target=world.ask, args=("naps", {"long": True}))
     busy.start()
     world.until((world.rig.folder / "functions" / "napping").exists)
-    assert [world.ask("naps", {"seconds": 0})[0] for _ in range(6)] == [200] * 6
+    assert [world.ask("naps", {"long": False})[0] for _ in range(6)] == [200] * 6
     assert busy.is_alive(), "they waited for the one that was busy"
+    (world.rig.folder / "functions" / "go").touch()
     busy.join()

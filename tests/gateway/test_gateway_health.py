@@ -9,14 +9,15 @@ import threading
 import pytest
 
 MARKED = """
-    import os, time
-    def load(model_dir): return os.getpid()
-    def predict(pid, rows):
+    import os, pathlib, time
+    def load(model_dir): return pathlib.Path(model_dir)
+    def predict(folder, rows):
         if any(row[0] == 666 for row in rows):
+            (folder / "hangs").touch()
             time.sleep(3600)
         if any(row[0] == 500 for row in rows):
             raise ValueError("marked")
-        return [pid for row in rows]
+        return [os.getpid() for row in rows]
 """
 FAILING = """
     def load(model_dir): return None
@@ -31,7 +32,7 @@ class Supervisor:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(rig.run / "supervisor.sock"))
 
-    def told(self, seconds: float = 15.0) -> dict:
+    def told(self, seconds: float = 60.0) -> dict:
         """The next message."""
         assert select.select([self._socket], [], [], seconds)[0], "the supervisor was told nothing"
         return json.loads(self._socket.recv(4096))
@@ -71,6 +72,7 @@ def test_a_server_that_hangs_is_taken_out_restarted_and_taken_back(rig, make_var
     assert "answered nothing for 1 s" in ejection["reason"]
     assert "taken out of service" in rig.gateway_log()
 
+    rig.publish(one, two)  # with time enough for the good one
     asked = [rig.ask({"x": 1}) for _ in range(40)]
     by_status = {
         status: {a.getheader("x-loopline-variant") for s, _, a in asked if s == status} for status, _, _ in asked
@@ -87,10 +89,13 @@ def test_an_only_server_that_hangs_is_answered_for_at_once(rig, make_variant, un
     rig.publish(make_variant("v1", rig.start_server("one", MARKED)), wait=False, timeout_ms=500)
     rig.start_gateway()
     waiting: list = []
-    threads = [ask_in_background(rig, row, waiting) for row in (666, 1, 1, 1)]
+    threads = [ask_in_background(rig, 666, waiting)]
+    until((rig.folder / "one" / "hangs").exists)
+    threads += [ask_in_background(rig, 1, waiting) for _ in range(3)]
     assert supervisor.told()["id"] == "one"
     for thread in threads:
         thread.join()
+    assert len(waiting) == 4
     assert {status for status, _, _ in waiting} <= {503, 504}
     status, document, answer = rig.ask({"x": 1})
     assert status == 503 and document["error"]["code"] == "unavailable" and answer.getheader("retry-after")

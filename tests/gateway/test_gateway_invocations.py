@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from pathlib import Path
 
 import pytest
+
+from loopline.children import start_time
 
 ECHO = "def load(d): pass\ndef predict(m, batch): return [row[0] for row in batch]"
 COUNT = "def load(d): pass\ndef predict(m, batch): return [len(batch)] * len(batch)"
@@ -125,7 +125,7 @@ def test_a_bad_row_fails_only_its_own_request(served):
     assert error["request_id"] == answers[1][1]["x-request-id"]
 
 
-def test_servers_of_a_variant_take_turns(rig, make_variant):
+def test_servers_of_a_variant_take_turns(rig, make_variant, until):
     paths = [
         rig.start_server(name, f"def load(d): pass\ndef predict(m, batch): return ['{name}'] * len(batch)")
         for name in ("a", "b")
@@ -133,12 +133,18 @@ def test_servers_of_a_variant_take_turns(rig, make_variant):
     rig.publish(make_variant("v1", *paths), wait=False)
     rig.start_gateway()
     client = rig.client()
-    said = [rig.ask({"x": 1}, client)[1]["predictions"][0] for _ in range(10)]
+
+    def says():
+        return rig.ask({"x": 1}, client)[1].get("predictions", [None])[0]
+
+    until(lambda: {says(), says()} == {"a", "b"})  # both are connected
+    said = [says() for _ in range(10)]
     assert sorted(said[:2]) == ["a", "b"]
     assert said[0::2] == [said[0]] * 5
     assert said[1::2] == [said[1]] * 5
     rig.kill("a")
-    assert {rig.ask({"x": 1}, client)[1]["predictions"][0] for _ in range(4)} == {"b"}
+    rig.ask({"x": 1}, client)  # which may be lost: once it is answered, the gateway has seen the end of the server
+    assert {says() for _ in range(4)} == {"b"}
 
 
 def entered(rig, name="a"):
@@ -153,16 +159,14 @@ def test_requests_in_flight_get_503_when_the_server_is_killed_and_later_ones_suc
         sock.sendall(rig.request_bytes() * 8)
         until(lambda: entered(rig) >= 1)
         assert rig.ask({"x": 1})[0] == 429  # so all eight are in flight
-        started = time.monotonic()
         rig.kill("a")
-        answers = read_answers(sock, 8)
-        assert time.monotonic() - started < 1.0
+        answers = read_answers(sock, 8)  # before their time is over, which would be a 504
         assert [status for status, _, _ in answers] == [503] * 8
         assert all(headers["retry-after"] == "1" for _, headers, _ in answers)
     assert rig.ask({"x": 1})[0] == 503
     (rig.folder / "a" / "go").touch()
     rig.start_server("a", SLOW)
-    until(lambda: rig.ask({"x": 2})[0] == 200, 5)
+    until(lambda: rig.ask({"x": 2})[0] == 200)
     assert all(rig.ask({"x": 2})[0] == 200 for _ in range(20))
 
 
@@ -174,7 +178,7 @@ def test_a_client_that_goes_leaves_its_slot_until_the_server_has_answered(rig, m
         until(lambda: entered(rig) == 1)
     assert rig.ask({"x": 2})[0] == 429
     (rig.folder / "a" / "go").touch()
-    until(lambda: rig.ask({"x": 2})[0] == 200, 5)
+    until(lambda: rig.ask({"x": 2})[0] == 200)
     recorded = until(lambda: [record.body for record in rig.records() if record.meta["status"] == 200][:2])
     assert recorded[0] == b'{"x": 1}'
 
@@ -192,9 +196,9 @@ def test_the_gateway_ends_with_its_parent(rig, until):
     parent.stdout.close()
     until(lambda: b"listening" in log.read_bytes())
     rig.kill("parent")
-    until(lambda: b"parent ended" in log.read_bytes(), 5)
-    until(lambda: b"stopped" in log.read_bytes(), 5)
-    until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2], 5)
+    until(lambda: b"parent ended" in log.read_bytes())
+    until(lambda: b"stopped" in log.read_bytes())
+    until(lambda: start_time(child) is None)
 
 
 def test_a_late_answer_is_504_and_the_connection_goes_on(rig, make_variant, until):
@@ -224,9 +228,8 @@ def test_a_body_over_the_cap_is_413_announced_or_streamed(served):
     assert served.ask(b" " * 100_001)[0] == 413
     head = f"POST /endpoints/e/invocations HTTP/1.1\r\nHost: {served.address}\r\nAuthorization: Bearer {served.key}\r\n"
     with served.raw() as sock:
-        sock.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
-        for _ in range(120):
-            sock.sendall(b"400\r\n" + b" " * 1024 + b"\r\n")
+        chunk = b"400\r\n" + b" " * 1024 + b"\r\n"
+        sock.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 120)
         ((status, headers, _),) = read_answers(sock, 1)
         assert (status, headers["connection"]) == (413, "close")
         assert sock.recv(10) == b""
@@ -269,7 +272,7 @@ def test_ping_says_whether_every_variant_with_traffic_has_a_server(rig, make_var
     assert ping() == 503  # no snapshot
     path = rig.start_server("a", ECHO)
     rig.publish(make_variant("v1", path), make_variant("v2", str(rig.run / "none.sock"), weight=0))
-    assert ping() == 200
+    until(lambda: ping() == 200)
     rig.publish(make_variant("v1", path), make_variant("v2", str(rig.run / "none.sock"), weight=1))
     assert ping() == 503
     rig.publish(make_variant("v1", path))
@@ -293,7 +296,7 @@ def test_traffic_splits_by_weight(rig, make_variant):
     assert abs(share - 0.1) < 4 * (0.1 * 0.9 / 5000) ** 0.5  # four standard deviations of a binomial share
 
 
-def test_a_swap_under_load_loses_nothing_and_every_answer_is_of_the_version_it_claims(rig, make_variant):
+def test_a_swap_under_load_loses_nothing_and_every_answer_is_of_the_version_it_claims(rig, make_variant, until):
     def server(version):
         return rig.start_server(
             f"s{version}", f"def load(d): pass\ndef predict(m, batch): return [{version}] * len(batch)"
@@ -324,19 +327,17 @@ def test_a_swap_under_load_loses_nothing_and_every_answer_is_of_the_version_it_c
     threads = [threading.Thread(target=load, args=(index,)) for index in range(32)]
     for thread in threads:
         thread.start()
+    until(lambda: all(counted))
     for version in (2, 3, 4):
         publish(version, server(version))
         before = list(counted)
-        deadline = time.monotonic() + 10
-        while not all(now > then + 1 for now, then in zip(counted, before, strict=True)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda before=before: all(now > then + 1 for now, then in zip(counted, before, strict=True)))
         old = rig.processes[f"s{version - 1}"]
         old.send_signal(signal.SIGTERM)
-        assert old.wait(10) == 0
+        assert old.wait(60) == 0
     stop.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert not wrong
     assert seen == {"1", "2", "3", "4"}
 
@@ -394,7 +395,7 @@ def test_a_revoked_key_is_refused_after_the_swap(served, until):
     del document["keys"]["abcdefgh"]
     document["number"] = 2
     served.write_snapshot(json.dumps(document))
-    until(lambda: served.ask({"x": 1})[0] == 401, 1.0)
+    until(lambda: served.ask({"x": 1})[0] == 401)
 
 
 def test_the_switch_is_acknowledged_by_datagram(rig, make_variant):
@@ -402,7 +403,7 @@ def test_the_switch_is_acknowledged_by_datagram(rig, make_variant):
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wake:
         wake.bind(str(rig.run / "wake.sock"))
-        wake.settimeout(10)
+        wake.settimeout(60)
         rig.publish(make_variant("v1", rig.start_server("a", ECHO)), wait=False)
         rig.start_gateway()
         assert json.loads(wake.recv(1000)) == {"kind": "ack", "gateway": "gateway-0", "number": 1}
@@ -415,13 +416,15 @@ def test_sigterm_finishes_what_is_in_flight_writes_the_spool_and_exits_zero(rig,
     with rig.raw() as sock, rig.raw() as idle:
         sock.sendall(rig.request_bytes({"x": 1}))
         until(lambda: entered(rig) == 1)
+        idle.sendall(f"GET /healthz HTTP/1.1\r\nHost: {rig.address}\r\n\r\n".encode())
+        assert read_answers(idle, 1)[0][0] == 200  # so the gateway has it
         gateway.send_signal(signal.SIGTERM)
         assert idle.recv(10) == b""
         assert gateway.poll() is None
         (rig.folder / "a" / "go").touch()
         ((status, headers, _),) = read_answers(sock, 1)
         assert (status, headers["connection"]) == (200, "close")
-    assert gateway.wait(10) == 0
+    assert gateway.wait(60) == 0
     assert [record.meta["status"] for record in rig.records()] == [200]
 
 

@@ -20,9 +20,9 @@ def served(rig, make_variant):
 
 def ask(rig, body, path="/endpoints/e/invocations", **headers):
     """(status, document) of a POST over the private socket, with a Host that no public client may name."""
-    client = http.client.HTTPConnection("anywhere", timeout=20)
+    client = http.client.HTTPConnection("anywhere", timeout=60)
     client.sock = socket.socket(socket.AF_UNIX)
-    client.sock.settimeout(20)
+    client.sock.settimeout(60)
     client.sock.connect(str(rig.run / "gateway-0.http.sock"))
     sent = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
     client.request("POST", path, json.dumps(body).encode(), sent)

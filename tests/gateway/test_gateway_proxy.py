@@ -1,5 +1,6 @@
 """Everything that is no invocation: streamed to control and back."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ class Control:
             except OSError:
                 return
             with connection:
-                connection.settimeout(20)
+                connection.settimeout(60)
                 try:
                     handler(connection, *read_head(connection))
                 except Exception as error:
@@ -41,7 +42,7 @@ class Control:
     def close(self):
         self.listening.shutdown(socket.SHUT_RDWR)
         self.listening.close()
-        self.thread.join(10)
+        self.thread.join(60)
 
 
 def read_head(sock):
@@ -179,7 +180,7 @@ def test_a_side_that_does_not_read_makes_the_other_wait(shared_rig, control):
     go, sent = threading.Event(), []
 
     def handler(sock, head, rest):
-        go.wait(20)
+        go.wait(60)
         read_exactly(sock, rest, 30 * MEGABYTE)
         sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
@@ -196,7 +197,7 @@ def test_a_side_that_does_not_read_makes_the_other_wait(shared_rig, control):
         assert sent, "everything was taken although nobody read"
         assert sent[0] < 15 * MEGABYTE
         go.set()
-        sock.settimeout(20)
+        sock.settimeout(60)
         while total < 30 * MEGABYTE:
             total += sock.send(block[: min(MEGABYTE, 30 * MEGABYTE - total)])
         assert sock.recv(1000).startswith(b"HTTP/1.1 204 No Content\r\n")
@@ -214,7 +215,7 @@ def test_a_client_that_does_not_read_makes_control_wait(shared_rig, control):
                 total += sock.send(block)
         except TimeoutError:
             sent.append(total)
-        sock.settimeout(20)
+        sock.settimeout(60)
         while total < 60 * MEGABYTE:
             total += sock.send(block[: min(MEGABYTE, 60 * MEGABYTE - total)])
 
@@ -223,7 +224,7 @@ def test_a_client_that_does_not_read_makes_control_wait(shared_rig, control):
     with shared_rig.raw() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         sock.sendall(b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not sent:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -268,17 +269,18 @@ def test_an_answer_before_the_body_has_come_says_that_the_connection_ends(shared
     def handler(sock, head, rest):
         assert "connection: close" not in head.lower()  # or control would close before the body has been written
         sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")
-        assert answered.wait(10)
+        assert answered.wait(60)
 
     control(handler)
     with shared_rig.raw() as sock:
         sock.sendall(b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n")
         head, _ = read_head(sock)
         answered.set()
-        sock.sendall(b"hello")
         assert head.startswith("HTTP/1.1 404 ") and "connection: close" in head
-        while sock.recv(100):
-            pass
+        with contextlib.suppress(ConnectionError):  # the gateway waits for what is still to come, but not for long
+            sock.sendall(b"hello")
+            while sock.recv(100):
+                pass
 
 
 def test_chunks_stay_chunked_in_both_directions(shared_rig, control):
@@ -321,7 +323,7 @@ def test_an_answer_streams_before_it_is_whole(shared_rig, control):
 
     def handler(sock, head, rest):
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
-        assert go.wait(10)
+        assert go.wait(60)
         sock.sendall(b"data: 2\n\n")
 
     control(handler)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loopline.runtime.frames import ANSWER, HEAD, PREDICT, encode_answer
+from loopline.runtime.frames import ANSWER, HEAD, PREDICT, FrameReader, encode_answer
 
 ECHO = "def load(d): pass\ndef predict(m, batch): return [row[0] for row in batch]"
 
@@ -72,6 +72,13 @@ def answer_in(make):
     return behave
 
 
+def answer_twice(connection):
+    reader = FrameReader()
+    while data := connection.recv(1 << 20):
+        for request in reader.feed(data):
+            connection.sendall(encode_answer(request.id, 200, b"a/b", b"{}") * 2)
+
+
 def frame(number, payload):
     return HEAD.pack(HEAD.size - 4 + len(payload), number, PREDICT) + payload
 
@@ -102,7 +109,7 @@ BEHAVIOUR = {
         {503},
     ),
     "an answer to somebody else": (answer_in(lambda number: encode_answer(number + 1000, 200, b"a/b", b"{}")), {504}),
-    "the same answer twice": (answer_in(lambda number: encode_answer(number, 200, b"a/b", b"{}") * 2), {200}),
+    "the same answer twice": (answer_twice, {200}),
     "never reads": (never_read, {504, 429, 503}),
     "floods": (flood, {503, 504}),
     "ends at once": (lambda connection: connection.close(), {503}),
@@ -119,7 +126,7 @@ def beside(rig, make_variant, request):
     document["endpoints"]["sick"] = {
         **document["endpoints"]["e"],
         "variants": [make_variant("v1", sick.path)],
-        "timeout_ms": 400,
+        "timeout_ms": 60_000 if statuses == {200} else 400,
     }
     rig.write_snapshot(json.dumps(document))
     rig.start_gateway()
@@ -143,10 +150,7 @@ def test_a_sick_server_harms_its_own_endpoint_only(beside):
     assert found <= statuses | {503, 504}  # a server that has been taken out answers nothing
     assert all(answer.headers["x-request-id"].startswith("rq_") for _, _, answer in told)
     assert all("set-cookie" not in answer.headers for _, _, answer in told)
-    if statuses == {200}:
-        assert 200 in found
-    else:
-        assert 200 not in found
+    assert (200 in found) == (200 in statuses)
 
 
 def test_a_server_that_reads_nothing_fills_no_more_than_its_own_buffer(rig, make_variant, until):

@@ -32,7 +32,7 @@ def test_every_invocation_is_recorded_and_bodies_as_often_as_sampled(rig, make_v
         "m",
     )
     assert (good.meta["key"], good.meta["status"], good.meta["content_type"]) == ("abcdefgh", 200, "application/json")
-    assert 0 < good.meta["latency_us"] < 5e6
+    assert 0 < good.meta["latency_us"] < 60e6
     assert (good.body, good.answer) == (b'{"x": 5}', b'{"predictions":[5.0]}')
     assert (bad.meta["status"], bad.body) == (400, b'{"x": "bad"}')
     assert b"invalid_input" in bad.answer
@@ -129,7 +129,7 @@ def test_a_full_disk_drops_captures_with_a_count_and_one_line_while_answers_go_o
     for _ in range(3):
         before = rig.state().get("captures_dropped", 0)
         assert rig.ask({"x": 2}, client)[0] == 200
-        until(lambda count=before: rig.state().get("captures_dropped", 0) > count, 5)
+        until(lambda count=before: rig.state().get("captures_dropped", 0) > count)
     assert rig.gateway_log().count("captures are dropped") == 1
     resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     rig.ask({"x": 3}, client)

@@ -36,7 +36,7 @@ def trusting(rig):
 
 
 def https(rig, context):
-    return http.client.HTTPSConnection(rig.address, timeout=20, context=context)
+    return http.client.HTTPSConnection(rig.address, timeout=60, context=context)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -225,7 +225,7 @@ def test_a_certificate_of_the_administrators_is_served_and_followed_when_it_chan
         except ssl.SSLError:
             return False
 
-    until(follows, 30)
+    until(follows)
     assert rig.ask({"x": 3}, open_one)[0] == 200
 
 

@@ -207,20 +207,20 @@ def test_kill_minus_nine_at_any_moment_neither_loses_nor_doubles(spool: Any) -> 
     for _ in range(5):
         seen = len(spool.lines())
         process = start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while len(spool.lines()) == seen and time.monotonic() < deadline:
             write_for(0.05)  # until it has reported at least once
         write_for(chance.uniform(0.0, 0.6))
         process.send_signal(signal.SIGKILL)
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
         kills += 1
     write_for(0.1)
     process = start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while totals(spool.rows())[0] < written and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert totals(spool.rows()) == (written, 0, errors)
     numbers = [line["seq"] for line in spool.lines()]
     assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > kills

@@ -601,7 +601,7 @@ def test_a_step_runs_through_the_shim(training: Project) -> None:
         },
     }
     (folder / "spec.json").write_text(json.dumps(spec))
-    subprocess.run([sys.executable, "-I", str(RUNTIME / "shim.py"), str(folder)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-I", str(RUNTIME / "shim.py"), str(folder)], check=True, timeout=120)
     ended = json.loads((folder / "exit").read_text())
     assert ended["reason"] == "ok", (folder / "log").read_text()
     assert parse_outputs((folder / "outputs.json").read_bytes())["test"].value == [{"x": 2, "good": False, "z": 4}]

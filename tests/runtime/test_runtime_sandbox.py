@@ -17,7 +17,7 @@ from loopline.runtime.watch import largest_bytes, written_bytes
 def inside(script: str) -> str:
     environ = {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", "import os, resource\nfrom loopline.runtime import sandbox\n" + script]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, env=environ).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environ).stdout.strip()
 
 
 def test_every_layer_is_reported_and_asking_changes_nothing() -> None:

@@ -1,7 +1,6 @@
 """Model servers as real processes behind real sockets."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -12,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from loopline.children import start_time
 from loopline.runtime import sandbox, serve
 from loopline.runtime.frames import ANSWER, LEAVING, PING, PREDICT, FrameReader, encode_frame
+from loopline.testing.live import until
 
 SERVE = Path(serve.__file__)
 ECHO = """
@@ -42,19 +43,16 @@ class ServerProcess:
             [*command, "--socket", str(self.path), "--status", str(self.status_file)], stdout=self.log, stderr=self.log
         )
         self.client = socket.socket(socket.AF_UNIX)
-        self.client.settimeout(20)
+        self.client.settimeout(60)
         self.reader = FrameReader()
         self.frames: list = []
 
     def wait(self) -> dict:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            if self.status_file.exists():
-                status = json.loads(self.status_file.read_text())
-                if status["state"] != "loading":
-                    return status
-            time.sleep(0.01)
-        raise AssertionError("neither ready nor failed")
+        def said() -> dict | None:
+            status = json.loads(self.status_file.read_text()) if self.status_file.exists() else {"state": "loading"}
+            return None if status["state"] == "loading" else status
+
+        return until(said, "it is ready or has failed")
 
     def connect(self) -> "ServerProcess":
         status = self.wait()
@@ -194,10 +192,7 @@ def test_requests_that_arrive_during_a_prediction_form_the_next_batch_and_pings_
     ).connect()
     folder = server.path.parent
     server.client.sendall(request(1, {"x": 1}))
-    deadline = time.monotonic() + 10
-    while not (folder / "entered").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until((folder / "entered").exists, "the model is asked")
     for number in (2, 3):
         server.client.sendall(request(number, {"x": 1}))
     server.client.sendall(encode_frame(99, PING, b""))
@@ -310,7 +305,7 @@ def test_what_cannot_be_served_says_why_and_never_listens(start, code, part):
     status = server.wait()
     assert (status["state"], status["id"], status["pid"]) == ("failed", "ms_1", server.process.pid)
     assert part in status["error"]
-    assert server.process.wait(10) == 1
+    assert server.process.wait(60) == 1
     with pytest.raises(ConnectionRefusedError):
         server.client.connect(str(server.path))
 
@@ -351,13 +346,13 @@ def test_a_server_that_takes_too_much_memory_ends(start):
         def load(d): pass
         def predict(m, batch):
             hoard = bytearray(300 << 20)
-            time.sleep(20)
+            time.sleep(600)
             return [len(hoard)]
         """
     server = start(code, signature=ONE, limits={"memory_mb": 200}).connect()
     server.client.sendall(request(1, {"x": 1}))
     assert server.client.recv(10) == b""
-    assert server.process.wait(10) == 137
+    assert server.process.wait(60) == 137
 
 
 def test_an_unknown_handler_is_named(start):
@@ -379,10 +374,7 @@ def test_sigterm_finishes_what_has_arrived_and_exits_zero(start):
     ).connect()
     folder = server.path.parent
     server.client.sendall(request(1, {"x": 1}))
-    deadline = time.monotonic() + 10
-    while not (folder / "entered").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until((folder / "entered").exists, "the model is asked")
     server.client.sendall(request(2, {"x": 2}))
     server.client.sendall(encode_frame(9, PING, b""))
     assert server.receive().id == 9  # so both requests have arrived
@@ -396,7 +388,7 @@ def test_sigterm_finishes_what_has_arrived_and_exits_zero(start):
     server.client.sendall(request(3, {"x": 3}))  # sent before this gateway has read that the server leaves
     assert server.answer()[2]["predictions"] == [3.0]
     server.client.close()
-    assert server.process.wait(10) == 0
+    assert server.process.wait(60) == 0
 
 
 def test_a_malformed_frame_closes_only_its_connection(start):
@@ -408,7 +400,7 @@ def test_a_malformed_frame_closes_only_its_connection(start):
         encode_frame(1, PREDICT, b""),
     ):
         with socket.socket(socket.AF_UNIX) as other:
-            other.settimeout(10)
+            other.settimeout(60)
             other.connect(str(server.path))
             other.sendall(poison)
             assert other.recv(10) == b""
@@ -417,7 +409,7 @@ def test_a_malformed_frame_closes_only_its_connection(start):
 
 def test_the_server_dies_with_its_parent(start, tmp_path):
     script = (
-        "import subprocess, sys, time\np = subprocess.Popen(sys.argv[1:])\nprint(p.pid, flush=True)\ntime.sleep(60)"
+        "import subprocess, sys, time\np = subprocess.Popen(sys.argv[1:])\nprint(p.pid, flush=True)\ntime.sleep(600)"
     )
     (tmp_path / "predict.py").write_text(textwrap.dedent(ECHO))
     spec = {"id": "ms", "model_dir": str(tmp_path), "handler": "predict", "code_dir": str(tmp_path)}
@@ -427,30 +419,18 @@ def test_the_server_dies_with_its_parent(start, tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", script, *command], stdout=subprocess.PIPE)
     child = int(parent.stdout.readline())
     try:
-        deadline = time.monotonic() + 20
-        while not (tmp_path / "status.json").exists() or "ready" not in (tmp_path / "status.json").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        status = tmp_path / "status.json"
+        until(lambda: status.exists() and "ready" in status.read_text(), "the server is ready")
     finally:
         parent.kill()
         parent.wait()
-    while _alive(child):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    until(lambda: start_time(child) is None, "the server has ended")
 
 
 def test_a_wake_datagram_says_that_the_status_changed(start, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wake:
         wake.bind(str(tmp_path / "wake.sock"))
-        wake.settimeout(20)
+        wake.settimeout(60)
         start(signature=ONE, wake=str(tmp_path / "wake.sock"))
         assert json.loads(wake.recv(1000)) == {"kind": "server", "id": "ms_1"}
 

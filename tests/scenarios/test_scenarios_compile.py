@@ -123,13 +123,13 @@ class Served:
             self.process = subprocess.Popen(
                 [*command, "--socket", str(path), "--status", str(status)], stdout=log, stderr=log
             )
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not status.exists() or json.loads(status.read_text())["state"] == "loading":
             assert time.monotonic() < end
             time.sleep(0.02)
         assert json.loads(status.read_text())["state"] == "ready", self.log.read_text()
         self.client = socket.socket(socket.AF_UNIX)
-        self.client.settimeout(30)
+        self.client.settimeout(60)
         self.client.connect(str(path))
         self.reader = FrameReader()
 

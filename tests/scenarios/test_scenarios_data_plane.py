@@ -65,7 +65,7 @@ def test_git_reaches_it_over_tls(platform: Platform, tmp_path: Path) -> None:
     environ = {**platform.environ(), "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
 
     def run(*argv: str) -> str:
-        done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False)
         return f"{done.returncode} {done.stderr}"
 
     assert run("git", "init", "-q") == "0 "

@@ -85,11 +85,11 @@ def elsewhere(exported: Path) -> Iterator[str]:
         yield found[1]
     finally:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def ask(address: str, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(address, timeout=30)
+    connection = http.client.HTTPConnection(address, timeout=60)
     try:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()

@@ -3,10 +3,12 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from loopline.config import run_dir_for
 from loopline.testing.boxes import LOOP, PREDICT, project
 from loopline.testing.live import Platform, until
 
@@ -31,13 +33,13 @@ policy = "auto"
 
 [endpoint]
 name = "boxes"
-timeout_seconds = 1
+timeout_seconds = 60
 
 [[functions]]
 name = "kinds"
 file = "kinds.py"
 endpoints = ["boxes"]
-timeout_seconds = 1
+timeout_seconds = 60
 """
 )
 HANGING = PREDICT.replace(
@@ -51,13 +53,41 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     made = Platform(tmp_path_factory.mktemp("functions") / "data")
     try:
         made.start()
-        files = {**project(loop_toml=SERVED, predict_py=HANGING), "kinds.py": FUNCTION}
-        assert made.run(files)["status"] == "Succeeded"
+        assert made.run(files())["status"] == "Succeeded"
         until(lambda: made.predict({"size": 9}).status == 200, "the endpoint serves")
         until(lambda: status(made) == "Ready", "the function is ready")
         yield made
     finally:
         made.stop()
+
+
+def files(seconds: int = 60, edition: int = 1) -> dict[str, str]:
+    """The project: how long endpoint and function may take, and what the function says that it is."""
+    loop_toml = SERVED.replace("timeout_seconds = 60", f"timeout_seconds = {seconds}")
+    code = FUNCTION.replace('"edition": 1', f'"edition": {edition}')
+    return {**project(loop_toml=loop_toml, predict_py=HANGING), "kinds.py": code}
+
+
+def apply(platform: Platform, wanted: dict[str, str]) -> None:
+    platform.call("POST", "/api/projects", {"tree": platform.upload(wanted)})
+
+
+@contextmanager
+def impatient(platform: Platform) -> Iterator[None]:
+    """Who does not answer within a second is taken for one that hangs, meanwhile."""
+
+    def allowed() -> set[int]:
+        document = json.loads((platform.folder / "snapshot.json").read_text())
+        state = json.loads((run_dir_for(platform.folder) / "gateway-0.json").read_text())
+        served = document["endpoints"]["boxes"], document["functions"]["kinds"]
+        return {each["timeout_ms"] for each in served} if state["number"] >= document["number"] else set()
+
+    for seconds in (1, 60):
+        apply(platform, files(seconds))
+        until(lambda seconds=seconds: allowed() == {seconds * 1000}, f"{seconds} s are allowed")
+        until(lambda: status(platform) == "Ready", "the function is ready")
+        if seconds == 1:
+            yield
 
 
 def status(platform: Platform) -> str:
@@ -111,8 +141,9 @@ def test_a_failure_is_a_502_that_can_be_found_by_its_id(platform: Platform) -> N
 
 
 def test_a_function_that_hangs_is_restarted_by_the_supervisor(platform: Platform) -> None:
-    assert ask(platform, {"hang": True}).status == 504
-    until(lambda: ejected(platform, "function"), "the event is there")
+    with impatient(platform):
+        assert ask(platform, {"hang": True}).status == 504
+        until(lambda: ejected(platform, "function"), "the event is there")
     until(lambda: ask(platform, {"sizes": [9]}).status == 200, "the function answers again")
     assert "answered nothing for 1 s" in ejected(platform, "function")[0]["reason"]
 
@@ -123,12 +154,13 @@ def test_a_model_server_that_hangs_is_restarted_by_the_supervisor(platform: Plat
         threading.Thread(target=lambda size=size: answers.append(platform.predict({"size": size}).status))
         for size in (666, 1, 2)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(answers) <= {200, 503, 504} and 504 in answers
-    until(lambda: ejected(platform, "variant"), "the event is there")
+    with impatient(platform):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(answers) <= {200, 503, 504} and 504 in answers
+        until(lambda: ejected(platform, "variant"), "the event is there")
     until(lambda: platform.predict({"size": 9}).status == 200, "the endpoint serves again")
     assert "answered nothing for 1 s" in ejected(platform, "variant")[0]["reason"]
 
@@ -142,11 +174,7 @@ def test_a_new_tree_replaces_the_function_without_a_failed_request(platform: Pla
 
     thread = threading.Thread(target=load)
     thread.start()
-    files = {
-        **project(loop_toml=SERVED, predict_py=HANGING),
-        "kinds.py": FUNCTION.replace('"edition": 1', '"edition": 2'),
-    }
-    platform.call("POST", "/api/projects", {"tree": platform.upload(files)})
+    apply(platform, files(edition=2))
     until(lambda: ask(platform, {"sizes": [9]}).json.get("edition") == 2, "the new code answers")
     until(lambda: status(platform) == "Ready", "the old processes are let go")
     ended.set()
@@ -155,7 +183,7 @@ def test_a_new_tree_replaces_the_function_without_a_failed_request(platform: Pla
 
 
 def test_limits_of_a_key_hold_on_the_platform(platform: Platform) -> None:
-    limits = ("--role", "invoker", "--endpoint", "boxes", "--rate", "0.1", "--burst", "2", "--quota", "100/day")
+    limits = ("--role", "invoker", "--endpoint", "boxes", "--rate", "0.01", "--burst", "2", "--quota", "100/day")
     key = platform.cli("keys", "create", "--name", "limited", *limits).stdout.strip()
     until(lambda: platform.predict({"size": 9}, key=key).status != 401, "the key is known to the gateway")
     answer = platform.predict({"size": 9}, key=key)
@@ -163,7 +191,7 @@ def test_limits_of_a_key_hold_on_the_platform(platform: Platform) -> None:
     refused = platform.predict({"size": 9}, key=key)
     assert refused.status == 429 and refused.error["code"] == "rate_limited" and int(refused.headers["retry-after"]) > 1
     listed = platform.cli("keys", "list").stdout
-    assert "0.1/s, burst 2, 100/day" in listed
+    assert "0.01/s, burst 2, 100/day" in listed
 
 
 def test_a_proxy_configuration_is_printed_for_the_port_in_use(platform: Platform) -> None:

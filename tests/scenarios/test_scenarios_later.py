@@ -13,21 +13,18 @@ import pytest
 from loopline.testing import boxes
 from loopline.testing.live import Answer, Platform, until
 
-# It prints what it is given, and is as slow or as wrong as the size says.
-PREDICT = (
-    boxes.PREDICT.replace(
-        "    return [",
-        """    import logging, time
+# It prints what it is given, and is wrong as the size says, or waits for a file.
+PREDICT = boxes.PREDICT.replace(
+    "    return [",
+    """    import logging, os, time
     for row in batch:
         print("size", row["size"], "\\x1b[31m" if row["size"] == 66 else "")
-        if row["size"] == 50:
-            time.sleep(1.5)
+        while row["size"] == 50 and not os.path.exists("GO"):
+            time.sleep(0.01)
         if row["size"] == 13:
             logging.warning("thirteen came")
             raise ValueError("thirteen")
     return [""",
-    )
-    + "\n"
 )
 LOOP = (
     boxes.LOOP
@@ -38,7 +35,7 @@ policy = "auto"
 [endpoint]
 name = "boxes"
 deploy_on_approval = true
-timeout_seconds = 20
+timeout_seconds = 300
 """
 )
 
@@ -48,12 +45,18 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     running = Platform(tmp_path_factory.mktemp("live") / "data", async_queue=6, async_body_mb=8)
     running.start()
     try:
-        found = running.run(boxes.project(loop_toml=LOOP, predict_py=PREDICT))
+        predict_py = PREDICT.replace("GO", str(go(running)))
+        found = running.run(boxes.project(loop_toml=LOOP, predict_py=predict_py))
         assert found["status"] == "Succeeded", found
         until(lambda: running.ask("GET", "/api/endpoints/boxes").json.get("status") == "InService", "boxes serves", 60)
         yield running
     finally:
         running.stop()
+
+
+def go(platform: Platform) -> Path:
+    """While this file is not there, sizes of 50 are not answered."""
+    return platform.folder.with_name("go")
 
 
 def submit(platform: Platform, body: Any, **options: Any) -> Answer:
@@ -137,12 +140,14 @@ def test_the_queue_is_bounded_and_what_waits_survives_the_death_of_control(platf
     assert [answer.status for answer in answers].count(202) == 6
     refused = answers[-1]
     assert refused.status == 429 and refused.headers["retry-after"] and "wait for boxes" in refused.error["message"]
-    running = platform.call("GET", "/api/async-invocations?status=Running")["items"]
+    path = "/api/async-invocations?status=Running"
+    running = until(lambda: platform.call("GET", path)["items"], "they are at work")
     assert 1 <= len(running) <= 2
     tree = json.loads((platform.folder / "run" / "supervisor.json").read_text())
     control = next(child for child in tree["children"] if child["kind"] == "control")
     os.kill(control["pid"], signal.SIGKILL)
     until(lambda: platform.ask("GET", "/api/health").status == 200, "control is back")
+    go(platform).touch()
     rows = [over(platform, answer.json["id"]) for answer in answers if answer.status == 202]
     assert [row["status"] for row in rows] == ["Succeeded"] * 6
     recorded = platform.call("GET", "/api/events?noun=invocation&limit=1000")["items"]
@@ -182,7 +187,9 @@ def test_what_a_model_prints_is_found_by_the_id_of_the_request(platform: Platfor
 
 
 def test_a_log_is_followed(platform: Platform) -> None:
-    page = platform.call("GET", "/api/endpoints/boxes/logs?lines=1")
+    platform.predict({"size": 76})
+    pages = "/api/endpoints/boxes/logs?lines=1"
+    page = until(lambda: (found := platform.call("GET", pages))["items"] and found, "something is logged")
     assert len(page["items"]) == 1
     request = platform.predict({"size": 78}).headers["x-request-id"]
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ class Stage:
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         os.kill(self.children()[name]["pid"], number)
+
+    @contextmanager
+    def standing_still(self, name: str) -> Iterator[None]:
+        """The process is there meanwhile, and does nothing."""
+        pid = self.children()[name]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            until(lambda: _stat(Path(f"/proc/{pid}/stat"))[0] == "T", f"{name} stands still")
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def asleep(self) -> None:
         until(lambda: [child["state"] for child in self.servers()] == ["asleep"], "the server sleeps", 60)
@@ -132,11 +144,8 @@ class Load:
 
 def test_a_first_request_is_served_from_a_fork_while_control_is_down(stage: Stage) -> None:
     stage.asleep()
-    stage.kill("control", signal.SIGSTOP)
-    try:
+    with stage.standing_still("control"):
         assert stage.predict() == (200, RIGHT)
-    finally:
-        stage.kill("control", signal.SIGCONT)
     (server,) = stage.servers()
     assert server["forked"] is True
 
@@ -144,13 +153,10 @@ def test_a_first_request_is_served_from_a_fork_while_control_is_down(stage: Stag
 def test_without_a_forkserver_the_first_request_is_served_by_a_new_interpreter(stage: Stage) -> None:
     stage.asleep()
     forkserver = next(child for child in stage.children().values() if child["kind"] == "forkserver")
-    os.kill(forkserver["pid"], signal.SIGSTOP)  # it is there, and does not answer
-    try:
+    with stage.standing_still(forkserver["id"]):  # it is there, and does not answer
         assert stage.predict() == (200, RIGHT)
         (server,) = stage.servers()
         assert server["forked"] is False
-    finally:
-        os.kill(forkserver["pid"], signal.SIGCONT)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(60)
         asking.connect(str(stage.run_dir / "fork" / f"{forkserver['id']}.sock"))
@@ -207,9 +213,10 @@ def test_out_and_in_again_under_load_with_a_process_killed_on_the_way(stage: Sta
         until(lambda: len(stage.servers()) == 3, "three servers are wanted", 60)
         if victim == "server":
             newest = max(stage.servers(), key=lambda child: child["started_at"] or 0.0)["id"]
-            until(lambda: stage.children()[newest]["pid"], "it has a process", 30)
-            if newest not in {Path(path).stem for path in _published_paths(stage)}:
-                stage.kill(newest)
+            until(lambda: stage.children()[newest]["pid"], "it has a process", 60)
+            with stage.standing_still("control"):  # so that nobody is told of it meanwhile
+                if newest not in {Path(path).stem for path in _published_paths(stage)}:
+                    stage.kill(newest)
         else:
             stage.kill(victim)
         until(lambda: stage.published() == 3 and stage.running() == 3, "three servers serve", 90)
@@ -256,8 +263,14 @@ def _alive(pid: int) -> bool:
 
 def _parent(stat: Path) -> int | None:
     """Of a living process; None where there is none."""
-    try:
-        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-    except (OSError, ValueError):
-        return None
+    state, parent = _stat(stat)
     return None if state in "ZX" else int(parent)
+
+
+def _stat(path: Path) -> tuple[str, str]:
+    """The state of a process and its parent, as proc(5) has them; X when it is gone."""
+    try:
+        state, parent = path.read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return "X", "0"
+    return state, parent

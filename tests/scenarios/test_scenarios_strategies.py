@@ -24,7 +24,7 @@ mode = "off"
 [rollout]
 strategy = "{strategy}"
 bake_seconds = 1
-max_latency_ratio = 1000               # how busy the machine is does not matter here
+max_latency_ratio = 1000000             # how busy the machine is does not matter here
 """
 SAID = 'return ["large" if row["size"] > model else "small" for row in batch]'
 CLIENTS = 4
@@ -70,22 +70,24 @@ class Callers:
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     opened = Platform(Path(tmp_path_factory.mktemp("strategies")) / "data")
-    opened.start()
-    for number in range(1, 8):
-        answer = f'return [("large" if row["size"] > model else "small") + " of {number}" for row in batch]'
-        files = project(loop_toml=LOOP.split("[gate]")[0] + ENDPOINT.format(strategy="canary"))
-        files["predict.py"] = PREDICT.replace(SAID, answer)
-        assert opened.run(files, parameters={"shift": number / 1000})["status"] == "Succeeded"
-    opened.call("POST", "/api/endpoints/boxes/release", {"number": 1})
-    until(lambda: opened.predict({"instances": [{"size": 9}]}).status == 200, "version 1 serves")
-    yield opened
-    opened.stop()
+    try:
+        opened.start()
+        for number in range(1, 8):
+            answer = f'return [("large" if row["size"] > model else "small") + " of {number}" for row in batch]'
+            files = project(loop_toml=LOOP.split("[gate]")[0] + ENDPOINT.format(strategy="canary"))
+            files["predict.py"] = PREDICT.replace(SAID, answer)
+            assert opened.run(files, parameters={"shift": number / 1000})["status"] == "Succeeded"
+        opened.call("POST", "/api/endpoints/boxes/release", {"number": 1})
+        until(lambda: opened.predict({"instances": [{"size": 9}]}).status == 200, "version 1 serves")
+        yield opened
+    finally:
+        opened.stop()
 
 
 def _release(platform: Platform, number: int, strategy: str, settings: dict[str, object]) -> dict[str, object]:
     given = {"number": number, "strategy": strategy, "settings": settings}
     made = platform.call("POST", "/api/endpoints/boxes/release", given)
-    return platform.ended("rollout", made["id"], 120)
+    return platform.ended("rollout", made["id"], 300)
 
 
 def test_no_strategy_loses_a_request(platform: Platform) -> None:
@@ -103,7 +105,7 @@ def test_no_strategy_loses_a_request(platform: Platform) -> None:
             done = _release(platform, number, strategy, settings)
             assert done["status"] == "Succeeded", (strategy, done["reason"])
         made = platform.call("POST", "/api/endpoints/boxes/release", {"number": 7, "strategy": "shadow", "share": 50})
-        assert platform.ended("rollout", made["id"], 60)["status"] == "Succeeded"
+        assert platform.ended("rollout", made["id"], 300)["status"] == "Succeeded"
         until(
             lambda: platform.call("GET", "/api/endpoints/boxes/shadow")["compared"] > 20, "the shadow has been compared"
         )

@@ -25,6 +25,7 @@ policy = "auto"
 
 [endpoint]
 name = "boxes"
+timeout_seconds = 300
 
 [rollout]
 steps = [50]
@@ -45,6 +46,14 @@ seconds = 0.5
 )
 KNOWN = '{"request": {"instances": [{"size": 9.0}]}, "expected": ["large"]}\n'
 WRONG = PREDICT.replace('"large" if', '"huge" if')
+# It answers 55 when a file is there.
+WAITING = PREDICT.replace(
+    "def predict(model, batch):",
+    """def predict(model, batch):
+    import os, time
+    while any(row["size"] == 55 for row in batch) and not os.path.exists("GO"):
+        time.sleep(0.01)""",
+)
 SLOWLY = PREDICT.replace("def predict(model, batch):", "def predict(model, batch):\n    import time; time.sleep(0.2)")
 
 
@@ -83,13 +92,20 @@ def chat() -> Iterator[Chat]:
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory, chat: Chat) -> Iterator[Platform]:
     platform = Platform(tmp_path_factory.mktemp("tested") / "p", outbound_allow=f"127.0.0.1:{chat.server_port}")
-    platform.start()
-    platform.call("POST", "/api/topics", {"name": "ops", "events": ["test_run.Failed"]})
-    subscription = {"topic": "ops", "kind": "slack", "url": f"http://127.0.0.1:{chat.server_port}/hook"}
-    platform.call("POST", "/api/subscriptions", subscription)
-    assert released(platform, PREDICT, "first")["status"] == "Succeeded"
-    yield platform
-    platform.stop()
+    try:
+        platform.start()
+        platform.call("POST", "/api/topics", {"name": "ops", "events": ["test_run.Failed"]})
+        subscription = {"topic": "ops", "kind": "slack", "url": f"http://127.0.0.1:{chat.server_port}/hook"}
+        platform.call("POST", "/api/subscriptions", subscription)
+        assert released(platform, WAITING.replace("GO", str(go(platform))), "first")["status"] == "Succeeded"
+        yield platform
+    finally:
+        platform.stop()
+
+
+def go(platform: Platform) -> Path:
+    """The file that the first version waits for."""
+    return platform.folder.with_name("go")
 
 
 def released(platform: Platform, predict: str, delivery: str) -> dict[str, Any]:
@@ -136,7 +152,8 @@ def counted(platform: Platform) -> int:
 
 
 def test_a_control_that_dies_in_the_middle_goes_on_with_the_tests(platform: Platform) -> None:
-    definition = {"kind": "load", "body": {"instances": [{"size": 9.0}]}, "rate": 20, "seconds": 2}
+    case = {"request": {"instances": [{"size": 55.0}]}, "expected": ["large"]}
+    definition = {"kind": "golden", "cases": [case], "timeout_seconds": 300}
     platform.call("PUT", "/api/endpoints/boxes/tests/long", {"definition": definition})
     run = platform.call("POST", "/api/endpoints/boxes/test-runs", {})["id"]
 
@@ -148,6 +165,8 @@ def test_a_control_that_dies_in_the_middle_goes_on_with_the_tests(platform: Plat
     state = json.loads((platform.folder / "run" / "supervisor.json").read_text())
     control = next(child["pid"] for child in state["children"] if child["kind"] == "control")
     os.kill(control, signal.SIGKILL)
+    until(lambda: platform.ask("GET", "/api/health").status == 200, "control is back")
+    go(platform).touch()
 
     def over() -> Any:
         answer = platform.ask("GET", f"/api/test-runs/{run}")
@@ -155,7 +174,7 @@ def test_a_control_that_dies_in_the_middle_goes_on_with_the_tests(platform: Plat
 
     found = until(over, "the run is over")
     assert found["status"] == "Passed", found["reason"]
-    assert [result["test"] for result in found["results"]] == ["known", "busy", "long"]
+    assert [result["test"] for result in found["results"]] == ["known", "long", "busy"]
     events = platform.call("GET", f"/api/events?noun=test_run&record={run}")["items"]
     assert [event["after"] for event in events].count("Passed") == 1
     platform.call("DELETE", "/api/endpoints/boxes/tests/long")

@@ -63,7 +63,7 @@ def url(script: Script) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Client:
-    return Client(url, "lk_x", timeout=10)
+    return Client(url, "lk_x", timeout=60)
 
 
 def refused(code: str, message: str = "no", **details: Any) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def test_every_page_is_fetched(script: Script, client: Client) -> None:
 def test_waiting_ends_with_the_execution_and_shows_each_look(script: Script, client: Client) -> None:
     script.answers += [(200, {}, {"status": status}) for status in ("Running", "Running", "Failed")]
     seen: list[str] = []
-    found = client.wait_execution("ex_1", timeout=20, on_change=lambda record: seen.append(record["status"]))
+    found = client.wait_execution("ex_1", timeout=60, on_change=lambda record: seen.append(record["status"]))
     assert found["status"] == "Failed"
     assert seen == ["Running", "Running", "Failed"]
 

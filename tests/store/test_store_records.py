@@ -227,7 +227,7 @@ def test_on_postgresql_a_later_event_waits_for_the_earlier_transaction(db):
         with db.transaction() as tx:
             order.append(records.note(tx, "model", "a", "looked", actor="w"))
             holding.set()
-            release.wait(30)
+            release.wait(60)
 
     def second():
         with db.transaction() as tx:
@@ -235,10 +235,10 @@ def test_on_postgresql_a_later_event_waits_for_the_earlier_transaction(db):
 
     one, two = threading.Thread(target=first), threading.Thread(target=second)
     one.start()
-    assert holding.wait(30)
+    assert holding.wait(60)
     two.start()
     waiting = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         with db.read() as tx:
             if tx.execute(waiting).scalar_one() == 1:

@@ -20,6 +20,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--listen-fd", type=int, help="answer here")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before the first answer")
     parser.add_argument("--linger", type=float, default=0.0, help="seconds between SIGTERM and the end")
+    parser.add_argument("--linger-until", help="a file: no end after SIGTERM before it is there")
     parser.add_argument("--stubborn", action="store_true", help="take no notice of SIGTERM")
     parser.add_argument("--exit", type=int, help="end at once with this code")
     parser.add_argument("--write", type=int, default=0, help="hundreds of bytes to write to stdout")
@@ -42,6 +43,8 @@ def on_stop(*_: object) -> None:
         return
     note("asked")
     time.sleep(TOLD.linger)
+    while TOLD.linger_until and not os.path.exists(TOLD.linger_until):  # noqa: PTH110
+        time.sleep(0.01)
     note("stopped")
     os._exit(0)
 
@@ -73,7 +76,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, on_stop)
     note("started")
     if TOLD.spawn:
-        note("spawned", subprocess.Popen(["sleep", "60"], start_new_session=TOLD.spawn == "session").pid)
+        note("spawned", subprocess.Popen(["sleep", "600"], start_new_session=TOLD.spawn == "session").pid)
     if TOLD.exit is not None:
         sys.exit(TOLD.exit)
     if TOLD.write:

@@ -1,5 +1,7 @@
 """The process tree with small processes in every part, for the tests of this folder."""
 
+import array
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +30,12 @@ from loopline.children import Spec
 from loopline.config import load
 from loopline.errors import LooplineError
 from loopline.supervisor import run
-FAKE, JOURNAL, DIR, PORT, EXTRA = sys.argv[1:]
+FAKE, JOURNAL, DIR, PORT, EXTRA, DRAIN = sys.argv[1:]
 EXTRA = json.loads(EXTRA)
 def table(settings, fd, port):
     def one(name, kind, *options, fds=()):
         argv = (sys.executable, "-S", "-E", FAKE, name, "--journal", JOURNAL, *options, *EXTRA.get(name, []))
-        return Spec(name, kind, argv, {}, fds=fds)
+        return Spec(name, kind, argv, {}, fds=fds, drain_seconds=float(DRAIN))
     return [
         one("control", "control", "--socket", str(settings.run_dir / "control.sock")),
         one("gateway-0", "gateway", "--listen-fd", str(fd), fds=(fd,)),
@@ -48,7 +51,7 @@ except LooplineError as error:
 """
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 15.0) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = what()
@@ -70,9 +73,9 @@ class Tree:
         self.servers: dict[str, dict[str, Any]] = {}
         self.forkservers: dict[str, dict[str, Any]] = {}
 
-    def start(self, port: int = 0, ready: bool = True, **extra: list[str]) -> "Tree":
+    def start(self, port: int = 0, ready: bool = True, drain: float = 10.0, **extra: list[str]) -> "Tree":
         extra = {name.replace("_", "-"): options for name, options in extra.items()}
-        argv = [sys.executable, "-c", MAIN, FAKE, self.journal, self.dir, str(port), json.dumps(extra)]
+        argv = [sys.executable, "-c", MAIN, FAKE, self.journal, self.dir, port, json.dumps(extra), drain]
         self.process = subprocess.Popen(
             [str(word) for word in argv],
             env={**os.environ, "PYTHONPATH": str(SOURCE)},
@@ -110,8 +113,26 @@ class Tree:
             self.tell({"kind": "processes"})
 
     def tell(self, message: dict[str, Any]) -> None:
+        """Send it, and wait until the supervisor has read it: what is done afterwards comes later for it, too."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(json.dumps(message).encode(), str(self.run / "supervisor.sock"))
+            wait_for(lambda: not unread(sender))
+
+    def wake(self, name: str) -> int:
+        """The pid of a server on demand once it runs; asked for again and again, as gateways do: see Demand."""
+        asked_at = -1.0
+
+        def runs() -> int | None:
+            nonlocal asked_at
+            child = self.child(name)
+            if child.get("state") == "running":
+                return int(child["pid"])
+            if time.monotonic() - asked_at > 0.5:
+                asked_at = time.monotonic()
+                self.tell({"kind": "start", "id": name})
+            return None
+
+        return int(wait_for(runs))
 
     def running(self, name: str, but: int | None = None) -> int:
         """The pid of `name` once it runs as another process than `but`."""
@@ -119,17 +140,24 @@ class Tree:
 
     def ask(self) -> int:
         """The pid of the gateway that answers a new connection."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
             return int(connection.recv(4096).rpartition(b"\n")[2])
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def pids(self) -> set[int]:
         return {row[3] for row in self.events("started") + self.events("spawned")}
+
+
+def unread(sender: socket.socket) -> int:
+    """How much of what a Unix socket sent nobody has read yet. Source: unix(7), tty_ioctl(4), TIOCOUTQ."""
+    found = array.array("i", [0])
+    fcntl.ioctl(sender, termios.TIOCOUTQ, found)
+    return found[0]
 
 
 def gone(*pids: int) -> bool:
@@ -146,7 +174,7 @@ def tree() -> Iterator[Tree]:
         if tree.process and tree.process.poll() is None:
             tree.stop()
         try:
-            wait_for(lambda: gone(*tree.pids()), 5)
+            wait_for(lambda: gone(*tree.pids()), 30)
         finally:
             for pid in tree.pids():
                 if start_time(pid) is not None:

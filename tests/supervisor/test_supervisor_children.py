@@ -50,6 +50,22 @@ def test_a_server_that_never_came_to_serve_died_quickly_however_long_it_loaded(t
     assert child.start_due == 350.0
 
 
+@pytest.mark.parametrize(("asked", "due"), [(True, 302.0), (False, None)])
+def test_a_server_on_demand_that_is_asked_for_while_it_stops_is_due_at_once(
+    tmp_path: Path, asked: bool, due: float | None
+) -> None:
+    child = Child(Spec("a", "server", ("sleep", "600"), {"PATH": "/usr/bin:/bin"}, on_demand=True))
+    child.ask(200.0)
+    child.start(tmp_path / "log", 200.0)
+    child.stop(300.0)
+    if asked:
+        child.ask(301.0)
+    assert child.process
+    os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
+    assert child.reap(302.0)
+    assert child.start_due == due
+
+
 def test_a_program_that_is_not_there_is_an_exit_like_any_other(tmp_path: Path) -> None:
     child = Child(Spec("a", "server", ("/nowhere/python",), {}))
     child.start(tmp_path / "log", 5.0)

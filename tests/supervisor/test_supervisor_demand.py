@@ -81,41 +81,45 @@ def test_a_server_on_demand_sleeps_until_it_is_asked_for(tree: Tree) -> None:
     tree.want(tree.entry("sv_a", on_demand=True), tree.entry("sv_b"))
     tree.running("sv_b")
     assert tree.child("sv_a")["state"] == "asleep"
-    tree.tell({"kind": "start", "id": "sv_a"})
-    first = tree.running("sv_a")
+    first = tree.wake("sv_a")
     wait_for(lambda: tree.events("started", "sv_a"))
     tree.tell({"kind": "start", "id": "sv_a"})
     tree.tell({"kind": "stop", "id": "sv_a"})
     wait_for(lambda: tree.child("sv_a")["state"] == "asleep")
     tree.tell({"kind": "stop", "id": "sv_b"})  # runs all the time: not to be stopped by a message
-    tree.tell({"kind": "start", "id": "sv_a"})
-    assert tree.running("sv_a") != first
+    assert tree.wake("sv_a") != first
     wait_for(lambda: len(tree.events("started", "sv_a")) == 2)
     assert len(tree.events("started", "sv_b")) == 1
 
 
 def test_one_that_died_waits_to_be_asked_for_and_not_longer_than_its_backoff(tree: Tree) -> None:
     tree.start()
-    tree.want(tree.entry("sv_a", "--exit", "3", on_demand=True))
+    tree.want(tree.entry("sv_a", "--exit", "127", on_demand=True))  # a quick death however slowly it came
     wait_for(lambda: tree.child("sv_a"))
+
+    def died(times: int) -> bool:
+        if tree.child("sv_a")["state"] == "asleep" and tree.child("sv_a")["restarts"] < times:
+            tree.tell({"kind": "start", "id": "sv_a"})
+        return bool(tree.child("sv_a")["restarts"] >= times)
+
     for deaths in range(1, 5):
-        tree.tell({"kind": "start", "id": "sv_a"})
-        wait_for(lambda deaths=deaths: tree.child("sv_a").get("restarts") == deaths)
-        assert tree.child("sv_a")["state"] == "asleep"
+        wait_for(lambda deaths=deaths: died(deaths))
+        wait_for(lambda: tree.child("sv_a")["state"] == "asleep")
     times = [row[0] for row in tree.events("started", "sv_a")]
     assert times[3] - times[2] >= 0.15  # the third death in a row: asked for at once, started later
 
 
 def test_asked_for_while_it_stops_it_comes_back(tree: Tree) -> None:
     tree.start()
-    tree.want(tree.entry("sv_a", "--linger", "0.5", on_demand=True))
-    tree.tell({"kind": "start", "id": "sv_a"})
-    old = tree.running("sv_a")
+    go = tree.dir.parent / "go"
+    tree.want(tree.entry("sv_a", "--linger-until", str(go), on_demand=True))
+    old = tree.wake("sv_a")
     wait_for(lambda: tree.events("started", "sv_a"))
     tree.tell({"kind": "stop", "id": "sv_a"})
     wait_for(lambda: tree.child("sv_a")["state"] == "stopping")
     tree.tell({"kind": "start", "id": "sv_a"})
-    assert tree.running("sv_a", but=old)
+    go.touch()
+    assert tree.wake("sv_a") != old
 
 
 def test_a_hung_server_is_restarted_within_the_grace_it_is_given(tree: Tree) -> None:
@@ -137,8 +141,7 @@ def test_a_forked_server_is_the_supervisors_own_child(tree: Tree) -> None:
     fork, path = forkserver(tree)
     entry = model(tree, "sv_a", on_demand=True, fork=path)
     tree.want(entry, forkservers=(fork,))
-    tree.tell({"kind": "start", "id": "sv_a"})
-    pid = tree.running("sv_a")
+    pid = tree.wake("sv_a")
     wait_for(lambda: says(entry) == "ready")
     assert tree.child("sv_a")["forked"] is True
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -160,8 +163,7 @@ def test_a_forked_server_dies_with_its_supervisor_and_outlives_its_forkserver(tr
     fork, path = forkserver(tree)
     entry = model(tree, "sv_a", on_demand=True, fork=path)
     tree.want(entry, forkservers=(fork,))
-    tree.tell({"kind": "start", "id": "sv_a"})
-    pid = tree.running("sv_a")
+    pid = tree.wake("sv_a")
     wait_for(lambda: says(entry) == "ready")
     os.kill(tree.running("fork-a"), signal.SIGKILL)
     wait_for(lambda: tree.child("fork-a").get("restarts") == 1)
@@ -182,8 +184,8 @@ def test_a_forked_server_s_libraries_have_the_threads_that_it_is_given(tree: Tre
     (Path(entry["cwd"]) / "predict.py").write_text(code + PREDICT)
     entry["environ"]["OMP_NUM_THREADS"] = "1"
     tree.want(entry, forkservers=(fork,))
-    tree.tell({"kind": "start", "id": "sv_a"})
-    wait_for(lambda: says(entry) == "ready", 60)
+    tree.wake("sv_a")
+    wait_for(lambda: says(entry) == "ready")
     log = (tree.dir / "logs" / "sv_a.log").read_text()
     assert "THREADS [1" in log, log
     assert tree.child("sv_a")["forked"] is True
@@ -201,14 +203,14 @@ def test_a_server_waits_for_a_forkserver_that_imports(tree: Tree) -> None:
     (slow / "waits.py").write_text(waits)
     entry = model(tree, "sv_a", on_demand=True, fork=path)
     tree.want(entry, forkservers=(fork,))
-    tree.tell({"kind": "start", "id": "sv_a"})
     tree.running("fork-a")
     for _ in range(8):  # as the gateway does while somebody waits
         tree.tell({"kind": "start", "id": "sv_a"})
         time.sleep(0.25)
-    assert tree.child("sv_a")["state"] == "waiting"
+    assert tree.child("sv_a")["started_at"] is None
     (slow / "go").touch()
-    wait_for(lambda: says(entry) == "ready", 60)
+    tree.wake("sv_a")
+    wait_for(lambda: says(entry) == "ready")
     assert tree.child("sv_a")["forked"] is True
 
 
@@ -217,8 +219,7 @@ def test_without_a_forkserver_it_is_started_plainly(tree: Tree) -> None:
     entry = model(tree, "sv_a", on_demand=True, fork=str(tree.run / "fork" / "fork-gone.sock"))
     broken = {"id": "fork-b", "argv": ["/bin/false"], "environ": {}}
     tree.want(entry, forkservers=(broken,))
-    tree.tell({"kind": "start", "id": "sv_a"})
-    tree.running("sv_a")
+    tree.wake("sv_a")
     wait_for(lambda: says(entry) == "ready")
     assert tree.child("sv_a")["forked"] is False
 
@@ -226,10 +227,10 @@ def test_without_a_forkserver_it_is_started_plainly(tree: Tree) -> None:
 def test_an_idle_server_is_stopped_and_a_used_one_is_not(tree: Tree) -> None:
     tree.start()
     tree.want(*(tree.entry(name, on_demand=True, idle_seconds=0.6) for name in ("sv_a", "sv_b")))
+    use(tree, sv_a=(1, time.time()), sv_b=(1, time.time()))  # a request that takes long is no idleness
     for name in ("sv_a", "sv_b"):
-        tree.tell({"kind": "start", "id": name})
-        tree.running(name)
-    use(tree, sv_a=(0, time.time()), sv_b=(1, time.time()))  # a request that takes long is no idleness
+        tree.wake(name)
+    use(tree, sv_a=(0, time.time()), sv_b=(1, time.time()))
     wait_for(lambda: tree.child("sv_a")["state"] == "asleep")
     assert tree.child("sv_b")["state"] == "running"
     use(tree, sv_b=(0, time.time()))

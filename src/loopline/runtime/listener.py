@@ -42,7 +42,7 @@ from .printed import Call
 WATCH_SECONDS = 0.5
 WAIT_SECONDS = 2.0  # a signal whose wake-up was lost is seen after this time
 FINISH_SECONDS = 10.0
-LEAVE_SECONDS = 0.5  # what a gateway sent before it read that this server leaves has arrived by then
+LEAVE_SECONDS = 5.0  # so long a gateway may take to read that this server leaves; it closes when it has
 READ_BYTES = 256 * 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # of requests taken in during a prediction, and of answers that nobody reads
 OUT_OF_MEMORY = 137  # the exit code of a process that the kernel killed for its memory

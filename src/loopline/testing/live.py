@@ -3,7 +3,9 @@
 import http.client
 import io
 import json
+import random
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -22,7 +24,7 @@ Found = TypeVar("Found")
 
 MAIN = "import sys; from loopline.cli import main; main()"
 SOURCE = Path(__file__).resolve().parents[2]
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 class Answer(NamedTuple):
@@ -47,7 +49,7 @@ class Answer(NamedTuple):
         return dict(found)
 
 
-def until(look: Callable[[], Found | None], what: str, seconds: float = 30.0, pause: float = 0.02) -> Found:
+def until(look: Callable[[], Found | None], what: str, seconds: float = 60.0, pause: float = 0.02) -> Found:
     """What ``look`` finds once it finds something; raises ``TimeoutError`` with ``what``."""
     end = time.monotonic() + seconds
     while not (found := look()):
@@ -55,6 +57,16 @@ def until(look: Callable[[], Found | None], what: str, seconds: float = 30.0, pa
             raise TimeoutError(f"not within {seconds:g} s: {what}")
         time.sleep(pause)
     return found
+
+
+def free_port() -> int:
+    """A free port of this machine that nobody gets by chance: below those that the kernel gives away."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(10_000, first if first > 11_000 else 65_536)  # noqa: S311 - no secret
+        with socket.socket() as attempt, suppress(OSError):
+            attempt.bind(("127.0.0.1", port))
+            return port
 
 
 def packed(files: Mapping[str, str | bytes]) -> bytes:
@@ -119,7 +131,7 @@ class Platform:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             try:
-                self._process.wait(30)
+                self._process.wait(60)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -153,9 +165,9 @@ class Platform:
 
     def _connection(self) -> http.client.HTTPConnection:
         if not self.url.startswith("https:"):
-            return http.client.HTTPConnection(self.host, timeout=60)
+            return http.client.HTTPConnection(self.host, timeout=120)
         context = ssl.create_default_context(cafile=str(self.folder / "tls" / "ca.pem"))
-        return http.client.HTTPSConnection(self.host, timeout=60, context=context)
+        return http.client.HTTPSConnection(self.host, timeout=120, context=context)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON of a request that succeeds."""
@@ -178,7 +190,7 @@ class Platform:
         """Store a project's files; gives the tree's digest."""
         return str(self.call("POST", "/api/trees", packed(files))["tree"])
 
-    def ended(self, noun: str, record: str, seconds: float = 60.0) -> dict[str, Any]:
+    def ended(self, noun: str, record: str, seconds: float = 120.0) -> dict[str, Any]:
         """A push, an execution, a rollout or an evaluation once it is over."""
         path = {"push": "pushes"}.get(noun, f"{noun}s")
 
@@ -195,7 +207,7 @@ class Platform:
         ended = self.ended("push", push["id"])
         return self.ended("execution", ended["execution"]) if ended["status"] == "Started" else ended
 
-    def cli(self, *argv: str, seconds: float = 60.0, **environ: str) -> "subprocess.CompletedProcess[str]":
+    def cli(self, *argv: str, seconds: float = 120.0, **environ: str) -> "subprocess.CompletedProcess[str]":
         """One command, as a person types it beside this installation."""
         return subprocess.run(
             [sys.executable, "-c", MAIN, *argv],

@@ -90,7 +90,7 @@ def server() -> Iterator[str | None]:
         yield f"postgresql:///%s{address}"
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(60)
         shutil.rmtree(folder)
 
 

@@ -63,7 +63,7 @@ class World:
                     queue.ask(tx, task.kind, task.key, tx.now + again)
         return bool(tasks)
 
-    def settle(self, done: Callable[[], bool], timeout: float = 60.0) -> None:
+    def settle(self, done: Callable[[], bool], timeout: float = 120.0) -> None:
         """Move the installation on until ``done`` says so; raises ``TimeoutError`` with what is queued otherwise."""
         end = time.monotonic() + timeout
         while not done():

@@ -136,7 +136,7 @@ def test_a_gate_that_refuses_exits_3_and_waiting_too_long_4(
     files["loop.toml"] = files["loop.toml"].replace('[endpoint]\nname = "boxes"', '[endpoint]\nname = "strict"')
     ended = platform.run(files)
     assert ended["status"] == "Succeeded", ended
-    said = run("versions", "evaluate", "strict", "1", "--timeout", "30")
+    said = run("versions", "evaluate", "strict", "1", "--timeout", "120")
     assert said.code == 3, (said.out, said.err)
     assert "accuracy" in said.out
     said = run("approve", "strict", "1")
@@ -144,8 +144,8 @@ def test_a_gate_that_refuses_exits_3_and_waiting_too_long_4(
     said = run("release", "strict", "1")
     assert said.code == 3, (said.out, said.err)
     slow = (
-        "import time\nfrom loopline import pipeline, step\n@step\ndef wait(s: float = 30.0):\n    time.sleep(s)\n"
-        "@pipeline\ndef training(s: float = 30.0):\n    wait(s=s)\n"
+        "import time\nfrom loopline import pipeline, step\n@step\ndef wait(s: float = 600.0):\n    time.sleep(s)\n"
+        "@pipeline\ndef training(s: float = 600.0):\n    wait(s=s)\n"
     )
     toml = '[project]\nname = "late"\n[model]\nname = "late"\n'
     tree = platform.upload({"loop.toml": toml, "pipeline.py": slow, "predict.py": "", "requirements.txt": ""})
@@ -154,4 +154,4 @@ def test_a_gate_that_refuses_exits_3_and_waiting_too_long_4(
     said = run("executions", "wait", execution, "--timeout", "0.3")
     assert said.code == 4 and "0.3 seconds" in said.err, said.err
     assert run("executions", "stop", execution).code == 0
-    assert run("executions", "wait", execution, "--timeout", "30").code == 1
+    assert run("executions", "wait", execution, "--timeout", "120").code == 1

@@ -21,12 +21,12 @@ import time
 from loopline import pipeline, step
 
 @step(cache=False)
-def wait(seconds: float = 60.0):
+def wait(seconds: float = 600.0):
     time.sleep(seconds)
     return 1
 
 @pipeline
-def training(seconds: float = 60.0):
+def training(seconds: float = 600.0):
     wait(seconds=seconds)
 """
 SLOW_LOOP = '[project]\nname = "slow"\n[model]\nname = "slow"\n'
@@ -51,7 +51,7 @@ def stopped_gateway(platform: Platform) -> Iterator[None]:
 
 def ask_control(platform: Platform, path: str, body: Any = None, method: str = "POST") -> tuple[int, Any]:
     """A request past the gateway."""
-    connection = http.client.HTTPConnection("control", timeout=30)
+    connection = http.client.HTTPConnection("control", timeout=60)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(config.run_dir_for(platform.folder) / "control.sock"))
     try:
@@ -181,7 +181,7 @@ def test_a_delivery_that_comes_twenty_times_at_once_starts_one_execution(platfor
 def test_pushes_at_once_to_one_project_all_count_and_apply_one_after_the_other(platform: Platform) -> None:
     trees = []
     for number in range(4):
-        code = SLOW.replace("60.0", "0.0") + f"\n# {number % 2}\n"
+        code = SLOW.replace("600.0", "0.0") + f"\n# {number % 2}\n"
         files = {"loop.toml": SLOW_LOOP.replace("slow", "crowd"), "pipeline.py": code, "predict.py": ""}
         trees.append(platform.upload({**files, "requirements.txt": ""}))
     with ThreadPoolExecutor(4) as pool:

@@ -1,5 +1,6 @@
 """Projects with mistakes in them, and steps that misbehave: each is told, and nothing is half done."""
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ def fit():
 def training():
 {body}
 """
+DAEMON = f"hostile-daemon-{os.getpid()}"
 TROUBLE = '''
 import os, pathlib, subprocess, sys, threading, time
 from loopline import pipeline, register, step
@@ -138,7 +140,7 @@ def hides():
     (folder / "good").write_text("good")
     return 1
 
-@step(cache=False, timeout_seconds=5, limits={"memory_mb": 256})
+@step(cache=False, timeout_seconds=LIMIT, limits={"memory_mb": 256})
 def trouble(how: str):
     return globals()[how]()
 
@@ -277,18 +279,20 @@ def ended(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """What became of each kind of trouble: the execution with its steps."""
     outside = tmp_path_factory.mktemp("outside") / "written"
     code = TROUBLE.replace("{outside}", str(outside)).replace("{data}", str(platform.folder))
-    code = code.replace("{home}", str(Path.home()))
-    tree = platform.upload(project(pipeline_py=code))
+    code = code.replace("{home}", str(Path.home())).replace("hostile-daemon", DAEMON)
+    short, long = (platform.upload(project(pipeline_py=code.replace("LIMIT", limit))) for limit in ("5", "300"))
     hows = ("raises", "hangs", "forks", "floods", "eats", "wanders", "lock", "generator", "recursive")
     hows += ("scribbles", "links", "exits", "dies", "quits", "mumbles", "hides")
 
     def one(how: str) -> dict[str, Any]:
         push = platform.call(
-            "POST", "/api/pushes", {"tree": tree, "parameters": {"how": how}, "delivery": f"how {how}"}
+            "POST",
+            "/api/pushes",
+            {"tree": short if how == "hangs" else long, "parameters": {"how": how}, "delivery": f"how {how}"},
         )
-        push = platform.ended("push", push["id"])
+        push = platform.ended("push", push["id"], 300)
         assert push["status"] == "Started", push
-        return platform.ended("execution", push["execution"])
+        return platform.ended("execution", push["execution"], 600)
 
     with ThreadPoolExecutor(len(hows)) as pool:
         found = dict(zip(hows, pool.map(one, hows), strict=True))
@@ -340,7 +344,7 @@ def test_daemons_of_a_step_are_gone_when_it_has_ended(ended: dict[str, dict[str,
     left = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and b"hostile-daemon" in (entry / "cmdline").read_bytes():
+            if entry.name.isdigit() and DAEMON.encode() in (entry / "cmdline").read_bytes():
                 left.append(entry.name)
         except OSError:
             continue
@@ -395,7 +399,7 @@ def test_nothing_of_all_that_is_left_behind(platform: Platform, ended: dict[str,
         jobs = platform.call("GET", "/api/jobs?limit=1000")["items"]
         return [job for job in jobs if job["status"] not in ("Succeeded", "Failed", "Stopped")]
 
-    until(lambda: not running(), "no job runs any more", 10)
+    until(lambda: not running(), "no job runs any more")
     assert platform.call("GET", "/api/audit/verify")["valid"]
     ids = [execution["id"] for how, execution in ended.items() if how != "outside"]
     assert len(set(ids)) == len(ids)

@@ -50,7 +50,7 @@ class Asker:
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
-        self.connection = http.client.HTTPConnection(platform.host, timeout=30)
+        self.connection = http.client.HTTPConnection(platform.host, timeout=60)
 
     def __call__(
         self, method: str, path: str, body: bytes | None = None, key: str | None = "", kind: str = "application/json"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loopline.testing.live import Platform
+from loopline.testing.live import Platform, until
 
 LOOP = b'[project]\nname = "tarred"\n[model]\nname = "tarred"\n'
 
@@ -110,7 +110,7 @@ def test_a_tar_that_is_not_a_project_is_refused_whole(
         answer = platform.ask("POST", "/api/pushes", {"tree": answer.json["tree"]})
     assert answer.status == status, answer
     assert answer.error["code"] == {400: "invalid_input", 413: "too_large"}[status]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert around(platform) == before
     assert platform.call("GET", "/api/events?limit=1")["items"] == events
     assert not list((platform.folder / "blobs" / "tmp").iterdir())
@@ -136,10 +136,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(platform: Platform) -> None:
 
     address, _, port = platform.host.partition(":")
     head = f"POST /api/trees HTTP/1.1\r\nhost: {platform.host}\r\nauthorization: Bearer {platform.key}\r\n"
-    with socket.create_connection((address, int(port)), 10) as sock:
+    with socket.create_connection((address, int(port)), 60) as sock:
         sock.sendall(head.encode() + b"content-length: 100000\r\n\r\n" + tar_of(file("a", b"x" * 5000))[:4000])
     assert platform.call("GET", "/api/health")
-    end = time.monotonic() + 10
-    while list((platform.folder / "blobs" / "tmp").iterdir()):
-        assert time.monotonic() < end, "a half upload stays"
-        time.sleep(0.02)
+    until(lambda: not list((platform.folder / "blobs" / "tmp").iterdir()), "nothing of it stays")
