@@ -229,8 +229,10 @@ def _unpacked(body: bytes, coding: str | None) -> bytes:
         plain = unpacker.decompress(body, MAX_BODY_BYTES)
     except zlib.error:
         raise InvalidInput("the body is not gzip") from None
-    if unpacker.unconsumed_tail:
+    if unpacker.unconsumed_tail or len(plain) == MAX_BODY_BYTES:
         raise TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    if not unpacker.eof:
+        raise InvalidInput("the gzip body is not whole")
     return plain
 
 
