@@ -7,7 +7,7 @@ Amazon SageMaker Runs Your Training Image" and "How Amazon SageMaker Runs Your P
 """
 
 # Pathlib would cost every job milliseconds to import.
-# ruff: noqa: PTH103, PTH104, PTH110, PTH112, PTH118, PTH122, PTH123
+# ruff: noqa: PTH101, PTH103, PTH104, PTH110, PTH112, PTH118, PTH120, PTH122, PTH123
 
 import json
 import os
@@ -28,6 +28,14 @@ MAX_LINE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 4096
 DRAIN_TURNS = 1024
 CANNOT_START = 127
+# Containers install packages when they begin, and some entry points do nothing else before the program.
+PIP = """#!/bin/sh
+echo "[loopline] pip $*: packages are installed before a program begins: list them in requirements.txt beside the code"
+for word in "$@"; do
+    case "$word" in -r | --requirement | uninstall | --version) exit 0 ;; esac
+done
+exit 1
+"""
 
 
 class AlgorithmError(RuntimeError):
@@ -91,6 +99,8 @@ def _lay_out(host: Host, call: dict[str, Any]) -> None:
             _move(call["inputs"][str(number)], f"{host.base}/{entry['to']}")
     for path in call["outputs"].values():
         os.makedirs(f"{host.base}/{path}", mode=0o700, exist_ok=True)
+    for name in ("pip", "pip3"):
+        _write_program(f"{host.home}/bin/{name}", PIP)
     resources = _resources(host, call)
     if call["contract"] == "processing":
         os.makedirs(f"{host.base}/config", mode=0o700, exist_ok=True)
@@ -109,6 +119,13 @@ def _move(source: str, target: str) -> None:
         os.makedirs(place, mode=0o700, exist_ok=True)
         for file in files:
             os.rename(f"{directory}/{file}", f"{place}/{file}")
+
+
+def _write_program(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(path, 0o700)
 
 
 def _write(path: str, value: Any) -> None:
@@ -257,6 +274,7 @@ def _environment(folder: str, spec: dict[str, Any], host: Host, root: str) -> di
     """Every variable of the program: the job's, the author's, and those of the contract."""
     call = spec["call"]
     found = launch.environment(spec, folder)
+    found["PATH"] = f"{host.home}/bin:{found['PATH']}"
     if root != ROOT:
         found["SAGEMAKER_BASE_DIR"] = root
     found["PYTHONPATH"] = f"{root}/code:{found['PYTHONPATH']}" if found.get("PYTHONPATH") else f"{root}/code"
