@@ -75,9 +75,9 @@ def show(session: Session, endpoint: str) -> None:
         ("WARM UNTIL", "warm_until"),
         ("REASON", "reason"),
     )
-    if any(row["verification"] != "verified" for row in found["variants"]):
-        columns = (*columns, ("VERIFICATION", lambda row: row["verification"] or "ungated"))
-    session.table({"items": found["variants"]}, columns, empty="no variant yet")
+    doubted = any(row["verification"] != "verified" for row in found["variants"])
+    doubts = (("VERIFICATION", lambda row: row["verification"] or "ungated"),) if doubted else ()
+    session.table({"items": found["variants"]}, (*columns, *doubts), empty="no variant yet")
 
 
 def _flat(settings: dict[str, Any], prefix: str) -> dict[str, Any]:

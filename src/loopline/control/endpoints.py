@@ -79,7 +79,7 @@ def follow(ctx: Context, actor: Actor, *, endpoint: str, model: str | None = Non
             raise NotFound(f"there is no model {model!r}")
         if model is not None and row["model"] not in (None, model):
             raise Conflict(f"{endpoint} serves versions of {row['model']}, and so cannot follow {model}")
-        changed = {
+        changed: dict[str, Any] = {
             "model": model or row["model"],
             "settings": {**stored, "deploy_on_approval": model is not None},
         }

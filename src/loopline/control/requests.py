@@ -312,7 +312,7 @@ def _origin(tx: Tx, version: Row) -> dict[str, Any]:
             **_some(version, "decided_at", "created_at", "metrics", "tree"),
             "artifact": version["artifact"],
             "objects": (servable or {}).get("source"),
-            "verification": of_evaluation(evaluation and evaluation["status"]),
+            "verification": of_evaluation(evaluation["status"] if evaluation else None),
         },
         "evaluation": _some(evaluation, "id", "status", "asset", "metrics", "verdict", "champion", "reason", "sources"),
         "run": _some(run, "id", "name", "experiment", "status", "parameters", "metrics", "inputs", "commit", "dirty"),

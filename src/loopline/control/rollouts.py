@@ -237,7 +237,10 @@ def request(ctx: Context, key: str) -> float | None:
         if active is None and before is not None and before["version"] == version_id:
             return None
         if not _is_rejected(tx, active, before):
-            return 1.0 if active is not None else _begin_approved(ctx, tx, endpoint, version)
+            if active is not None:
+                return 1.0
+            _begin_approved(ctx, tx, endpoint, version)
+            return None
     return _go_back(ctx, endpoint, version, active)
 
 

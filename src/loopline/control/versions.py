@@ -199,7 +199,8 @@ def update(
 def amend(ctx: Context, actor: Actor, *, model: str, number: int, change: Change) -> dict[str, Any]:
     """Change a version: all that is asked, or nothing. ``warnings`` in the answer say what may not be expected."""
     with ctx.db.transaction(durable=True) as tx:
-        row, warnings = registry.version_row(tx, model, number), []
+        row = registry.version_row(tx, model, number)
+        warnings: list[str] = []
         if change.source is not None:
             row, warnings = provide(ctx, tx, actor, row, change.source)
         row = _reword(tx, row, actor, change)
@@ -236,7 +237,8 @@ def _wait_again(tx: Tx, row: Row, actor: Actor, comment: str) -> Row:
     """Pending again, undecided; one that waits already stays as it is."""
     if row["status"] == VersionStatus.PENDING:
         return row
-    undone = {"decided_by": None, "decided_at": None, "policy": None, "evidence": None, "comment": comment or None}
+    undone: dict[str, Any] = {"decided_by": None, "decided_at": None, "policy": None, "evidence": None}
+    undone["comment"] = comment or None
     return records.move(
         tx, "version", row["id"], VersionStatus.PENDING, actor=actor.name, reason=comment or None, **undone
     )
