@@ -31,9 +31,9 @@ def put(ctx: Context, actor: Actor, *, image: str, requirements: str) -> dict[st
     with ctx.db.transaction(durable=True) as tx:
         row = records.find(tx, "image", name=image)
         if row is None:
-            made = {"name": image, "requirements": requirements, "by": actor.name, "changed_at": tx.now}
+            made: dict[str, Any] = {"name": image, "requirements": requirements, "by": actor.name, "changed_at": tx.now}
             return records.create(tx, "image", actor=actor.name, **made)
-        changed = {"requirements": requirements, "by": actor.name, "changed_at": tx.now}
+        changed: dict[str, Any] = {"requirements": requirements, "by": actor.name, "changed_at": tx.now}
         records.set(tx, "image", row["id"], actor=actor.name, **changed)
         return {**row, **changed}
 
@@ -46,8 +46,8 @@ def name(ctx: Context, actor: Actor, *, image: str) -> dict[str, Any]:
         if records.find(tx, "image", name=image) is not None:
             raise Conflict(f"the image {image!r} has its packages")
         chosen = choose(ctx, tx, image)
-        made = {"name": image, "requirements": chosen.requirements, "by": actor.name, "changed_at": tx.now}
-        return records.create(tx, "image", actor=actor.name, **made)
+        made: dict[str, Any] = {"requirements": chosen.requirements, "by": actor.name, "changed_at": tx.now}
+        return records.create(tx, "image", actor=actor.name, name=image, **made)
 
 
 def delete(ctx: Context, actor: Actor, *, image: str) -> dict[str, Any]:
