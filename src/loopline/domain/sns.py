@@ -7,7 +7,6 @@ subscription's settings say ``topic_arn``, and ``raw`` for the message alone.
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ def notification(
     """(body, headers) for what ``notifications.message`` made; ``delivery`` and ``subscription`` are their ids."""
     topic = str(settings.get("topic_arn") or sent["data"].get("topic") or "")
     kind = "SubscriptionConfirmation" if sent["type"] == CONFIRM else "Notification"
-    identifier = str(uuid.UUID(bytes=hashlib.sha256(delivery.encode()).digest()[:16], version=4))
+    identifier = message_id(delivery)
     body: dict[str, Any] = {"Type": kind, "MessageId": identifier, "TopicArn": topic}
     if kind == "Notification":
         subject, text = subject_and_text(sent, settings)
@@ -51,6 +50,12 @@ def notification(
         if settings.get("raw"):
             return str(body["Message"]).encode(), {**headers, "x-amz-sns-rawdelivery": "true"}
     return json.dumps(body, ensure_ascii=False, indent=2).encode(), headers
+
+
+def message_id(delivery: str) -> str:
+    """A UUID that is the same in every try of a delivery."""
+    digest = hashlib.sha256(delivery.encode()).hexdigest()
+    return f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-8{digest[17:20]}-{digest[20:32]}"
 
 
 def subject_and_text(sent: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, str]:
