@@ -117,7 +117,7 @@ bench-serving: $(DEV) ## predictions side by side with peers; needs wrk
 endif
 
 clients: $(RUNTIME) ## what tests drive loopline with beside boto3, each in .clients/NAME
-	@for file in tests/wire/clients/*.txt; do $(PYTHON) .ci/setup.py client $$file; done
+	@for file in tests/wire/clients/*.txt tests/wire/clients/*/package.json; do $(PYTHON) .ci/setup.py client $$file; done
 
 compatibility: $(DEV) ## docs/compatibility/sagemaker.md from the code
 	@$(RUN) -m loopline.fronts.aws.compatibility > docs/compatibility/sagemaker.md.new
