@@ -54,7 +54,8 @@ class Mailbox:
 
     def _converse(self, reader: Any, writer: Any) -> None:
         writer.write(b"220 mailbox\r\n")
-        sender, to = "", []
+        sender = ""
+        to: list[str] = []
         for raw in reader:
             line = raw.decode("utf-8", "replace").strip()
             verb = line[:4].upper()
