@@ -172,7 +172,7 @@ def describe_scalable_targets(call: Call, given: Row) -> Row:
 
 
 def _is_ours(given: Row) -> bool:
-    return given["ServiceNamespace"] == NAMESPACE
+    return bool(given["ServiceNamespace"] == NAMESPACE)
 
 
 def describe_scaling_policies(call: Call, given: Row) -> Row:
