@@ -199,9 +199,13 @@ def _read(path: Path) -> bytes:
 
 def test_what_installs_packages_says_that_they_are_there(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, "")
-    spec["call"]["entrypoint"] = ["/bin/sh", "-c", "pip install -r requirements.txt && ! pip3 install other"]
+    spec["call"]["entrypoint"] = [
+        "/bin/sh",
+        "-c",
+        "pip install -r requirements.txt && python3 -m pip install -r requirements.txt && ! pip3 install other",
+    ]
 
     code, log = run(tmp_path, spec)
 
     assert code == 0, log
-    assert log.count("list them in requirements.txt") == 2
+    assert log.count("list them in requirements.txt") == 3

@@ -29,12 +29,15 @@ MAX_MESSAGE_BYTES = 4096
 DRAIN_TURNS = 1024
 CANNOT_START = 127
 # Containers install packages when they begin, and some entry points do nothing else before the program.
-PIP = """#!/bin/sh
-echo "[loopline] pip $*: packages are installed before a program begins: list them in requirements.txt beside the code"
-for word in "$@"; do
-    case "$word" in -r | --requirement | uninstall | --version) exit 0 ;; esac
-done
-exit 1
+PIP = """import sys
+sys.stdout.write(
+    f"[loopline] pip {' '.join(sys.argv[1:])}: packages are installed before a program begins: "
+    "list them in requirements.txt beside the code\\n"
+)
+sys.exit(not {"-r", "--requirement", "uninstall", "--version"} & set(sys.argv))
+"""
+PIP_COMMAND = """#!/bin/sh
+exec python3 -m pip "$@"
 """
 
 
@@ -100,7 +103,8 @@ def _lay_out(host: Host, call: dict[str, Any]) -> None:
     for path in call["outputs"].values():
         os.makedirs(f"{host.base}/{path}", mode=0o700, exist_ok=True)
     for name in ("pip", "pip3"):
-        _write_program(f"{host.home}/bin/{name}", PIP)
+        _write_program(f"{host.home}/bin/{name}", PIP_COMMAND)
+    _write_program(f"{host.home}/packages/pip/__main__.py", PIP)
     resources = contract.resources(call, host.number)
     if call["contract"] == "processing":
         os.makedirs(f"{host.base}/config", mode=0o700, exist_ok=True)
@@ -239,7 +243,8 @@ def _environment(folder: str, spec: dict[str, Any], host: Host, root: str) -> di
     found["PATH"] = f"{host.home}/bin:{found['PATH']}"
     if root != ROOT:
         found["SAGEMAKER_BASE_DIR"] = root
-    found["PYTHONPATH"] = f"{root}/code:{found['PYTHONPATH']}" if found.get("PYTHONPATH") else f"{root}/code"
+    paths = [f"{root}/code", f"{host.home}/packages", found.get("PYTHONPATH", "")]
+    found["PYTHONPATH"] = ":".join(filter(None, paths))
     found[tracking.FOLDER_VARIABLE] = folder
     variables = contract.variables(call, host.number, root)
     found |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in variables.items()}
