@@ -4,6 +4,7 @@ Objects, code and packages are looked up when the step begins and kept by their 
 changes nothing. Preparing and publishing take time, so a task does them; a step without a job is being prepared.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ from loopline.errors import Conflict, InvalidInput, LooplineError, NotFound
 from loopline.store import folders, queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import cache, steps
+
+log_ = logging.getLogger(__name__)
 
 REQUIREMENTS = "requirements.txt"
 PACKED = "sourcedir.tar.gz"
@@ -107,6 +110,13 @@ def advance(ctx: Context, step_id: str) -> Ending | float | None:
     except (LooplineError, OSError) as error:
         reason = error.message if isinstance(error, LooplineError) else str(error)
         return Ending(StepStatus.FAILED, f"{type(error).__name__}: {reason}" if job else reason)
+    except sa.exc.OperationalError:
+        raise  # the database's trouble, not the job's: tried again
+    except Exception as error:
+        log_.exception("the step %s cannot be moved on", step_id)
+        return Ending(
+            StepStatus.FAILED, f"it could not be {'published' if job else 'prepared'}: {type(error).__name__}"
+        )
 
 
 def settle_in(tx: Tx, row: Row, ending: Ending) -> None:
