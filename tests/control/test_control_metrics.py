@@ -85,7 +85,8 @@ def send(ctx: Context, *values: float, name: str = "orders", **more: Any) -> Non
 
 
 def read(ctx: Context, name: str, statistics: list[str], **more: Any) -> list[dict[str, Any]]:
-    given = {"namespace": "Shop", "start": NOW - 3600, "end": NOW + 7200, **more}
+    given: dict[str, Any] = {"namespace": "Shop", "start": NOW - 3600, "end": NOW + 7200, **more}
+    given["dimensions"] = [f"{key}={value}" for key, value in given.get("dimensions", {}).items()]
     return list(metrics.read(ctx, ANA, name=name, statistics=statistics, **given)["items"])
 
 

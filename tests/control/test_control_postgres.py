@@ -71,10 +71,12 @@ def test_metrics_and_dashboards_on_postgresql(world: World) -> None:
     data = [{"name": "orders", "value": float(n), "dimensions": {"city": "Kyoto"}} for n in range(10)]
     for _ in range(2):
         metrics.put(world.ctx, world.actor, namespace="Shop", data=data)
-    given = {"namespace": "Shop", "name": "orders", "dimensions": {"city": "Kyoto"}}
-    found = metrics.read(world.ctx, world.actor, **given, statistics=["Sum", "SampleCount", "p50"])["items"]
+    given: dict[str, Any] = {"namespace": "Shop", "name": "orders"}
+    found = metrics.read(
+        world.ctx, world.actor, **given, dimensions=["city=Kyoto"], statistics=["Sum", "SampleCount", "p50"]
+    )["items"]
     assert sum(each["Sum"] for each in found) == 90.0 and sum(each["SampleCount"] for each in found) == 20.0
-    assert metrics.shown_unit(world.ctx, world.actor, **given) == "None"
+    assert metrics.shown_unit(world.ctx, world.actor, **given, dimensions={"city": "Kyoto"}) == "None"
     listed = metrics.list_(world.ctx, world.actor, dimensions=["city"])["items"]
     assert [(row["namespace"], row["dimensions"]) for row in listed] == [("Shop", {"city": "Kyoto"})]
     metrics.prune(world.ctx)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from botocore.exceptions import ClientError
@@ -69,13 +70,8 @@ def test_what_is_put_is_read_natively_and_back(cw: Any, platform: Platform) -> N
             {**common, "StatisticValues": {"SampleCount": 2, "Sum": 10, "Minimum": 4, "Maximum": 6}},
         ],
     )
-    given = {
-        "namespace": "Shop",
-        "name": "Orders",
-        "dimensions": {"City": "台北"},
-        "statistics": ["Sum", "SampleCount"],
-    }
-    (native,) = platform.call("POST", "/api/metrics/read", given)["items"]
+    query = f"namespace=Shop&name=Orders&dimensions={quote('City=台北')}&statistics=Sum&statistics=SampleCount"
+    (native,) = platform.call("GET", f"/api/metrics/read?{query}")["items"]
     assert (native["Sum"], native["SampleCount"]) == (17.0, 6.0)
     found = cw.get_metric_statistics(
         Namespace="Shop",
