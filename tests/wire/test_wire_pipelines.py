@@ -468,7 +468,7 @@ def test_selected_steps_run_with_what_an_earlier_execution_gave(platform: Platfo
 
 
 def test_faults_are_tried_again_and_errors_of_the_program_are_not(sagemaker: Any) -> None:
-    policy = {
+    policy: Json = {
         "RetryPolicies": [
             {
                 "BackoffRate": 1.5,
