@@ -29,7 +29,7 @@ EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check format lock clean clients compatibility
+.PHONY: help venv test check format lock clean clients compatibility bench-aws
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | grep -vE '^($(subst $(SPACE),|,$(ABSENT))):' | sed -E 's/:.*## /\t/' | expand -t 18
@@ -117,11 +117,14 @@ bench-serving: $(DEV) ## predictions side by side with peers; needs wrk
 endif
 
 clients: $(RUNTIME) ## what tests drive loopline with beside boto3, each in .clients/NAME
-	@for file in tests/wire/clients/*.txt; do $(PYTHON) .ci/setup.py client $$file; done
+	@for file in tests/wire/clients/*.txt tests/wire/clients/*/package.json; do $(PYTHON) .ci/setup.py client $$file; done
 
 compatibility: $(DEV) ## docs/compatibility/sagemaker.md from the code
 	@$(RUN) -m loopline.fronts.aws.compatibility > docs/compatibility/sagemaker.md.new
 	@mv docs/compatibility/sagemaker.md.new docs/compatibility/sagemaker.md
+
+bench-aws: $(DEV) ## what the AWS front costs, and how soon it answers
+	@$(RUN) benchmarks/aws/run.py $(ARGS)
 
 lock: $(RUNTIME) ## both lock files from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(PYTHON) .ci/setup.py lock $(if $(UPGRADE),--upgrade)

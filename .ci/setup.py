@@ -196,17 +196,32 @@ def fill_cache(stamp, requirements):
 
 
 def set_up_client(requirements):
-    """An environment for a client that tests drive loopline with; one whose file has not changed is left."""
-    started, folder = time.monotonic(), ROOT / ".clients" / requirements.stem
-    stamp, wanted = folder / "requirements.txt", requirements.read_text()
+    """An environment for a client that tests drive loopline with; one whose file has not changed is left.
+
+    requirements: NAME.txt for packages of Python, NAME/package.json for those of node, where there is npm.
+    """
+    of_node = requirements.name == "package.json"
+    name = requirements.parent.name if of_node else requirements.stem
+    started, folder = time.monotonic(), ROOT / ".clients" / name
+    stamp, wanted = folder / "installed", requirements.read_text()
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    run(UV, "venv", "--quiet", "--clear", "--python", PYTHON, folder)
-    argv = [UV, "pip", "install", "--quiet", "--python", folder / "bin" / "python", "-r", requirements]
-    if not uv_installs([str(word) for word in argv]):
-        sys.exit(f"the packages of {requirements} could not be fetched")
+    if of_node and not shutil.which("npm"):
+        print(f"client {name}: there is no npm", file=sys.stderr)
+        return
+    if of_node:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text(wanted)
+        run("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", cwd=folder)
+    else:
+        run(UV, "venv", "--quiet", "--clear", "--python", PYTHON, folder)
+        argv = [UV, "pip", "install", "--quiet", "--python", folder / "bin" / "python", "-r", requirements]
+        if not uv_installs([str(word) for word in argv]):
+            sys.exit(f"the packages of {requirements} could not be fetched")
     stamp.write_text(wanted)
-    report(f"client {requirements.stem}", started, (0, 0), measure(folder))
+    packages, size = measure(folder)
+    packages = packages or sum(1 for _ in folder.glob("node_modules/**/package.json"))
+    report(f"client {name}", started, (0, 0), (packages, size))
 
 
 def lock(upgrade):

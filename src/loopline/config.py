@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from loopline.errors import InvalidInput
 
@@ -182,6 +183,7 @@ def load(environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
     for name in ("allowed_hosts", "outbound_allow"):
         values[name] = tuple(part.strip() for part in values[name].split(",") if part.strip())
     _check_tls(values)
+    _check_mail(values)
     _check_aws(values)
     if values["port"] > 65535:
         raise InvalidInput(f"port must be at most 65535, not {values['port']}")
@@ -210,6 +212,41 @@ def _check_aws(values: Mapping[str, Any]) -> None:
         raise InvalidInput(f"aws_unsigned must be a role or empty, not {values['aws_unsigned']!r}")
     if values["aws_unsigned"] and (not is_loopback(values["host"]) or values["behind_proxy"]):
         raise InvalidInput("aws_unsigned is for a port that this machine alone reaches: host = 127.0.0.1, no proxy")
+
+
+class MailServer(NamedTuple):
+    """A mail server as the setting ``smtp_url`` names it; ``scheme``: smtp (TLS where it is offered) or smtps."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str
+    password: str
+
+
+_MAIL_PORTS = {"smtp": 587, "smtps": 465}
+
+
+def mail_server(url: str) -> MailServer:
+    """``smtp://[USER:PASSWORD@]HOST[:PORT]`` or ``smtps://...`` taken apart; raises ``InvalidInput`` without repeating
+    the password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise InvalidInput("smtp_url: the host or port cannot be read") from None
+    if parts.scheme not in _MAIL_PORTS or not parts.hostname or parts.path not in ("", "/"):
+        raise InvalidInput("smtp_url must be smtp://[USER:PASSWORD@]HOST[:PORT] or smtps://...")
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    return MailServer(parts.scheme, parts.hostname, port or _MAIL_PORTS[parts.scheme], user, password)
+
+
+def _check_mail(values: Mapping[str, Any]) -> None:
+    if values["smtp_url"]:
+        mail_server(values["smtp_url"])
+    sender = values["smtp_from"]
+    if sender and not re.fullmatch(r"[!-~]+@[A-Za-z0-9.-]+", sender):
+        raise InvalidInput(f"smtp_from must be an e-mail address, not {sender!r}")
 
 
 def check_exposure(settings: Settings, address: str) -> None:

@@ -198,6 +198,8 @@ def test_a_version_may_be_named_in_two_ways(run: Any, argv: tuple[str, ...]) -> 
             ),
             *((noun, "list") for noun in ("topics", "triggers", "users", "models", "runs")),
             ("topics", "deliveries"),
+            *((noun, "list") for noun in ("dashboards", "metrics")),
+            ("alarms", "lint"),
             ("audit", "head"),
             ("audit", "verify"),
             ("live",),

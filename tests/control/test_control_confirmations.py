@@ -10,10 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from loopline.config import load, mail_server
 from loopline.control import alarms, confirmations, deliveries, publishing, topics
 from loopline.domain.access import Actor
 from loopline.errors import Conflict, InvalidInput, NotFound
-from loopline.outbound.mail import Mailer, parse_server
+from loopline.outbound.mail import Mailer
 from loopline.testing.clock import ManualClock
 from loopline.testing.mailbox import Mailbox
 from loopline.testing.world import World
@@ -247,7 +248,12 @@ def test_without_a_mail_server_the_reason_names_the_setting(tmp_path: Path) -> N
 @pytest.mark.parametrize("url", ["", "http://x", "smtp://", "smtp://a:b", "smtp://h/path", "mail.example.com"])
 def test_what_is_no_mail_server_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(InvalidInput, match="smtp_url"):
-        parse_server(url)
+        mail_server(url)
+    if url:
+        with pytest.raises(InvalidInput, match="smtp_url"):
+            load({}, smtp_url=url)
+    with pytest.raises(InvalidInput, match="smtp_from"):
+        load({}, smtp_url="smtp://mail.example.com", smtp_from="a b@example.com")
 
 
 def test_a_password_is_not_sent_in_the_clear(mailbox: Mailbox) -> None:

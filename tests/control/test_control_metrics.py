@@ -85,7 +85,8 @@ def send(ctx: Context, *values: float, name: str = "orders", **more: Any) -> Non
 
 
 def read(ctx: Context, name: str, statistics: list[str], **more: Any) -> list[dict[str, Any]]:
-    given = {"namespace": "Shop", "start": NOW - 3600, "end": NOW + 7200, **more}
+    given: dict[str, Any] = {"namespace": "Shop", "start": NOW - 3600, "end": NOW + 7200, **more}
+    given["dimensions"] = [f"{key}={value}" for key, value in given.get("dimensions", {}).items()]
     return list(metrics.read(ctx, ANA, name=name, statistics=statistics, **given)["items"])
 
 
@@ -215,9 +216,9 @@ def test_the_three_alarms_of_a_document_corrected_fire_and_clear(ctx: Context, c
         tell(clock.now() + 60 * n, 100)
     clock.advance(1200)  # the end of the half hour that had traffic
     assert states(ctx) == {**well, "high-latency": "OK", "high-error-rate": "OK"}
-    clock.advance(1799)
+    clock.advance(1790)
     assert states(ctx)["no-traffic"] == "OK"
-    clock.advance(1 + 2 * 1800)  # the evaluation range holds two periods more
+    clock.advance(10)  # a whole half hour without
     assert states(ctx)["no-traffic"] == "ALARM"
     tell(clock.now() + 5, 1)
     clock.advance(1800)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loopline.control import audit, endpoints, executions, pushes, registry, rollbacks, rollouts
+from loopline.control import audit, dashboards, endpoints, executions, metrics, pushes, registry, rollbacks, rollouts
 from loopline.testing import postgres
 from loopline.testing.boxes import LOOP, follow, project
 from loopline.testing.fleet import Fleet
@@ -65,3 +65,20 @@ def rows(world: World) -> list[dict[str, Any]]:
 def fleet_serves(world: World, number: int) -> bool:
     items = endpoints.live(world.ctx, world.actor)["items"]
     return [(item["version"], item["share"]) for item in items] == [(number, 1.0)]
+
+
+def test_metrics_and_dashboards_on_postgresql(world: World) -> None:
+    data = [{"name": "orders", "value": float(n), "dimensions": {"city": "Kyoto"}} for n in range(10)]
+    for _ in range(2):
+        metrics.put(world.ctx, world.actor, namespace="Shop", data=data)
+    given: dict[str, Any] = {"namespace": "Shop", "name": "orders"}
+    found = metrics.read(
+        world.ctx, world.actor, **given, dimensions=["city=Kyoto"], statistics=["Sum", "SampleCount", "p50"]
+    )["items"]
+    assert sum(each["Sum"] for each in found) == 90.0 and sum(each["SampleCount"] for each in found) == 20.0
+    assert metrics.shown_unit(world.ctx, world.actor, **given, dimensions={"city": "Kyoto"}) == "None"
+    listed = metrics.list_(world.ctx, world.actor, dimensions=["city"])["items"]
+    assert [(row["namespace"], row["dimensions"]) for row in listed] == [("Shop", {"city": "Kyoto"})]
+    metrics.prune(world.ctx)
+    dashboards.put(world.ctx, world.actor, name="one", body="{}")
+    assert [row["size_bytes"] for row in dashboards.list_(world.ctx, world.actor, prefix="o")["items"]] == [2]

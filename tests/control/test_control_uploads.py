@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from loopline.control.uploads import Part
 from loopline.domain.checksums import Checking, checksum, composite
 from loopline.domain.objects import MIN_PART_BYTES, Conditions
 from loopline.errors import InvalidInput, NotFound, PreconditionFailed
+from loopline.testing import postgres
 from loopline.testing.clock import ManualClock
 from loopline.testing.world import World
 
@@ -23,12 +25,17 @@ PLACE = {"bucket": BUCKET, "key": KEY}
 BIG = b"0123456789abcdef" * (MIN_PART_BYTES // 16)
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    opened = World(tmp_path / "data")
-    buckets.create(opened.ctx, opened.actor, bucket=BUCKET)
-    yield opened
-    opened.close()
+@pytest.fixture(params=["sqlite", "postgresql"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    with ExitStack() as stack:
+        settings: dict[str, Any] = {}
+        if request.param == "postgresql":
+            database = postgres.Database(request.getfixturevalue("postgres_url"), postgres.TEMPLATE)
+            settings["database_url"] = stack.enter_context(database)
+        opened = World(tmp_path / "data", **settings)
+        stack.callback(opened.close)
+        buckets.create(opened.ctx, opened.actor, bucket=BUCKET)
+        yield opened
 
 
 def begin(world: World, **given: Any) -> str:

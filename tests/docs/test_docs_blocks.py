@@ -229,7 +229,7 @@ def _check_toml(page: Path, block: Block) -> None:
 def _write(shell: Shell, name: str, block: Block, mode: str) -> None:
     _, here = shell.run("pwd")
     with (Path(here.strip()) / name).open(mode) as file:
-        file.write("\n".join(["", *block.lines, ""]))
+        file.write("\n".join([*([""] if mode == "a" else []), *block.lines, ""]))
 
 
 def _walk(page: Path, blocks: list[Block], shell: Shell, scratch: Path) -> None:

@@ -24,6 +24,7 @@ IN_WORDS = {
     ("endpoint", "memory_mb"): "none",
     ("scaling", "target_in_flight"): "none",
     ("scaling", "target_latency_ms"): "none",
+    ("scaling", "target_per_minute"): "none",
     ("rollout", "max_p99_ms"): "none",
     ("alarms", "datapoints_to_alarm"): "all of them",
     ("triggers", "name"): "made from its content",

@@ -242,7 +242,7 @@ def test_alarms_made_in_a_loop_are_judged_one_by_one() -> None:
         "for name in names():\n    cw.put_metric_alarm(AlarmName=name, Threshold=float(1))",
         "cw.put_metric_alarm(Threshold='five', Namespace=3, MetricName=[], Period={}, EvaluationPeriods=1,"
         " ComparisonOperator='GreaterThanThreshold', Statistic='Sum')",
-        "x = [" * 50 + "]" * 50,
+        "x = " + "[" * 50 + "]" * 50,
         "while True:\n    for a in [1]:\n        for b in [2]:\n            cw.put_metric_alarm(**{'x': a[b]})",
     ],
 )

@@ -1,5 +1,7 @@
 """Real clients against a real installation: AWS's own, over the public port."""
 
+import io
+import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,3 +51,30 @@ def client(platform: Platform, key: dict[str, Any]) -> Client:
         )
 
     return make
+
+
+SAYS = """
+def model_fn(model_dir):
+    return open(model_dir + "/says.txt").read()
+
+def input_fn(data, content_type):
+    return data if isinstance(data, str) else data.decode()
+
+def predict_fn(data, model):
+    return data + " " + model
+
+def output_fn(said, accept):
+    return said, accept
+"""
+
+
+@pytest.fixture(scope="session")
+def archive() -> bytes:
+    """A model.tar.gz whose script answers ``TEXT is what it says``."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, text in (("says.txt", "is what it says"), ("code/inference.py", SAYS)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return buffer.getvalue()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loopline.testing.live import Platform
+from loopline.testing.live import Platform, until
 
 AWS = Path(__file__).resolve().parents[2] / ".clients" / "awscli" / "bin" / "aws"
 pytestmark = pytest.mark.skipif(not AWS.exists(), reason="the AWS command line is not there: make clients")
@@ -72,3 +72,32 @@ def test_a_metric_and_its_alarm(environ: dict[str, str]) -> None:
 
     found = aws(environ, "cloudwatch", "describe-alarms")["MetricAlarms"]
     assert [(each["AlarmName"], each["Threshold"]) for each in found] == [("few", 1.0)]
+
+
+def test_a_model_answers(platform: Platform, environ: dict[str, str], archive: bytes, tmp_path: Path) -> None:
+    platform.ask("PUT", "/api/images/plain", {"requirements": ""})
+    (tmp_path / "model.tar.gz").write_bytes(archive)
+    aws(environ, "s3", "mb", "s3://words")
+    aws(environ, "s3", "cp", str(tmp_path / "model.tar.gz"), "s3://words/model.tar.gz", "--no-progress")
+    container = "Image=123456789012.dkr.ecr.us-east-1.amazonaws.com/plain:1,ModelDataUrl=s3://words/model.tar.gz"
+    role = "arn:aws:iam::123456789012:role/loopline-editor"
+    create = ["create-model", "--model-name", "words", "--primary-container", container, "--execution-role-arn", role]
+    aws(environ, "sagemaker", *create)
+    variant = "VariantName=all,ModelName=words,InitialInstanceCount=1,InstanceType=ml.m5.large"
+    config = ["--endpoint-config-name", "words"]
+    aws(environ, "sagemaker", "create-endpoint-config", *config, "--production-variants", variant)
+    aws(environ, "sagemaker", "create-endpoint", "--endpoint-name", "words", *config)
+
+    def serves() -> bool:
+        return bool(
+            aws(environ, "sagemaker", "describe-endpoint", "--endpoint-name", "words")["EndpointStatus"] == "InService"
+        )
+
+    until(serves, "the endpoint is in service", 90.0, 1.0)
+    (tmp_path / "asked").write_text("good")
+    asked = ["--endpoint-name", "words", "--content-type", "text/plain", "--accept", "text/plain"]
+    body = ["--body", f"fileb://{tmp_path / 'asked'}", str(tmp_path / "said")]
+    said = aws(environ, "sagemaker-runtime", "invoke-endpoint", *asked, *body)
+
+    assert (tmp_path / "said").read_text() == "good is what it says"
+    assert said["InvokedProductionVariant"] == "all"

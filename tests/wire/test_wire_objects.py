@@ -7,6 +7,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -100,6 +101,7 @@ def test_what_is_put_is_on_the_disk_and_comes_back(s3: Any, platform: Platform, 
         ContentType="application/x-own",
         CacheControl="max-age=5",
         ContentEncoding="own",
+        Expires="Fri, 21 Nov 2036 00:00:00 GMT",
         Metadata={"Who": "me", "note": "x y"},
         Tagging="a=1&b=%26",
     )
@@ -119,6 +121,7 @@ def test_what_is_put_is_on_the_disk_and_comes_back(s3: Any, platform: Platform, 
     head = s3.head_object(Bucket=bucket, Key="a/b.bin", ChecksumMode="ENABLED")
     assert (head["ContentLength"], head["ETag"]) == (len(data), put["ETag"])
     assert (head["ChecksumCRC32"], head["ChecksumType"]) == (put["ChecksumCRC32"], "FULL_OBJECT")
+    assert got["ExpiresString"] == "Fri, 21 Nov 2036 00:00:00 GMT"
     assert got["TagCount"] == 2
     tags = s3.get_object_tagging(Bucket=bucket, Key="a/b.bin")["TagSet"]
     assert tags == [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "&"}]
@@ -176,6 +179,21 @@ def test_ranges_and_conditions(s3: Any, bucket: str) -> None:
     assert refused(s3.put_object, Bucket=bucket, Key="k", Body=b"", IfMatch=etag) == ("PreconditionFailed", 412)
     assert refused(s3.put_object, Bucket=bucket, Key="none", Body=b"", IfMatch=etag) == ("NoSuchKey", 404)
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"new"
+
+
+def test_of_many_who_write_where_nothing_is_one_wins(s3: Any, platform: Platform, bucket: str) -> None:
+    def put(number: int) -> bool:
+        try:
+            s3.put_object(Bucket=bucket, Key="lock", Body=str(number).encode(), IfNoneMatch="*")
+        except ClientError as error:
+            assert error.response["Error"]["Code"] == "PreconditionFailed"
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as several:
+        won = list(several.map(put, range(8)))
+    assert won.count(True) == 1
+    assert stored(platform, bucket, "lock") == str(won.index(True)).encode()
 
 
 def test_copies(s3: Any, platform: Platform, bucket: str) -> None:

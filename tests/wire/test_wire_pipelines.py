@@ -132,7 +132,7 @@ def processing(
             },
             "AppSpecification": {
                 "ImageUri": IMAGE,
-                "ContainerArguments": list(words),
+                **({"ContainerArguments": list(words)} if words else {}),
                 "ContainerEntrypoint": ["python3", f"{FOLDER}/input/code/{program}"],
             },
             "RoleArn": ROLE,
@@ -468,7 +468,7 @@ def test_selected_steps_run_with_what_an_earlier_execution_gave(platform: Platfo
 
 
 def test_faults_are_tried_again_and_errors_of_the_program_are_not(sagemaker: Any) -> None:
-    policy = {
+    policy: Json = {
         "RetryPolicies": [
             {
                 "BackoffRate": 1.5,
@@ -551,7 +551,15 @@ def test_an_execution_outlives_every_death_of_control(platform: Platform, sagema
     assert [row["number"] for row in versions] == [1]
 
 
-def test_steps_make_a_model_and_bring_an_endpoint_to_it(client: Client, sagemaker: Any) -> None:
+def test_steps_make_a_model_score_with_it_and_bring_an_endpoint_to_it(client: Client, sagemaker: Any) -> None:
+    client("s3").put_object(Bucket=BUCKET, Key="score/boxes.json", Body=b"[2, 30]")
+    objects = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/score"}}
+    score = {
+        "ModelName": get("Steps.Boxes-CreateModel.ModelName"),
+        "TransformInput": {"DataSource": objects, "ContentType": "application/json"},
+        "TransformOutput": {"S3OutputPath": join("/", f"s3://{BUCKET}/scored", get("Execution.PipelineExecutionId"))},
+        "TransformResources": {"InstanceCount": 1, "InstanceType": "ml.m5.large"},
+    }
     data = f"s3://{BUCKET}/raw/boxes.csv"
     container = {"Image": IMAGE, "Environment": {"SAGEMAKER_PROGRAM": "inference.py"}, "ModelDataUrl": TRAINED}
     variant = {
@@ -571,6 +579,7 @@ def test_steps_make_a_model_and_bring_an_endpoint_to_it(client: Client, sagemake
                 "Type": "Model",
                 "Arguments": {"ExecutionRoleArn": ROLE, "PrimaryContainer": container},
             },
+            {"Name": "Score", "Type": "Transform", "Arguments": score},
             {"Name": "Configure", "Type": "EndpointConfig", "Arguments": {"ProductionVariants": [variant]}},
             {
                 "Name": "Serve",
@@ -591,6 +600,8 @@ def test_steps_make_a_model_and_bring_an_endpoint_to_it(client: Client, sagemake
     assert done["Serve"]["Metadata"]["Endpoint"]["Arn"].endswith(":endpoint/served-boxes")
     model = done["Boxes-CreateModel"]["Metadata"]["Model"]["Arn"].rpartition("/")[2]
     assert sagemaker.describe_model(ModelName=model)["PrimaryContainer"]["ModelDataUrl"].endswith("model.tar.gz")
+    key = f"scored/{identifier(started)}/boxes.json.out"
+    assert json.loads(client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()) == ["small", "large"]
     answer = client("sagemaker-runtime").invoke_endpoint(
         EndpointName="served-boxes", ContentType="application/json", Body=b"[1, 20]"
     )

@@ -29,6 +29,8 @@ def input_fn(data, content_type):
     return json.loads(data)
 
 def predict_fn(data, model):
+    if isinstance(data, list):
+        return [model for row in data]
     return {"word": model, "of": data["text"]}
 
 def output_fn(prediction, accept):
@@ -383,7 +385,9 @@ def test_packages_are_searched_by_what_is_said_of_them(sagemaker: Any) -> None:
             CustomerMetadataProperties={"accuracy": accuracy, "data.set": "imdb"},
         )["ModelPackageArn"]
         if number > 1:
-            sagemaker.update_model_package(ModelPackageArn=arn, ModelApprovalStatus="Approved")
+            sagemaker.update_model_package(
+                ModelPackageArn=arn, ModelApprovalStatus="Approved", ApprovalDescription="good enough"
+            )
     mine = ("ModelPackageGroupName", "Equals", "sought")
     ascending = {"SortBy": "ModelPackageVersion", "SortOrder": "Ascending"}
     better = ("CustomerMetadataProperties.accuracy", "GreaterThanOrEqualTo", "0.9")
@@ -425,14 +429,14 @@ def test_tags_are_put_listed_searched_and_taken_off(sagemaker: Any, platform: Pl
     (package,) = bare(sagemaker, "tagged")
     group = f"{GROUP_ARN}/tagged"
     for arn in (group, package):
-        put = sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "team", "Value": "fraud"}, {"Key": "tier", "Value": ""}])
+        put = sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "team", "Value": "bank"}, {"Key": "tier", "Value": ""}])
         assert {tag["Key"] for tag in put["Tags"]} == {"team", "tier"}
     sagemaker.add_tags(ResourceArn=package, Tags=[{"Key": "team", "Value": "growth"}])
     assert platform.call("GET", "/api/tags/version/tagged:1")["items"][0] == {"key": "team", "value": "growth"}
-    assert _found(sagemaker, ("Tags.team", "Equals", "fraud"), Resource="ModelPackageGroup") == ["tagged"]
+    assert _found(sagemaker, ("Tags.team", "Equals", "bank"), Resource="ModelPackageGroup") == ["tagged"]
     assert _found(sagemaker, ("Tags.team", "Equals", "growth")) == ["tagged/1"]
     sagemaker.delete_tags(ResourceArn=group, TagKeys=["tier", "never"])
-    assert sagemaker.list_tags(ResourceArn=group)["Tags"] == [{"Key": "team", "Value": "fraud"}]
+    assert sagemaker.list_tags(ResourceArn=group)["Tags"] == [{"Key": "team", "Value": "bank"}]
     pages = sagemaker.get_paginator("list_tags").paginate(ResourceArn=package)
     assert [tag["Key"] for page in pages for tag in page["Tags"]] == ["team", "tier"]
     code, text = refused(sagemaker.list_tags, ResourceArn=f"{GROUP_ARN}/nobody")
@@ -442,6 +446,48 @@ def test_tags_are_put_listed_searched_and_taken_off(sagemaker: Any, platform: Pl
     told = platform.cli("tags", "set", "model", "tagged", "owner=ann")
     assert "ann" in told.stdout, told
     assert {"Key": "owner", "Value": "ann"} in sagemaker.list_tags(ResourceArn=group)["Tags"]
+
+
+def test_training_jobs_are_searched_by_what_they_measured_and_tagged(sagemaker: Any, s3: Any) -> None:
+    packed = io.BytesIO()
+    program = b"import os\nprint('limit=6.5')\nopen(os.environ['SM_MODEL_DIR'] + '/m', 'w').close()\n"
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("train.py")
+        entry.size = len(program)
+        tar.addfile(entry, io.BytesIO(program))
+    s3.put_object(Bucket=BUCKET, Key="job/sourcedir.tar.gz", Body=packed.getvalue())
+    hyperparameters = {"sagemaker_program": "train.py", "shift": "1"}
+    hyperparameters["sagemaker_submit_directory"] = f"s3://{BUCKET}/job/sourcedir.tar.gz"
+    metrics = [{"Name": "limit", "Regex": "limit=([0-9.]+)"}]
+    arn = sagemaker.create_training_job(
+        TrainingJobName="sought-job",
+        AlgorithmSpecification={"TrainingImage": IMAGE, "TrainingInputMode": "File", "MetricDefinitions": metrics},
+        HyperParameters={key: json.dumps(value) for key, value in hyperparameters.items()},
+        RoleArn=f"arn:aws:iam::{ACCOUNT}:role/trainer",
+        OutputDataConfig={"S3OutputPath": f"s3://{BUCKET}/out"},
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        StoppingCondition={"MaxRuntimeInSeconds": 60},
+        Tags=[{"Key": "purpose", "Value": "search"}],
+    )["TrainingJobArn"]
+    until(
+        lambda: _training(sagemaker, ("TrainingJobStatus", "Equals", "Completed")) == ["sought-job"], "it trained", 60
+    )
+    for each in (
+        ("Metrics.limit", "GreaterThan", "6"),
+        ("HyperParameters.shift", "Contains", "1"),
+        ("Tags.purpose", "Equals", "search"),
+    ):
+        assert _training(sagemaker, each) == ["sought-job"], each
+    assert _training(sagemaker, ("Metrics.limit", "LessThan", "6")) == []
+    assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == [{"Key": "purpose", "Value": "search"}]
+    sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "kept", "Value": "yes"}])
+    assert _training(sagemaker, ("Tags.kept", "Exists")) == ["sought-job"]
+
+
+def _training(sagemaker: Any, condition: tuple[str, ...]) -> list[str]:
+    expression = {"Filters": [dict(zip(("Name", "Operator", "Value"), condition, strict=False))]}
+    found = sagemaker.search(Resource="TrainingJob", SearchExpression=expression)["Results"]
+    return [each["TrainingJob"]["TrainingJobName"] for each in found]
 
 
 # -- what is deployed -------------------------------------------------------------------------------------------------
@@ -541,3 +587,20 @@ def test_an_enforced_gate_lets_approve_and_refuses_to_deploy_with_the_command_th
     assert platform.call("GET", f"/api/rollouts?endpoint={group}")["items"] == []
     answer = platform.ask("POST", f"/api/endpoints/{group}/release", {"number": 1})
     assert answer.error["code"] == "gate_refused" and command in answer.error["message"]
+    s3.put_object(Bucket=BUCKET, Key="test.csv", Body=b"text,label\n" + b"fine,v1\nbad,v2\n" * 20)
+    asked = ["test=" + f"s3://{BUCKET}/test.csv", "label=label", 'thresholds={"accuracy": 0.5}']
+    settings = [part for each in asked for part in ("--set", each)]
+    told = platform.cli("models", "gate", group, "enforce", "--reason", "measure it", *settings)
+    assert told.returncode == 0, told
+
+    def judged() -> str | None:
+        told = platform.cli(*command.split()[1:])
+        return told.stdout if told.returncode == 0 else None
+
+    assert "accuracy 0.500 meets the threshold 0.500 (n=40)" in until(
+        judged, "its files are there, and it is judged", 60
+    )
+    until(lambda: word(platform, group) == "v1", "what passed serves", 60)
+    shown = sagemaker.describe_model_package(ModelPackageName=made["ModelPackageArn"])
+    assert shown["ModelLifeCycle"]["StageStatus"] == "verified"
+    assert shown["ModelPackageStatusDetails"]["ValidationStatuses"][0]["Status"] == "Completed"

@@ -27,7 +27,7 @@ COLUMNS = (
 LIVE_COLUMNS = (
     ("ENDPOINT", "endpoint"),
     ("MODEL", "model"),
-    ("VERSION", "version"),
+    ("VERSION", lambda row: "ungated" if row["version"] is None else row["version"]),
     ("SHARE", lambda row: f"{row['share']:.1%}"),
     ("SINCE", "since_at"),
 )
@@ -75,9 +75,9 @@ def show(session: Session, endpoint: str) -> None:
         ("WARM UNTIL", "warm_until"),
         ("REASON", "reason"),
     )
-    if any(row["verification"] != "verified" for row in found["variants"]):
-        columns = (*columns, ("VERIFICATION", lambda row: row["verification"] or "ungated"))
-    session.table({"items": found["variants"]}, columns, empty="no variant yet")
+    doubted = any(row["verification"] != "verified" for row in found["variants"])
+    doubts = (("VERIFICATION", lambda row: row["verification"] or "ungated"),) if doubted else ()
+    session.table({"items": found["variants"]}, (*columns, *doubts), empty="no variant yet")
 
 
 def _flat(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _flat(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
     return found
 
 
-def _version(variant: dict[str, Any]) -> str | None:
-    return None if variant["number"] is None else f"{variant['model']} v{variant['number']}"
+def _version(variant: dict[str, Any]) -> str:
+    return "ungated" if variant["number"] is None else f"{variant['model']} v{variant['number']}"
 
 
 def _servers(variant: dict[str, Any]) -> str:
@@ -317,7 +317,7 @@ def rollback(session: Session, endpoint: str, to: int | None, reason: str | None
     """Put an endpoint back on the version it served before."""
     found = session.client.post("endpoints", endpoint, "rollback", reason=reason, to=to)
     now = found.get("serving") or {}
-    what = f"{now.get('model')} v{now.get('version')}" if now else "nothing"
+    what = (f"{now['model']} v{now['version']}" if now["version"] else now["variant"]) if now else "nothing"
     session.done(found, f"{endpoint} serves {what} again, after {found['seconds']:.3f} s")
 
 

@@ -59,12 +59,13 @@ def read(
 ) -> None:
     """The values of one metric by time."""
     wanted = list(statistics or ("SampleCount", "Average", "Minimum", "Maximum"))
-    found = session.client.post(
+    pairs(dimensions)
+    found = session.client.get(
         "metrics",
         "read",
         namespace=namespace,
         name=name,
-        dimensions=pairs(dimensions),
+        dimensions=list(dimensions) or None,
         statistics=wanted,
         **{key: value for key, value in more.items() if value is not None},
     )

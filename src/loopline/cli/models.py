@@ -2,7 +2,7 @@
 
 import click
 
-from loopline.cli.session import VERSION, Session, options
+from loopline.cli.session import VERSION, Session, assignments, options
 from loopline.cli.session import text as cell
 
 COLUMNS = (
@@ -82,7 +82,9 @@ def alias(session: Session, model: str, name: str, version: int | None, delete: 
 @click.argument("model")
 @click.argument("mode", type=click.Choice(["enforce", "advisory", "off"]))
 @click.option("--reason", required=True)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="What it asks, as in [gate] of loop.toml.")
 @options
-def gate(session: Session, model: str, mode: str, reason: str) -> None:
+def gate(session: Session, model: str, mode: str, reason: str, settings: tuple[str, ...]) -> None:
     """Enforce a model's gate, make it advice, or switch it off; audited."""
-    session.done(session.client.put("models", model, "gate-mode", mode=mode, reason=reason), f"gate of {model}: {mode}")
+    body = {"mode": mode, "reason": reason, "settings": assignments(settings) or None}
+    session.done(session.client.put("models", model, "gate-mode", **body), f"gate of {model}: {mode}")

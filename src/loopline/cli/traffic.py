@@ -87,13 +87,17 @@ def _mark(row: dict[str, Any]) -> str:
     return "same" if row["same"] else "differs"
 
 
+def _what(found: dict[str, Any]) -> str:
+    return f"{found['model']} v{found['version']}" if found["version"] else "ungated"
+
+
 def _told(found: dict[str, Any]) -> dict[str, Any]:
     """The figures of a shadow's report, a line each."""
     copies = found["copy_percent"]
     latency, errors, numbers = found["latency_ms"], found["errors"], found["numbers"]
     share = found["differing_share"]
     told = {
-        "shadow": f"{found['variant']} ({found['model']} v{found['version']}) {found['status']}",
+        "shadow": f"{found['variant']} ({_what(found)}) {found['status']}",
         "copies": "none any more" if copies is None else f"{copies:g} % of the requests",
         "since": found["start_at"],
         "compared": f"{found['compared']} requests",

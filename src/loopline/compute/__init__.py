@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-Kind = Literal["command", "step", "compile", "score", "convert", "batch", "script"]
+Kind = Literal["command", "step", "compile", "score", "convert", "batch", "script", "transform"]
 State = Literal["unclaimed", "running", "exited", "lost"]
 Reason = Literal["ok", "error", "timeout", "memory", "disk", "cpu", "stopped", "launch"]
 

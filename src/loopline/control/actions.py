@@ -88,8 +88,13 @@ class ServableArguments(Struct, frozen=True, forbid_unknown_fields=True):
 def _begin_servable(ctx: Context, tx: Tx, execution: Row, step: Row, given: ServableArguments) -> dict[str, Any]:
     values = msgspec.structs.asdict(given)
     name = values.pop("name") or made_name(execution, step["name"])
-    if records.find(tx, "servable", name=name) is not None:
+    known = records.find(tx, "servable", name=name)
+    if known is not None and execution["id"].partition("_")[2] not in name:
         raise Conflict(f"there is a servable {name!r} already")
+    if known is not None and servables.problem(known) is None:
+        return {"id": known["id"], "name": name}  # an earlier try of this step made it
+    if known is not None:
+        records.move(tx, "servable", known["id"], ServableStatus.DELETED, actor=execution["by"], name=None)
     version = values.pop("version")
     if version is not None:
         own = {key: values[key] for key in ("program", "image", "variables", "given")}
@@ -168,6 +173,7 @@ class BlueprintArguments(Struct, frozen=True, forbid_unknown_fields=True):
     variants: list[dict[str, Any]]
     name: str | None = None
     capture: dict[str, Any] | None = None
+    results: dict[str, Any] | None = None
     given: dict[str, Any] | None = None
 
 

@@ -52,7 +52,7 @@ def export(ctx: Context) -> None:
     with ctx.db.read() as tx:
         wanted = _wanted(tx)
     if not wanted:
-        if ctx.cache.pop("captures", True):
+        if ctx.cache.get("captures", True):
             with ctx.db.transaction() as tx:
                 tx.execute(spools.delete().where(spools.c.name.startswith(_name(""))))
             ctx.cache["captures"] = False

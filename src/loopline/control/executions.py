@@ -228,8 +228,8 @@ def _remember(tx: Tx, row: Row, key: str, given: dict[str, Any]) -> None:
 def advance_script(ctx: Context, step_id: str) -> float | None:
     """Task: hand a script step's job on; when its job has ended, end the step, and move the execution on."""
     ending = staging.advance(ctx, step_id)
-    if ending is None:
-        return None
+    if not isinstance(ending, staging.Ending):
+        return ending
     with ctx.db.transaction() as tx:
         row = records.get(tx, "step", step_id)
         if states.is_terminal("step", row["status"]):

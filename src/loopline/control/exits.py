@@ -1,11 +1,13 @@
 """How a process ended: as it can be stored, and in one sentence."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loopline.runtime.scripts import ProgramKilled
 
 KILLED = ProgramKilled.__name__
+MAX_BACKOFF_SECONDS = 3600.0
 
 
 def storable(value: Any) -> Any:
@@ -22,6 +24,16 @@ def is_fault(exit_: dict[str, Any]) -> bool:
     if exit_.get("reason") == "launch" or exit_.get("signal"):
         return True
     return (exit_.get("error") or {}).get("type") == KILLED
+
+
+def delay(job: Mapping[str, Any], tries: int, exit_: dict[str, Any], now: float) -> float | None:
+    """Seconds until the try that follows so many that failed, the last one like this; None when none follows."""
+    rule = job["retry"] or {}
+    if tries >= job["max_tries"] or (rule.get("only") == "faults" and not is_fault(exit_)):
+        return None
+    seconds = float(min(job["backoff_seconds"] * rule.get("rate", 2.0) ** min(tries - 1, 100), MAX_BACKOFF_SECONDS))
+    last = rule.get("seconds")
+    return None if last is not None and now + seconds > (job["started_at"] or now) + last else seconds
 
 
 def reason(exit_: dict[str, Any]) -> str:

@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from loopline.control import artifacts, jobs, outputs, registry, specs
+from loopline.control import artifacts, jobs, objects, outputs, registry, servables, specs
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import gates, measures, names, states
 from loopline.domain.access import Actor
-from loopline.domain.states import EvaluationStatus, JobStatus, VersionStatus
-from loopline.errors import Conflict, GateRefused, LooplineError
+from loopline.domain.objects import split_uri
+from loopline.domain.states import EvaluationStatus, JobStatus, ServableStatus, VersionStatus
+from loopline.errors import Conflict, GateRefused, LooplineError, Unavailable
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import evaluations, scores
 
 MAX_PREDICTIONS_BYTES = 512 << 20
 SCORE_TIMEOUT_SECONDS = 900
+ADDRESS = "s3://"  # with which the address of an object begins
 
 
 def begin(ctx: Context, tx: Tx, version: Row, *, actor: str) -> Row | None:
@@ -46,11 +48,8 @@ def begin(ctx: Context, tx: Tx, version: Row, *, actor: str) -> Row | None:
     )
     try:
         if not policy.get("test") or not policy.get("label"):
-            raise Conflict("[gate] names no test asset and label; set test and label in loop.toml")
-        name, wanted = names.split_version(policy["test"], "a data asset")
-        asset = specs.find_asset(tx, model["project"], name, wanted)
-        place = {"name": name, "version": asset["version"], "digest": asset["digest"], "kind": asset["kind"]}
-        place["path"] = (asset["source"] or {}).get("name") or name
+            raise Conflict(f"[gate] names no test asset and label; set test and label{_where(model)}")
+        place = _test_data(tx, model, policy["test"])
         wanted_jobs = {}
         for role, scored in (("candidate", version), ("champion", champion)):
             if scored is not None:
@@ -65,11 +64,54 @@ def begin(ctx: Context, tx: Tx, version: Row, *, actor: str) -> Row | None:
     return row
 
 
+def _where(model: Row) -> str:
+    """Where the gate of a model is set."""
+    if model["project"] is not None:
+        return " in loop.toml"
+    given = "--set test=s3://BUCKET/KEY --set label=COLUMN --reason WHY"
+    return f": loopline models gate {model['name']} {model['gate_mode']} {given}"
+
+
+def _test_data(tx: Tx, model: Row, test: str) -> dict[str, Any]:
+    """The table that a model's versions are judged on, as it is now: a data asset of its project, or an object."""
+    if test.startswith(ADDRESS):
+        found = objects.find(tx, *split_uri(test))
+        version, path = found["version"], found["key"].rpartition("/")[2]
+        return {"name": test, "version": version, "digest": found["digest"], "kind": "file", "path": path}
+    if model["project"] is None:
+        raise Conflict(
+            f"{model['name']} is of no project whose data assets it could name; let test be an object: s3://"
+        )
+    name, wanted = names.split_version(test, "a data asset")
+    asset = specs.find_asset(tx, model["project"], name, wanted)
+    place = {"name": name, "version": asset["version"], "digest": asset["digest"], "kind": asset["kind"]}
+    return {**place, "path": (asset["source"] or {}).get("name") or name}
+
+
+def _runs(tx: Tx, version: Row) -> Row:
+    """What is asked for a version's answers: what its pipeline made, or the servable that it was made of."""
+    if not version["servable"]:
+        return version
+    row = records.get(tx, "servable", version["servable"])
+    problem = servables.problem(row)
+    if problem is not None:
+        raise Conflict(problem)
+    if row["status"] == ServableStatus.PENDING:
+        what = f"{version['model']} version {version['number']}"
+        raise Unavailable(f"the files of {what} are being unpacked and its packages installed; try again shortly")
+    code = row["code"]
+    own = {"program": row["program"], "variables": row["variables"] or {}}
+    made = {"artifact": row["artifact"], "tree": code["sha256"] if code else None, "handler": row["handler"]}
+    return {**version, **made, "environment": row["environment"], "own": own}
+
+
 def _score(
     ctx: Context, tx: Tx, evaluation: str, role: str, version: Row, asset: dict[str, Any], policy: dict[str, Any]
 ) -> dict[str, Any]:
     """The predictions of a version on the asset: known, or a job that makes them."""
     slices = sorted({name.partition("=")[0] for name in policy.get("slices") or {}})
+    version = _runs(tx, version)
+    own = version.get("own")
     facts = [
         version["artifact"]["sha256"],
         version["tree"],
@@ -80,6 +122,7 @@ def _score(
         slices,
         version["signature"],
         policy.get("positive"),
+        *([own] if own else []),
     ]
     key = outputs.digest_of(facts)
     if tx.row(sa.select(scores.c.key).where(scores.c.key == key)) is not None:
@@ -93,6 +136,7 @@ def _score(
         "inputs": inputs,
         "places": {**places, "table.path": "table"},
         "limits": {"timeout_seconds": SCORE_TIMEOUT_SECONDS},
+        "environ": own["variables"] if own else {},
         "call": {
             "handler": version["handler"],
             "table": {"format": asset["path"].rpartition(".")[2].lower()},
@@ -100,6 +144,7 @@ def _score(
             "signature": version["signature"],
             "slices": slices,
             "positive": policy.get("positive"),
+            **({"program": own["program"], "inner": servables.CODE} if own else {}),
         },
     }
     job = jobs.submit(
@@ -276,6 +321,7 @@ def evaluate(ctx: Context, actor: Actor, *, model: str, number: int) -> dict[str
         running = latest(tx, version["id"])
         if running is not None and not states.is_terminal("evaluation", running["status"]):
             return running
+        _runs(tx, version)
         row = begin(ctx, tx, version, actor=actor.name)
         if row is None:
             raise GateRefused(f"the gate of {model} is off: there is nothing to judge it by")

@@ -46,13 +46,8 @@ def name(ctx: Context, actor: Actor, *, image: str) -> dict[str, Any]:
         if records.find(tx, "image", name=image) is not None:
             raise Conflict(f"the image {image!r} has its packages")
         chosen = choose(ctx, tx, image)
-        made: dict[str, Any] = {
-            "name": image,
-            "requirements": chosen.requirements,
-            "by": actor.name,
-            "changed_at": tx.now,
-        }
-        return records.create(tx, "image", actor=actor.name, **made)
+        made: dict[str, Any] = {"requirements": chosen.requirements, "by": actor.name, "changed_at": tx.now}
+        return records.create(tx, "image", actor=actor.name, name=image, **made)
 
 
 def delete(ctx: Context, actor: Actor, *, image: str) -> dict[str, Any]:

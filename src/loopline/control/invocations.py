@@ -60,8 +60,8 @@ def submit(
     s3://BUCKET/KEY) that the answer goes to; ``failure``: the one that says why there is none.
     """
     destination = {"uri": output, "failure_uri": failure} if output or failure else None
-    _check_destination(ctx, actor, destination)
     _check_may_invoke(ctx, actor, endpoint)
+    _check_destination(ctx, actor, endpoint, destination)
     if len(content_type) > MAX_CONTENT_TYPE or not (content_type.isascii() and content_type.isprintable()):
         raise InvalidInput(f"the content type must be at most {MAX_CONTENT_TYPE} printable ASCII characters")
     with ctx.db.read() as tx:
@@ -94,13 +94,18 @@ def submit(
     return _public(row)
 
 
-def _check_destination(ctx: Context, actor: Actor, destination: dict[str, str | None] | None) -> None:
-    """Who names an object has to be able to write it, and its bucket has to be there."""
-    for uri in (destination or {}).values():
-        if uri is not None:
+def _check_destination(ctx: Context, actor: Actor, endpoint: str, destination: dict[str, str | None] | None) -> None:
+    """The objects have to be possible, and beneath a place that the endpoint names, or its caller's to write."""
+    if destination is None:
+        return
+    with ctx.db.read() as tx:
+        results = (endpoints.endpoint_row(tx, endpoint)["settings"] or {}).get("results_to") or {}
+    named = tuple(f"{uri.rstrip('/')}/" for uri in results.values() if uri)
+    for uri in filter(None, destination.values()):
+        if not uri.startswith(named):
             access.require(actor, Permission.WRITE)
-            bucket, key = split_uri(uri)
-            objects.check_place(ctx, bucket, check_key(key))
+        bucket, key = split_uri(uri)
+        objects.check_place(ctx, bucket, check_key(key))
 
 
 def _check_may_invoke(ctx: Context, actor: Actor, endpoint: str) -> None:

@@ -29,7 +29,6 @@ from loopline.store.schema import attempts, jobs
 log_ = logging.getLogger(__name__)
 
 MAX_LOST = 5  # attempts of one job that may vanish with their host before the job fails
-MAX_BACKOFF_SECONDS = 3600.0
 STOP_GRACE_SECONDS = 10.0
 ENDED_EARLY = frozenset({"stopped", "timeout"})  # a program that was told to end has had time to save what it has
 UNSENT_SECONDS = 15.0  # an attempt that is recorded and was not handed over by then never will be
@@ -314,7 +313,7 @@ def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], resu
         ended: dict[str, Any] = {"reason": reason, "result": result, "ended_at": tx.now}
         return records.move(tx, "job", job["id"], JobStatus.STOPPED, actor=SYSTEM.name, **ended)
     tries = job["tries"] + 1
-    delay = _delay(tx, job, tries, exit_) if job["status"] == JobStatus.RUNNING else None
+    delay = exits.delay(job, tries, exit_, tx.now) if job["status"] == JobStatus.RUNNING else None
     if delay is not None:
         text = f"try {tries} of {job['max_tries']} failed: {reason}; the next one starts in {delay:g} s"
         queue.ask(tx, "jobs.start", "all", tx.now + delay)
@@ -332,17 +331,6 @@ def _settle(tx: Tx, job: Row, status: AttemptStatus, exit_: dict[str, Any], resu
     return records.move(
         tx, "job", job["id"], to, actor=SYSTEM.name, reason=reason, tries=tries, result=result, ended_at=tx.now
     )
-
-
-def _delay(tx: Tx, job: Row, tries: int, exit_: dict[str, Any]) -> float | None:
-    """Seconds until the try that follows one that failed; None when none does."""
-    rule = job["retry"] or {}
-    if tries >= job["max_tries"] or (rule.get("only") == "faults" and not exits.is_fault(exit_)):
-        return None
-    grown = job["backoff_seconds"] * rule.get("rate", 2.0) ** min(tries - 1, 100)
-    delay = float(min(grown, MAX_BACKOFF_SECONDS))
-    last = rule.get("seconds")
-    return None if last is not None and tx.now + delay > (job["started_at"] or tx.now) + last else delay
 
 
 def _lose(ctx: Context, attempt_id: str) -> None:

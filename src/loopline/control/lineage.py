@@ -19,7 +19,9 @@ def facts(tx: Tx, row: Row) -> dict[str, Any]:
         tx.row(sa.select(executions).where(executions.c.id == original["execution"])) if original["execution"] else None
     )
     push = tx.row(sa.select(pushes).where(pushes.c.id == execution["push"])) if execution else None
-    environment = records.find(tx, "environment", id=row["environment"]) if row["environment"] else None
+    servable = records.find(tx, "servable", id=row["servable"]) if row["servable"] else None
+    packages = row["environment"] or (servable or {}).get("environment")
+    environment = records.find(tx, "environment", id=packages) if packages else None
     return {
         "model": row["model"],
         "version": row["number"],
@@ -33,6 +35,7 @@ def facts(tx: Tx, row: Row) -> dict[str, Any]:
         "branch": None if push is None else push["branch"],
         "dirty": None if push is None else push["dirty"],
         "tree": row["tree"],
+        "objects": None if servable is None else servable["source"],
         "data": [] if run is None else run["inputs"] or [],
         "parameters": {} if run is None else run["parameters"] or {},
         "environment": None if environment is None else environment["key"],

@@ -188,7 +188,7 @@ def read(
     *,
     namespace: str,
     name: str,
-    dimensions: dict[str, str] | None = None,
+    dimensions: list[str] | None = None,
     start: float | None = None,
     end: float | None = None,
     period_seconds: int = 60,
@@ -196,23 +196,50 @@ def read(
     unit: str | None = None,
 ) -> dict[str, Any]:
     """The points of one metric by time, the last hour unless told otherwise: ``at`` and each of ``statistics``
-    (Average, Sum, Minimum, Maximum, SampleCount, p99, ...)."""
+    (Average, Sum, Minimum, Maximum, SampleCount, p99, ...). ``dimensions``: ``name=value``, all that it has."""
+    pairs = [each.partition("=") for each in dimensions or ()]
     end = ctx.clock.now() if end is None else end
-    start = end - 3600 if start is None else start
-    wanted = list(statistics or ("Average", "Sum", "Minimum", "Maximum", "SampleCount"))
-    for each in wanted:
+    return points(
+        ctx,
+        actor,
+        namespace=namespace,
+        name=name,
+        dimensions={key: value for key, _, value in pairs},
+        start=end - 3600 if start is None else start,
+        end=end,
+        period_seconds=period_seconds,
+        statistics=list(statistics or ("Average", "Sum", "Minimum", "Maximum", "SampleCount")),
+        unit=unit,
+    )
+
+
+def points(
+    ctx: Context,
+    actor: Actor,
+    *,
+    namespace: str,
+    name: str,
+    dimensions: dict[str, str],
+    start: float,
+    end: float,
+    period_seconds: int,
+    statistics: list[str],
+    unit: str | None = None,
+) -> dict[str, Any]:
+    """As ``read``, with everything said."""
+    for each in statistics:
         percentile_of(each)
     check_period(period_seconds)
     if not start < end or (end - start) / period_seconds > MAX_POINTS:
         raise InvalidInput(f"start must be before end, with at most {MAX_POINTS} periods between them")
-    rules.check_metric(namespace, name, dimensions or {})
+    rules.check_metric(namespace, name, dimensions)
     with ctx.db.read() as tx:
-        found = summaries(tx, namespace, name, dimensions or {}, start, end, period_seconds=period_seconds, unit=unit)
+        found = summaries(tx, namespace, name, dimensions, start, end, period_seconds=period_seconds, unit=unit)
     items = []
     for at, summary in sorted(found.items()):
-        values = {each: summary.statistic(each) for each in wanted}
+        values = {each: summary.statistic(each) for each in statistics}
         items.append({"at": at, **{each: value for each, value in values.items() if value is not None}})
-    return {"namespace": namespace, "name": name, "dimensions": dimensions or {}, "items": items, "next": None}
+    return {"namespace": namespace, "name": name, "dimensions": dimensions, "items": items, "next": None}
 
 
 def check_period(seconds: int) -> None:

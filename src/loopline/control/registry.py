@@ -13,6 +13,7 @@ from loopline.control import lineage as lineage_
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import access, names
 from loopline.domain.access import Actor, Permission
+from loopline.domain.gates import Policy
 from loopline.domain.states import VersionStatus
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
 from loopline.store import records
@@ -130,13 +131,23 @@ def show_model(ctx: Context, actor: Actor, *, model: str) -> dict[str, Any]:
     return row
 
 
-def set_gate_mode(ctx: Context, actor: Actor, *, model: str, mode: str, reason: str) -> dict[str, Any]:
-    """Change whether the gate of a model is enforced, advisory or off; audited with the reason."""
+def set_gate_mode(
+    ctx: Context, actor: Actor, *, model: str, mode: str, reason: str, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Change whether the gate of a model is enforced, advisory or off; audited with the reason.
+
+    ``settings``: what the gate asks, as in ``[gate]`` of loop.toml, in place of what it asked; ``test`` may be an
+    object (s3://BUCKET/KEY). The next push of the model's project sets what its loop.toml says.
+    """
     if mode not in GATE_MODES:
         raise InvalidInput(f"{mode!r} is not a gate mode; modes: {', '.join(GATE_MODES)}")
+    changed: dict[str, Any] = {"gate_mode": mode}
+    if settings is not None:
+        Policy.from_dict(settings)
+        changed["gate"] = settings
     with ctx.db.transaction(durable=True) as tx:
         row = model_row(tx, model)
-        records.set(tx, "model", row["id"], actor=actor.name, reason=reason, gate_mode=mode)
+        records.set(tx, "model", row["id"], actor=actor.name, reason=reason, **changed)
         return model_row(tx, model)
 
 

@@ -302,14 +302,17 @@ def _origin(tx: Tx, version: Row) -> dict[str, Any]:
     run = _get(tx, runs, version["run"])
     push = _get(tx, pushes, execution["push"]) if execution else None
     evaluation = _get(tx, evaluations, version["evaluation"])
-    environment = records.find(tx, "environment", id=version["environment"] or (execution or {}).get("environment"))
+    servable = records.find(tx, "servable", id=version["servable"]) if version["servable"] else {}
+    packages = version["environment"] or (servable or execution or {}).get("environment")
+    environment = records.find(tx, "environment", id=packages)
     baseline = version["baseline"]
     return {
         "version": {
             **_some(version, "id", "model", "number", "status", "requested_by", "decided_by", "policy", "comment"),
             **_some(version, "decided_at", "created_at", "metrics", "tree"),
             "artifact": version["artifact"],
-            "verification": of_evaluation(None if evaluation is None else evaluation["status"]),
+            "objects": (servable or {}).get("source"),
+            "verification": of_evaluation(evaluation["status"] if evaluation else None),
         },
         "evaluation": _some(evaluation, "id", "status", "asset", "metrics", "verdict", "champion", "reason", "sources"),
         "run": _some(run, "id", "name", "experiment", "status", "parameters", "metrics", "inputs", "commit", "dirty"),

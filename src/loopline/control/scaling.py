@@ -67,9 +67,9 @@ def scale(
         if settings.get("multi_model"):
             raise InvalidInput(f"{endpoint} serves many models: they start on demand, within its memory")
         if not off:
-            given = {key: value for key, value in changes.items() if value is not None}
+            changed = {key: value for key, value in changes.items() if value is not None}
             before = (row["settings"] or {}).get("scaling") or {}
-            table = {key: value for key, value in {**before, **given}.items() if value is not None}
+            table = {key: value for key, value in {**before, **changed}.items() if value is not None}
             loopfile.check_endpoint(endpoint, endpoint, {"scaling": table})
             settings["scaling"] = table
         if given is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from loopline.control import events, executions, jobs, pushes
+from loopline.control import events, executions, jobs, pushes, staging
 from loopline.control.context import Context
 from loopline.domain import names, scripts, states
 from loopline.domain.access import Actor
@@ -36,6 +36,7 @@ def submit(
     ctx: Context, actor: Actor, *, name: str, settings: dict[str, Any], given: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Start a program. ``settings``: as of ``domain.scripts.Script``; ``given``: what its author wrote, kept with it.
+    ``warnings`` of the job: what its author may not expect.
 
     Raises ``InvalidInput`` for what is not valid, ``Conflict`` when there is such a job of that name.
     """
@@ -62,7 +63,9 @@ def submit(
         row = records.find(tx, "script", contract=script.contract, name=name)
         if row is None:
             raise InvalidInput(f"the job {name!r} could not be begun")
-        return row
+        warnings = staging.warnings(ctx, tx, script)
+        records.set(tx, "script", row["id"], actor=actor.name, warnings=warnings)
+        return {**row, "warnings": warnings}
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------

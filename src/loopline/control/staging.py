@@ -4,6 +4,7 @@ Objects, code and packages are looked up when the step begins and kept by their 
 changes nothing. Preparing and publishing take time, so a task does them; a step without a job is being prepared.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,18 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from loopline.control import buckets, environments, images, jobs, objects, outputs, servables, specs, tracking
+from loopline.control import (
+    artifacts,
+    buckets,
+    environments,
+    images,
+    jobs,
+    objects,
+    outputs,
+    servables,
+    specs,
+    tracking,
+)
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import scripts, states
 from loopline.domain.objects import join_uri, split_uri
@@ -25,10 +37,14 @@ from loopline.store import folders, queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import cache, steps
 
+log_ = logging.getLogger(__name__)
+
 REQUIREMENTS = "requirements.txt"
 PACKED = "sourcedir.tar.gz"
 CODE = "code"  # a channel of this name holds code
 MAX_REPORT_BYTES = 1 << 20
+WAIT_SECONDS = 0.5
+TRANSFORM = {part.name: part.default for part in msgspec.structs.fields(scripts.Transform)}
 GPU_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")
 TASK = "execution.script"
 
@@ -73,8 +89,9 @@ def begin(tx: Tx, *, execution: Row, row: Row, step: ScriptStep, resolve: Callab
     queue.ask(tx, TASK, row["id"])
 
 
-def advance(ctx: Context, step_id: str) -> Ending | None:
-    """Hand the step's job on, or say how the step ends; None when there is nothing to record now."""
+def advance(ctx: Context, step_id: str) -> Ending | float | None:
+    """Hand the step's job on, or say how the step ends; None when there is nothing to record now, seconds when this is
+    to be asked again."""
     with ctx.db.read() as tx:
         row = records.get(tx, "step", step_id)
         script = records.find(tx, "script", step=step_id)
@@ -93,6 +110,13 @@ def advance(ctx: Context, step_id: str) -> Ending | None:
     except (LooplineError, OSError) as error:
         reason = error.message if isinstance(error, LooplineError) else str(error)
         return Ending(StepStatus.FAILED, f"{type(error).__name__}: {reason}" if job else reason)
+    except sa.exc.OperationalError:
+        raise  # the database's trouble, not the job's: tried again
+    except Exception as error:
+        log_.exception("the step %s cannot be moved on", step_id)
+        return Ending(
+            StepStatus.FAILED, f"it could not be {'published' if job else 'prepared'}: {type(error).__name__}"
+        )
 
 
 def settle_in(tx: Tx, row: Row, ending: Ending) -> None:
@@ -112,39 +136,43 @@ def settle_in(tx: Tx, row: Row, ending: Ending) -> None:
 # -- preparing --------------------------------------------------------------------------------------------------------
 
 
-def _prepare(ctx: Context, execution: Row, row: Row, known: Row, step: ScriptStep) -> Ending | None:
+@dataclass
+class _Work:
+    """A job to be: of its ``kind``, with its ``spec``; ``files``: the digest of its code, or of its model's files."""
+
+    kind: str
+    spec: dict[str, Any]
+    files: str | None
+    environment: Row
+    channels: dict[str, list[str]]
+    warnings: list[str]
+
+
+def _prepare(ctx: Context, execution: Row, row: Row, known: Row, step: ScriptStep) -> Ending | float | None:
     script = msgspec.convert(known["definition"], Script)
     _check_targets(ctx, script)
-    tree = _tree(ctx, script)
-    channels = {name: _channel(ctx, name, channel, script.hosts) for name, channel in script.channels.items()}
-    with ctx.db.read() as tx:
-        chosen = images.choose(ctx, tx, script.image)
-    requirements = servables.merge(chosen.requirements, _requirements(ctx, tree, channels))
-    environment = environments.ensure(
-        ctx, project=execution["project"] or None, requirements=requirements, preload=(), actor=execution["by"]
-    )
-    facts = scripts.cache_facts(script, tree or "", environment["key"], channels)
-    key = outputs.digest_of(facts)
+    work = _transform(ctx, script) if script.contract == "transform" else _program(ctx, execution, script)
+    if work is None:
+        return WAIT_SECONDS
+    key = outputs.digest_of(scripts.cache_facts(script, work.files or "", work.environment["key"], work.channels))
     if step.cache and execution["cache"] and (hit := _hit(ctx, key, step.cache_seconds)) is not None:
         return Ending(StepStatus.SUCCEEDED, given=hit["outputs"], cached_from=hit["execution"], key=key)
-    warnings = [text for text in (chosen.warning, _gpu_warning(script)) if text]
-    inputs = {"tree": tree, "channels": channels}
-    spec = _job_spec(script, environment, tree, channels, warnings)
     with ctx.db.transaction() as tx:
         now = records.get(tx, "step", row["id"])
         if now["status"] != StepStatus.RUNNING or now["job"]:
             return None  # it was stopped meanwhile
-        noted = {"inputs": inputs, "warnings": warnings, "environment": environment["id"]}
+        inputs = {"files": work.files, "channels": work.channels}
+        noted = {"inputs": inputs, "warnings": work.warnings, "environment": work.environment["id"]}
         records.set(tx, "script", known["id"], actor=SYSTEM.name, **noted)
-        _note_inputs(tx, row["run"], script, tree, channels)
+        _note_inputs(tx, row["run"], script, work)
         job = jobs.submit(
             ctx,
             tx,
             owner="step",
             owner_id=row["id"],
             name=row["name"],
-            kind="script",
-            spec=spec,
+            kind=work.kind,
+            spec=work.spec,
             actor=SYSTEM.name,
             max_tries=step.retries + 1,
             backoff_seconds=step.backoff_seconds,
@@ -152,6 +180,70 @@ def _prepare(ctx: Context, execution: Row, row: Row, known: Row, step: ScriptSte
         )
         tx.execute(steps.update().where(steps.c.id == row["id"]).values(job=job["id"], cache_key=key))
     return None
+
+
+def _program(ctx: Context, execution: Row, script: Script) -> _Work:
+    """A user's program in the environment of its image and of what its code says that it needs."""
+    tree = _tree(ctx, script)
+    channels = {name: _channel(ctx, name, channel, script.hosts) for name, channel in script.channels.items()}
+    with ctx.db.read() as tx:
+        chosen = images.choose(ctx, tx, script.image)
+        warned = warnings(ctx, tx, script)
+    requirements = servables.merge(chosen.requirements, _requirements(ctx, tree, channels))
+    environment = environments.ensure(
+        ctx, project=execution["project"] or None, requirements=requirements, preload=(), actor=execution["by"]
+    )
+    spec = _job_spec(script, environment, tree, channels, warned)
+    return _Work("script", spec, tree, environment, channels, warned)
+
+
+def warnings(ctx: Context, tx: Tx, script: Script) -> list[str]:
+    """What the author of a script may not expect of this installation. Raises ``InvalidInput`` for an unknown image."""
+    found = [_gpu_warning(script)]
+    if script.image:
+        found.append(images.choose(ctx, tx, script.image).warning)
+    return [text for text in found if text]
+
+
+def _transform(ctx: Context, script: Script) -> _Work | None:
+    """A servable that answers objects; None while it is not ready."""
+    with ctx.db.read() as tx:
+        row = servables.servable_row(tx, script.servable)
+        version = records.get(tx, "version", row["version"]) if row["version"] else None
+        if row["source"] is not None or version is None:
+            own = row
+        else:  # the version's own files, which may be a servable, too
+            own = records.get(tx, "servable", version["servable"]) if version["servable"] else version
+        problem = None if own is version else servables.problem(own)
+        if problem is not None:
+            raise Conflict(problem)
+        if not own["environment"] or not own["artifact"]:
+            return None
+        environment = records.get(tx, "environment", own["environment"])
+    artifacts.check_trust(ctx, own["artifact"])
+    name, channel = next(iter(script.channels.items()))
+    channels = {name: _channel(ctx, name, channel, 1)}
+    inputs, places = artifacts.places(own)
+    inputs["objects"] = {"sha256": channels[name][0], "kind": "folder", "name": "content"}
+    places["input"] = "objects"
+    if own.get("code"):
+        inputs[CODE] = {"sha256": own["code"]["sha256"], "kind": "folder", "name": "content"}
+        places["code_dir"] = CODE
+    spec = {
+        **specs.environment_spec(environment),
+        "tree": own.get("tree"),
+        "inputs": inputs,
+        "places": places,
+        "environ": {**(own.get("variables") or {}), **(row["variables"] or {}), **script.environment},
+        "limits": {"timeout_seconds": script.timeout_seconds},
+        "call": {
+            "handler": own["handler"],
+            "program": own.get("program"),
+            "signature": own.get("signature"),
+            "transform": {**TRANSFORM, **msgspec.to_builtins(script.transform)},
+        },
+    }
+    return _Work("transform", spec, own["artifact"]["sha256"], environment, channels, [])
 
 
 def _check_targets(ctx: Context, script: Script) -> None:
@@ -223,12 +315,12 @@ def _gpu_warning(script: Script) -> str | None:
     return None
 
 
-def _note_inputs(tx: Tx, run: str, script: Script, tree: str | None, channels: dict[str, list[str]]) -> None:
-    """The lineage of the run: what each channel and the code were."""
+def _note_inputs(tx: Tx, run: str, script: Script, work: _Work) -> None:
+    """The lineage of the run: what each channel and the code, or the model, were."""
     row = records.get(tx, "run", run)
-    found = [{"asset": script.channels[name].uri, "digest": parts[0]} for name, parts in channels.items()]
-    if tree:
-        found.append({"asset": script.code or "code", "digest": tree})
+    found = [{"asset": script.channels[name].uri, "digest": parts[0]} for name, parts in work.channels.items()]
+    if work.files:
+        found.append({"asset": script.servable or script.code or "code", "digest": work.files})
     records.set(tx, "run", run, actor=SYSTEM.name, inputs=[*(row["inputs"] or []), *found])
 
 

@@ -110,18 +110,22 @@ def admit_in(ctx: Context, tx: Tx, actor: Actor, model: str, wanted: New) -> Row
     if wanted.source is not None:
         row, warnings = provide(ctx, tx, actor, row, wanted.source)
     claimed, problems = claims.record(ctx, tx, row, wanted.reports, actor=actor.name)
-    row = _decide(tx, {**row, **claimed}, actor, wanted.status, wanted.comment, wanted.unverified, "registered as")
+    comment = wanted.comment or (f"registered as {wanted.status}" if wanted.status != VersionStatus.PENDING else "")
+    row = _decide(tx, {**row, **claimed}, actor, wanted.status, comment, wanted.unverified)
     return {**row, "warnings": [*warnings, *problems]}
 
 
-def _decide(tx: Tx, row: Row, actor: Actor, status: str, comment: str, unverified: bool, how: str) -> Row:
-    words = comment or f"{how} {status}"
+def _decide(tx: Tx, row: Row, actor: Actor, status: str, comment: str, unverified: bool) -> Row:
+    """Bring a version to a status by the rules of approval; one that has it already keeps it, with the new comment."""
     if status == VersionStatus.APPROVED:
-        return registry.approve_in(tx, row, actor, comment=words, unverified=unverified)
+        return registry.approve_in(tx, row, actor, comment=comment, unverified=unverified)
     access.require(actor, Permission.WRITE if row["status"] == status else Permission.APPROVE)
-    if status == VersionStatus.REJECTED:
-        return registry.reject_in(tx, row, actor=actor.name, comment=words)
-    return _wait_again(tx, row, actor, comment)
+    if status == VersionStatus.PENDING:
+        return _wait_again(tx, row, actor, comment)
+    if row["status"] == status and comment:
+        records.set(tx, "version", row["id"], actor=actor.name, reason=comment, comment=comment)
+        return {**row, "comment": comment}
+    return registry.reject_in(tx, row, actor=actor.name, comment=comment)
 
 
 def provide(ctx: Context, tx: Tx, actor: Actor, row: Row, source: Mapping[str, Any]) -> tuple[Row, list[str]]:
@@ -202,7 +206,7 @@ def amend(ctx: Context, actor: Actor, *, model: str, number: int, change: Change
         row = _reword(tx, row, actor, change)
         if change.status is not None:
             pipelines.check_version_status(change.status)
-            row = _decide(tx, row, actor, change.status, change.comment, change.unverified, "set to")
+            row = _decide(tx, row, actor, change.status, change.comment, change.unverified)
         verification.add(tx, [row])
         return {**row, "warnings": warnings}
 
@@ -233,13 +237,8 @@ def _wait_again(tx: Tx, row: Row, actor: Actor, comment: str) -> Row:
     """Pending again, undecided; one that waits already stays as it is."""
     if row["status"] == VersionStatus.PENDING:
         return row
-    undone: dict[str, Any] = {
-        "decided_by": None,
-        "decided_at": None,
-        "policy": None,
-        "evidence": None,
-        "comment": comment or None,
-    }
+    undone: dict[str, Any] = {"decided_by": None, "decided_at": None, "policy": None, "evidence": None}
+    undone["comment"] = comment or None
     return records.move(
         tx, "version", row["id"], VersionStatus.PENDING, actor=actor.name, reason=comment or None, **undone
     )

@@ -3,7 +3,8 @@
 The rule is CloudWatch's, from its user guide ("Configuring how CloudWatch alarms treat missing data", "Avoiding
 premature transitions to alarm state"), so that an alarm written for it means the same here:
 
-* More periods than N are looked at (the evaluation range, N + `EXTRA_PERIODS`; the guide's example has 5 for N = 3).
+* More periods than N are looked at, the evaluation range: N + `EXTRA_PERIODS` (the guide's example has 5 for N = 3), as
+  far as `EXTRA_SECONDS` hold them. The guide leaves open how many; with long periods silence would be told hours late.
 * With N or more real datapoints in the range, the latest N of them decide; `missing` is not needed.
 * With fewer, the gaps are filled as rarely as possible: N - real times. `breaching` and `not_breaching` fill in such a
   datapoint. `ignore` and `missing` fill in nothing: the real datapoints decide where they can; where there are none,
@@ -26,7 +27,7 @@ from loopline.domain.states import AlarmStatus
 from loopline.errors import InvalidInput
 
 Missing = Literal["missing", "breaching", "not_breaching", "ignore"]
-EXTRA_PERIODS = 2
+EXTRA_PERIODS, EXTRA_SECONDS = 2, 600
 LONGEST_SECONDS = 86_400
 STATISTICS = ("Average", "Sum", "Minimum", "Maximum", "SampleCount")
 _PERCENTILE = re.compile(r"p(100|\d{1,2}(?:\.\d{1,10})?)")
@@ -120,7 +121,7 @@ class Alarm:
     @property
     def range_periods(self) -> int:
         """How many periods before now are looked at."""
-        return self.evaluation_periods + EXTRA_PERIODS
+        return self.evaluation_periods + min(EXTRA_PERIODS, EXTRA_SECONDS // self.period_seconds)
 
     def breaches(self, value: float) -> bool:
         """Whether this value is on the wrong side of the threshold."""

@@ -166,7 +166,7 @@ def _of_tree(tree: ast.Module, lines: list[str]) -> list[Mistake]:
 
 
 def _pipeline_describe(call: _Call) -> Iterator[Mistake]:
-    if call.name == "sagemaker.workflow.pipeline.Pipeline.describe" and call.words:
+    if call.name == "sagemaker.workflow.pipeline.Pipeline.describe" and (call.words or call.node.args):
         message = "describe is a method of a Pipeline object, not of the class: TypeError"
         yield call.mistake("pipeline-describe", message, call.but(name="Pipeline"))
 
@@ -184,7 +184,7 @@ def _estimator(call: _Call) -> Iterator[Mistake]:
     if not call.name.startswith("sagemaker.") or not call.method[:1].isupper():
         return
     old = {name: new for name, new in _OLD.items() if name in call.words}
-    wanted = {} if "image_uri" in call.words else _FRAMEWORKS.get(call.method, {})
+    wanted = {} if "image_uri" in call.words or len(call.node.args) > 1 else _FRAMEWORKS.get(call.method, {})
     missing = {name: value for name, value in wanted.items() if name not in call.words}
     if not old and not missing:
         return

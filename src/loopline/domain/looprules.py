@@ -8,12 +8,10 @@ import math
 import re
 import shlex
 from collections.abc import Collection, Iterator
-from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
-from cronsim import CronSim, CronSimError
 
 from loopline.domain import endpoint_tests, functionrules, names, notifications, rolloutrules, scaling, states
 from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
@@ -21,7 +19,7 @@ from loopline.domain.drift import Rule
 from loopline.domain.measures import MEASURES
 from loopline.domain.projects import AlarmTable, Loop, TriggerTable
 from loopline.domain.tomllines import Path
-from loopline.domain.triggers import bucket_mistake
+from loopline.domain.triggers import bucket_mistake, cron_mistake
 from loopline.errors import InvalidInput
 
 
@@ -430,19 +428,6 @@ def _retrain(loop: Loop, say: Say) -> None:
 
 
 # -- triggers and messages --------------------------------------------------------------------------------------------
-
-
-def cron_mistake(expression: str) -> str | None:
-    """What is wrong with a cron expression of five fields in UTC, or None."""
-    if len(expression.split()) != 5:
-        return f"{expression!r} has {len(expression.split())} fields, not 5"
-    try:
-        next(CronSim(expression, datetime(2024, 1, 1, tzinfo=UTC)))
-    except CronSimError as error:
-        return f"{expression!r} is not a cron expression: {error}"
-    except StopIteration:
-        return f"{expression!r} never comes"
-    return None
 
 
 def _triggers(loop: Loop, say: Say) -> None:

@@ -76,8 +76,8 @@ def check_mail(address: str) -> str:
 def matches(patterns: Iterable[str], event: Mapping[str, Any]) -> bool:
     """Whether one of the patterns names this event's noun and its status after or its kind.
 
-    ``*`` in place of the word means what a person wants to hear of: not changes of settings, not that an alarm was
-    made, lacks data or has been quiet since, not that a batch or an invocation goes on, and not the notes that a
+    ``*`` in place of the word means what a person wants to hear of: not changes of settings or tags, not that an alarm
+    was made, lacks data or has been quiet since, not that a batch or an invocation goes on, and not the notes that a
     message was sent. ``*`` in place of the noun means all but asynchronous invocations, of which there may be many.
     """
     for pattern in patterns:
@@ -90,7 +90,7 @@ def matches(patterns: Iterable[str], event: Mapping[str, Any]) -> bool:
 
 
 def _is_routine(event: Mapping[str, Any]) -> bool:
-    if event["noun"] in ("delivery", "subscription", "topic") or event["kind"] == "changed":
+    if event["noun"] in ("delivery", "subscription", "topic") or event["kind"] in ("changed", "tagged", "untagged"):
         return True
     if event["noun"] in ("batch", "invocation"):
         return not states.is_terminal(event["noun"], str(event.get("after")))

@@ -21,7 +21,7 @@ ROOT = "/opt/ml"
 MAX_HOSTS = 8
 DEFAULT_TIMEOUT_SECONDS = 86400.0
 GRACE_SECONDS = 120.0  # between SIGTERM and SIGKILL
-MAX_REASON = 1024
+TRANSFORM_INPUT, TRANSFORM_OUTPUT = "input", "output"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _GPU = re.compile(r"ml\.(p|g)\d")
 
@@ -47,8 +47,27 @@ class Channel(Part, frozen=True):
 class Target(Part, frozen=True):
     """A folder of the program's (``path``, below ``/opt/ml``) whose files become objects below ``uri``."""
 
-    path: str
     uri: str
+    path: str = ""
+
+
+class Transform(Part, frozen=True):
+    """How objects are asked of a model, and what becomes of the answers.
+
+    ``split``: an object is one record, or each of its lines is one; ``strategy``: one record a request, or as many as
+    ``max_payload_mb`` holds (0: any number). ``assemble``: what ends an answer in the output. Filters are JSONPaths: of
+    the record that is sent, and of the answer that is kept, to which the whole record is joined before if ``join``.
+    """
+
+    content_type: str = ""
+    accept: str = ""
+    split: Literal["None", "Line"] = "None"
+    strategy: Literal["MultiRecord", "SingleRecord"] = "MultiRecord"
+    max_payload_mb: int = 6
+    assemble: Literal["None", "Line"] = "None"
+    input_filter: str = "$"
+    output_filter: str = "$"
+    join: Literal["None", "Input"] = "None"
 
 
 class MetricDefinition(Part, frozen=True):
@@ -67,10 +86,13 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     training's model and output data go below ``output_uri/NAME/output``. ``hosts``: so many processes, which know of
     each other. ``machine``: the kind of machine the author had in mind; only whether it has a GPU is looked at.
     ``timeout_seconds``: SIGTERM then, and SIGKILL ``GRACE_SECONDS`` later. ``name``: of the job; empty is made up.
+
+    Of the contract transform there is no program: a ``servable`` (its name) answers the objects of the channel
+    ``input``, and the answers go to the output ``output``, each by its object's name with ``.out``.
     """
 
-    contract: Literal["training", "processing"]
-    image: str
+    contract: Literal["training", "processing", "transform"]
+    image: str = ""
     name: str = ""
     tree: str = ""
     code: str = ""
@@ -87,6 +109,8 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     machine: str = ""
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     network: bool = True
+    servable: str = ""
+    transform: Transform | None = None
 
 
 def parse_script(plain: Any) -> Script:
@@ -136,12 +160,15 @@ def _unquoted(text: str) -> str:
 def _check(script: Script) -> None:
     if script.name:
         check_name(script.name, "a job")
+    if script.timeout_seconds <= 0:
+        raise InvalidInput("timeout_seconds is above 0")
+    if script.contract == "transform":
+        _check_transform(script)
+        return
     if not script.image:
         raise InvalidInput("a script names the image whose environment it runs in")
     if not 1 <= script.hosts <= MAX_HOSTS:
         raise InvalidInput(f"a script runs on 1 to {MAX_HOSTS} hosts here, not {script.hosts}")
-    if script.timeout_seconds <= 0:
-        raise InvalidInput("timeout_seconds is above 0")
     _check_program(script)
     for name, channel in script.channels.items():
         _check_file_name(name, "a channel")
@@ -152,6 +179,15 @@ def _check(script: Script) -> None:
         below_root(target.path)
     for metric in script.metrics:
         _check_regex(metric)
+
+
+def _check_transform(script: Script) -> None:
+    if not script.servable or script.transform is None:
+        raise InvalidInput("a transform names a servable, and says how objects are asked (transform)")
+    if set(script.channels) != {TRANSFORM_INPUT} or set(script.outputs) != {TRANSFORM_OUTPUT}:
+        raise InvalidInput(f"a transform has the channel {TRANSFORM_INPUT!r} and the output {TRANSFORM_OUTPUT!r}")
+    if script.transform.max_payload_mb < 0:
+        raise InvalidInput("max_payload_mb is at least 0")
 
 
 def _check_program(script: Script) -> None:
@@ -295,7 +331,7 @@ def cache_facts(script: Script, tree: str, environment: str, channels: Mapping[s
     plain: dict[str, Any] = msgspec.to_builtins(script)
     for name in ("name", "code", "tree", "timeout_seconds", "output_uri"):
         plain.pop(name, None)
-    plain["outputs"] = {name: target["path"] for name, target in (plain.get("outputs") or {}).items()}
+    plain["outputs"] = {name: target.path for name, target in script.outputs.items()}
     plain["channels"] = {
         name: {**{key: value for key, value in channel.items() if key != "uri"}, "content": channels[name]}
         for name, channel in (plain.get("channels") or {}).items()

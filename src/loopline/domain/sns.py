@@ -22,7 +22,7 @@ def notification(
     """(body, headers) for what ``notifications.message`` made; ``delivery`` and ``subscription`` are their ids."""
     topic = str(settings.get("topic_arn") or sent["data"].get("topic") or "")
     kind = "SubscriptionConfirmation" if sent["type"] == CONFIRM else "Notification"
-    identifier = _uuid(delivery)
+    identifier = message_id(delivery)
     body: dict[str, Any] = {"Type": kind, "MessageId": identifier, "TopicArn": topic}
     if kind == "Notification":
         subject, text = subject_and_text(sent, settings)
@@ -52,10 +52,10 @@ def notification(
     return json.dumps(body, ensure_ascii=False, indent=2).encode(), headers
 
 
-def _uuid(text: str) -> str:
-    """A version 4 UUID (RFC 9562) that is always the same for a text."""
-    digits = hashlib.sha256(text.encode()).hexdigest()
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:32]}"
+def message_id(delivery: str) -> str:
+    """A UUID that is the same in every try of a delivery."""
+    digest = hashlib.sha256(delivery.encode()).hexdigest()
+    return f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-8{digest[17:20]}-{digest[20:32]}"
 
 
 def subject_and_text(sent: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, str]:

@@ -87,6 +87,19 @@ def watches(settings: dict[str, Any], bucket: str, key: str) -> bool:
     return key.startswith(settings["prefix"]) and key.endswith(settings["suffix"])
 
 
+def cron_mistake(expression: str) -> str | None:
+    """What is wrong with a cron expression of five fields in UTC, or None."""
+    if len(expression.split()) != 5:
+        return f"{expression!r} has {len(expression.split())} fields, not 5"
+    try:
+        next(CronSim(expression, datetime(2024, 1, 1, tzinfo=UTC)))
+    except CronSimError as error:
+        return f"{expression!r} is not a cron expression: {error}"
+    except StopIteration:
+        return f"{expression!r} never comes"
+    return None
+
+
 def bucket_mistake(table: TriggerTable) -> str | None:
     """What is wrong with the bucket that a trigger watches, or None."""
     if not table.bucket:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from loopline.domain import sigv4
 from loopline.errors import (
     BadSignature,
+    Expired,
     Forbidden,
     InvalidInput,
     LooplineError,
@@ -48,6 +49,7 @@ class Fault(NamedTuple):
 
 _FAULTS: tuple[tuple[type[LooplineError], int, str], ...] = (
     (BadSignature, 403, "InvalidSignatureException"),
+    (Expired, 403, "InvalidSignatureException"),
     (Unauthenticated, 403, "UnrecognizedClientException"),
     (Forbidden, 403, "AccessDeniedException"),
     (TooLarge, 413, "RequestEntityTooLargeException"),

@@ -10,39 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
-from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
 
+from loopline.config import mail_server
 from loopline.domain.notifications import check_mail
 from loopline.errors import InvalidInput, Timeout, Unavailable
 from loopline.outbound.http import Answer
 
-_PORTS = {"smtp": 587, "smtps": 465}
 MAX_SUBJECT = 200
-
-
-class Server(NamedTuple):
-    """A mail server as its setting names it."""
-
-    scheme: str
-    host: str
-    port: int
-    user: str
-    password: str
-
-
-def parse_server(url: str) -> Server:
-    """``smtp://[USER:PASSWORD@]HOST[:PORT]`` (TLS where the server offers it) or ``smtps://``; raises ``InvalidInput``
-    without repeating the password."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise InvalidInput("smtp_url: the host or port cannot be read") from None
-    if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/"):
-        raise InvalidInput("smtp_url must be smtp://[USER:PASSWORD@]HOST[:PORT] or smtps://...")
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    return Server(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], user, password)
 
 
 class Mailer:
@@ -56,8 +30,8 @@ class Mailer:
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._server = parse_server(url)
-        self._sender = check_mail(sender or f"loopline@{self._server.host}")
+        self._server = mail_server(url)
+        self._sender = sender or f"loopline@{self._server.host}"
         self._tls = tls
         self._clock = clock
 
@@ -95,10 +69,13 @@ class Mailer:
     def _hand_over(self, message: EmailMessage, timeout: float) -> None:
         server = self._server
         context = self._tls or ssl.create_default_context()
+        name = self._sender.rpartition("@")[2]  # else the name service is asked for one
         if server.scheme == "smtps":
-            client: smtplib.SMTP = smtplib.SMTP_SSL(server.host, server.port, timeout=timeout, context=context)
+            client: smtplib.SMTP = smtplib.SMTP_SSL(
+                server.host, server.port, timeout=timeout, context=context, local_hostname=name
+            )
         else:
-            client = smtplib.SMTP(server.host, server.port, timeout=timeout)
+            client = smtplib.SMTP(server.host, server.port, timeout=timeout, local_hostname=name)
         with client:
             client.ehlo()
             secure = server.scheme == "smtps"

@@ -35,6 +35,7 @@ def main(folder: str) -> int:
         "score": _score,
         "convert": _convert,
         "batch": _batch,
+        "transform": _transform,
     }
     if spec["kind"] not in kinds:
         raise ProjectError(f"there is no kind of job {spec['kind']!r} here; kinds: {', '.join(kinds)}")
@@ -192,6 +193,12 @@ def _convert(call: dict[str, Any], folder: str) -> dict[str, Any]:
     if path is not None:
         given["converted"] = values.save("converted", path, folder)
     return given
+
+
+def _transform(call: dict[str, Any], folder: str) -> dict[str, Any]:
+    from . import transform
+
+    return transform.transform(call, folder)
 
 
 def _batch(call: dict[str, Any], folder: str) -> dict[str, Any]:

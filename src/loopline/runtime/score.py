@@ -3,6 +3,7 @@
 import json
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from . import tables
@@ -17,8 +18,9 @@ class ScoreError(ValueError):
 def score(call: dict[str, Any]) -> dict[str, Any]:
     """``{"predictions", "scores", "labels", "slices"}`` of the rows of ``call["table"]``, in their order.
 
-    ``call``: ``tree`` (the project's code or null), ``handler``, ``model_dir``, ``table`` {path, format}, ``label`` (a
-    column), ``signature`` or null, ``slices`` (columns), ``positive`` (the positive class; default: the greater label).
+    ``call``: ``tree`` (the code, or null: what stands in the model's folder ``inner``), ``program`` of it, ``handler``,
+    ``model_dir``, ``table`` {path, format}, ``label`` (a column), ``signature`` or null, ``slices`` (columns),
+    ``positive`` (the positive class; default: the greater label).
     ``scores`` are the probabilities of the positive class, null when the model gives none or has more than two classes.
     Raises ``ScoreError``.
     """
@@ -37,7 +39,8 @@ def score(call: dict[str, Any]) -> dict[str, Any]:
         {
             "handler": call["handler"],
             "model_dir": call["model_dir"],
-            "code_dir": call["tree"],
+            "code_dir": code_of(call),
+            "program": call.get("program"),
             "signature": call["signature"],
         }
     )
@@ -48,6 +51,14 @@ def score(call: dict[str, Any]) -> dict[str, Any]:
         "labels": columns.pop(label),
         "slices": columns,
     }
+
+
+def code_of(call: dict[str, Any]) -> str | None:
+    """The folder of the code that asks the model; None where there is none."""
+    if call.get("tree"):
+        return str(call["tree"])
+    inner = Path(call["model_dir"], call["inner"]) if call.get("inner") else None
+    return str(inner) if inner is not None and inner.is_dir() else None
 
 
 def predict_all(model: Any, rows: list[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ Amazon SageMaker Runs Your Training Image" and "How Amazon SageMaker Runs Your P
 """
 
 # Pathlib would cost every job milliseconds to import.
-# ruff: noqa: PTH103, PTH104, PTH110, PTH112, PTH118, PTH122, PTH123
+# ruff: noqa: PTH101, PTH103, PTH104, PTH112, PTH118, PTH120, PTH122, PTH123
 
 import json
 import os
@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from . import launch, mounts, sandbox, tracking
+from . import contract, launch, mounts, sandbox, tracking
 
 ROOT = "/opt/ml"
 TMP = "/tmp"  # noqa: S108 - replaced by a folder of the program's own before it is used
@@ -28,6 +28,17 @@ MAX_LINE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 4096
 DRAIN_TURNS = 1024
 CANNOT_START = 127
+# Containers install packages when they begin, and some entry points do nothing else before the program.
+PIP = """import sys
+sys.stdout.write(
+    f"[loopline] pip {' '.join(sys.argv[1:])}: packages are installed before a program begins: "
+    "list them in requirements.txt beside the code\\n"
+)
+sys.exit(not {"-r", "--requirement", "uninstall", "--version"} & set(sys.argv))
+"""
+PIP_COMMAND = """#!/bin/sh
+exec python3 -m pip "$@"
+"""
 
 
 class AlgorithmError(RuntimeError):
@@ -91,7 +102,10 @@ def _lay_out(host: Host, call: dict[str, Any]) -> None:
             _move(call["inputs"][str(number)], f"{host.base}/{entry['to']}")
     for path in call["outputs"].values():
         os.makedirs(f"{host.base}/{path}", mode=0o700, exist_ok=True)
-    resources = _resources(host, call)
+    for name in ("pip", "pip3"):
+        _write_program(f"{host.home}/bin/{name}", PIP_COMMAND)
+    _write_program(f"{host.home}/packages/pip/__main__.py", PIP)
+    resources = contract.resources(call, host.number)
     if call["contract"] == "processing":
         os.makedirs(f"{host.base}/config", mode=0o700, exist_ok=True)
         _write(f"{host.base}/config/processingjobconfig.json", call["processing_config"])
@@ -111,25 +125,16 @@ def _move(source: str, target: str) -> None:
             os.rename(f"{directory}/{file}", f"{place}/{file}")
 
 
+def _write_program(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(path, 0o700)
+
+
 def _write(path: str, value: Any) -> None:
     with open(path, "w", encoding="utf-8") as file:
         json.dump(value, file)
-
-
-def _names(call: dict[str, Any]) -> list[str]:
-    return [f"algo-{number + 1}" for number in range(call["hosts"])]
-
-
-def _resources(host: Host, call: dict[str, Any]) -> dict[str, Any]:
-    group = {"instance_group_name": "homogeneousCluster", "instance_type": call["machine"], "hosts": _names(call)}
-    return {
-        "current_host": host.name,
-        "current_instance_type": call["machine"],
-        "current_group_name": "homogeneousCluster",
-        "hosts": _names(call),
-        "instance_groups": [group],
-        "network_interface_name": "lo",
-    }
 
 
 # -- the process of a host --------------------------------------------------------------------------------------------
@@ -211,7 +216,7 @@ def _name_hosts(host: Host, call: dict[str, Any]) -> None:
         known = file.read()
     path = f"{host.home}/hosts"
     with open(path, "w", encoding="utf-8") as file:
-        file.write(f"{known.rstrip()}\n127.0.0.1 {' '.join(_names(call))}\n")
+        file.write(f"{known.rstrip()}\n127.0.0.1 {' '.join(contract.names(call))}\n")
     mounts.show(path, "/etc/hosts")
 
 
@@ -223,7 +228,7 @@ def _argv(spec: dict[str, Any], root: str) -> list[str]:
     else:
         program = call["program"]
         runner = {".py": [str(spec["python"])], ".sh": ["/bin/bash"]}.get(os.path.splitext(program)[1], [])
-        words = [*runner, program if runner else f"./{program}", *_arguments(call), *call["words"]]
+        words = [*runner, program if runner else f"./{program}", *contract.arguments(call), *call["words"]]
     return [_placed(word, root) for word in words]
 
 
@@ -231,119 +236,19 @@ def _placed(word: str, root: str) -> str:
     return root + word[len(ROOT) :] if word == ROOT or word.startswith(f"{ROOT}/") else word
 
 
-def _own(call: dict[str, Any]) -> dict[str, Any]:
-    """The author's hyperparameters: what is written as JSON is read as such."""
-    found = {}
-    for name, text in call["hyperparameters"].items():
-        if not name.startswith(("sagemaker_", "_tuning_")):
-            try:
-                found[name] = json.loads(text)
-            except ValueError:
-                found[name] = text
-    return found
-
-
-def _arguments(call: dict[str, Any]) -> list[str]:
-    """Hyperparameters as the program's arguments: ``--name value``, by name; a letter alone gets one dash."""
-    words = []
-    for name, value in sorted(_own(call).items()):
-        if isinstance(value, dict):
-            value = ",".join(f"{key}={item}" for key, item in sorted(value.items()))  # noqa: PLW2901
-        words += [f"--{name}" if len(name) > 1 else f"-{name}", str(value)]
-    return words
-
-
 def _environment(folder: str, spec: dict[str, Any], host: Host, root: str) -> dict[str, str]:
     """Every variable of the program: the job's, the author's, and those of the contract."""
     call = spec["call"]
     found = launch.environment(spec, folder)
+    found["PATH"] = f"{host.home}/bin:{found['PATH']}"
     if root != ROOT:
         found["SAGEMAKER_BASE_DIR"] = root
-    found["PYTHONPATH"] = f"{root}/code:{found['PYTHONPATH']}" if found.get("PYTHONPATH") else f"{root}/code"
+    paths = [f"{root}/code", f"{host.home}/packages", found.get("PYTHONPATH", "")]
+    found["PYTHONPATH"] = ":".join(filter(None, paths))
     found[tracking.FOLDER_VARIABLE] = folder
-    variables = _variables(call, host, root)
+    variables = contract.variables(call, host.number, root)
     found |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in variables.items()}
     return found
-
-
-def _variables(call: dict[str, Any], host: Host, root: str) -> dict[str, Any]:
-    own, names, resources = _own(call), _names(call), _resources(host, call)
-    cpus = len(os.sched_getaffinity(0))
-    channels = {name: f"{root}/input/data/{name}" for name in call["channels"]}
-    for entry in call["laid"]:
-        if entry["host"] == host.number and entry["channel"]:
-            channels[entry["channel"]] = f"{root}/{entry['to']}"
-    module = os.path.splitext(call["program"])[0]
-    found: dict[str, Any] = {
-        "TRAINING_JOB_NAME" if call["contract"] == "training" else "PROCESSING_JOB_NAME": call["name"],
-        "SM_MODEL_DIR": f"{root}/model",
-        "SM_INPUT_DIR": f"{root}/input",
-        "SM_INPUT_CONFIG_DIR": f"{root}/input/config",
-        "SM_INPUT_DATA_CONFIG": call["input_config"],
-        "SM_OUTPUT_DIR": f"{root}/output",
-        "SM_OUTPUT_DATA_DIR": f"{root}/output/data",
-        "SM_OUTPUT_INTERMEDIATE_DIR": f"{root}/output/intermediate",
-        "SM_CHANNELS": sorted(channels),
-        **{f"SM_CHANNEL_{name.upper()}": path for name, path in channels.items()},
-        "SM_HPS": own,
-        **{f"SM_HP_{name.upper().replace('-', '_')}": value for name, value in own.items()},
-        "SM_USER_ARGS": _arguments(call),
-        "SM_NUM_CPUS": cpus,
-        "SM_NUM_GPUS": _gpus(),
-        "SM_NUM_NEURONS": 0,
-        "SM_HOSTS": names,
-        "SM_CURRENT_HOST": host.name,
-        "SM_CURRENT_INSTANCE_TYPE": call["machine"],
-        "SM_CURRENT_INSTANCE_GROUP": resources["current_group_name"],
-        "SM_INSTANCE_GROUPS": [resources["current_group_name"]],
-        "SM_NETWORK_INTERFACE_NAME": resources["network_interface_name"],
-        "SM_RESOURCE_CONFIG": resources,
-        "SM_MODULE_NAME": module,
-        "SM_MODULE_DIR": f"{root}/code",
-        "SM_USER_ENTRY_POINT": call["program"],
-        "SM_LOG_LEVEL": 20,
-        "SM_FRAMEWORK_PARAMS": {n: v for n, v in call["hyperparameters"].items() if n.startswith("sagemaker_")},
-        "RANK": host.number,
-        "WORLD_SIZE": len(names),
-        "LOCAL_RANK": 0,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": 7777,
-    }
-    found["SM_TRAINING_ENV"] = _training_env(found, call)
-    return found
-
-
-def _training_env(found: dict[str, Any], call: dict[str, Any]) -> dict[str, Any]:
-    """The same once more, as one JSON value."""
-    return {
-        "additional_framework_parameters": found["SM_FRAMEWORK_PARAMS"],
-        "channel_input_dirs": {name: found[f"SM_CHANNEL_{name.upper()}"] for name in found["SM_CHANNELS"]},
-        "current_host": found["SM_CURRENT_HOST"],
-        "hosts": found["SM_HOSTS"],
-        "hyperparameters": found["SM_HPS"],
-        "input_config_dir": found["SM_INPUT_CONFIG_DIR"],
-        "input_data_config": found["SM_INPUT_DATA_CONFIG"],
-        "input_dir": found["SM_INPUT_DIR"],
-        "is_master": found["RANK"] == 0,
-        "job_name": call["name"],
-        "log_level": found["SM_LOG_LEVEL"],
-        "master_hostname": found["SM_HOSTS"][0],
-        "model_dir": found["SM_MODEL_DIR"],
-        "module_dir": found["SM_MODULE_DIR"],
-        "module_name": found["SM_MODULE_NAME"],
-        "network_interface_name": found["SM_NETWORK_INTERFACE_NAME"],
-        "num_cpus": found["SM_NUM_CPUS"],
-        "num_gpus": found["SM_NUM_GPUS"],
-        "output_data_dir": found["SM_OUTPUT_DATA_DIR"],
-        "output_dir": found["SM_OUTPUT_DIR"],
-        "output_intermediate_dir": found["SM_OUTPUT_INTERMEDIATE_DIR"],
-        "resource_config": found["SM_RESOURCE_CONFIG"],
-        "user_entry_point": found["SM_USER_ENTRY_POINT"],
-    }
-
-
-def _gpus() -> int:
-    return sum(1 for number in range(16) if os.path.exists(f"/dev/nvidia{number}"))
 
 
 # -- while it runs ----------------------------------------------------------------------------------------------------

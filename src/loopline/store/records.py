@@ -157,8 +157,7 @@ def set(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = 
 
 def delete(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = None) -> None:
     """Remove a record; its events stay."""
-    table = NOUNS[noun]
-    if tx.execute(table.delete().where(table.c.id == identifier)).rowcount != 1:
+    if tx.change(_deleting(noun), where_id=identifier) != 1:
         raise NotFound(f"there is no {noun} {identifier!r}")
     tx.execute(tags.delete().where(tags.c.record == identifier))
     _record(tx, noun, identifier, "deleted", actor, reason=reason)
@@ -220,6 +219,12 @@ def _changing(noun: str, names: tuple[str, ...], from_status: bool) -> Prepared:
     values = {name: sa.bindparam(name, type_=table.c[name].type) for name in names}
     statement = table.update().where(table.c.id == sa.bindparam("where_id")).values(values)
     return Prepared(statement.where(table.c.status == sa.bindparam("where_status")) if from_status else statement)
+
+
+@cache
+def _deleting(noun: str) -> Prepared:
+    table = NOUNS[noun]
+    return Prepared(table.delete().where(table.c.id == sa.bindparam("where_id")))
 
 
 class _nothing:  # noqa: N801 - a context manager that does nothing; SQLite needs no savepoint for a failed insert

@@ -40,7 +40,12 @@ def wanted_of(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     variants = [_variant(call, each) for each in production]
     variants += [{**_variant(call, each), "copies": _copies(each, production[0])} for each in shadows]
     kept = {key: value for key, value in given.items() if key not in ("EndpointConfigName", "Tags")}
-    return {"variants": variants, "capture": _capture(given.get("DataCaptureConfig")), "given": kept}
+    return {
+        "variants": variants,
+        "capture": _capture(given.get("DataCaptureConfig")),
+        "results": _results(call, given.get("AsyncInferenceConfig")),
+        "given": kept,
+    }
 
 
 def arn_of(call: Call, name: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from loopline.domain.pipelines import (
     ActionStep,
@@ -28,17 +29,18 @@ from loopline.domain.pipelines import (
 )
 from loopline.domain.values import Condition, Value
 from loopline.errors import AwsError, InvalidInput
-from loopline.fronts.aws import models
+from loopline.fronts.aws import checks, models
 from loopline.fronts.aws.call import Call
 from loopline.fronts.aws.expressions import Expressions, Source, is_expression
 from loopline.fronts.aws.late import Late
 
 VERSION = "2020-12-01"
 PARTLY = (
-    "steps of the types Training, Processing, Model, RegisterModel, EndpointConfig, Endpoint, Condition and Fail; "
-    "retry policies apply to faults of a job's process, not to capacity: a job waits until there is room"
+    "steps of the types Training, Processing, Transform, Model, RegisterModel, EndpointConfig, Endpoint, Condition, "
+    "Fail; retry policies apply to faults of a job's process, not to capacity: a job waits until there is room"
 )
 MAX_DEPTH = 20
+MAX_NESTING = 100
 REFUSED = (
     "Tuning",
     "Lambda",
@@ -55,7 +57,6 @@ REFUSED = (
     "ForEach",
     "Athena",
     "Cleanup",
-    "Transform",
 )
 _TYPES = {"String": "string", "Integer": "integer", "Float": "number", "Boolean": "boolean"}
 _COMPARISONS = {
@@ -72,8 +73,9 @@ _FAULTS = (
     "SageMaker.CAPACITY_ERROR",
     "SageMaker.RESOURCE_LIMIT",
 )
-_RETRIED = _FAULTS[:2]  # what happens here; the others do not: a job waits until there is room for it
+_RETRIED = _FAULTS[:2]  # what happens here, first what happens to jobs; a job that finds no room waits until it does
 _NAMED = ("CreateEndpoint", "CreateEndpointConfig", "CreateModelPackage")  # by names of their own; others by prefixes
+USUAL_RETRIES = 5
 MAX_RETRIES = 1000
 _DURATION = re.compile(
     r"P?(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?)?", re.IGNORECASE
@@ -109,7 +111,23 @@ def parse(text: str) -> dict[str, Any]:
         raise InvalidInput(f"It is not JSON: {error}") from None
     if not isinstance(found, dict) or found.get("Version") != VERSION:
         raise InvalidInput(f"It is not a JSON object whose Version is {VERSION!r}")
+    if _is_deep(found):
+        raise InvalidInput(f"It is nested more than {MAX_NESTING} deep")
     return found
+
+
+def _is_deep(node: Any) -> bool:
+    level = [node]
+    for _ in range(MAX_NESTING):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def dump(spec: dict[str, Any]) -> str:
@@ -218,7 +236,9 @@ class _Definition:
         wire = models.service("sagemaker").wire(kind.operation)
         assert wire is not None
         request = self._hidden(raw["Arguments"], wire.input, late)
-        native = kind.translate(self._call, self._named(request, kind, late))
+        request = self._named(request, kind, late)
+        checks.check(wire.input, {**request, kind.made: request[kind.made] or name}, strict=False)
+        native = kind.translate(self._call, request)
         if kind.action:
             arguments = {key: late.restore(value) for key, value in native.items() if value is not None}
             return ActionStep(
@@ -230,7 +250,7 @@ class _Definition:
             name=name,
             after=self._after(after),
             parents=parents,
-            settings=late.restore(native),
+            settings=late.restore({**native, "name": request[kind.made]} if request[kind.made] else native),
             given=late.restore(request),
             reports=_reports(raw.get("PropertyFiles")),
             cache=seconds is not None,
@@ -271,8 +291,8 @@ class _Definition:
         if kind == "In" and "QueryValue" in given:
             values = Value(items=tuple(self._side(each) for each in _list(given.get("Values"), "Values")))
             return Condition(op="in", left=self._side(given["QueryValue"]), right=values)
-        if kind == "Not" and "Expression" in given:
-            return Condition(op="not", of=(self._condition(given["Expression"]),))
+        if kind == "Not" and ("Condition" in given or "Expression" in given):
+            return Condition(op="not", of=(self._condition(given.get("Condition", given.get("Expression"))),))
         if kind == "Or" and given.get("Conditions"):
             return Condition(op="or", of=tuple(self._condition(each) for each in _list(given["Conditions"], "Or")))
         known = ", ".join((*_COMPARISONS, "In", "Not", "Or"))
@@ -315,19 +335,38 @@ def duration(text: Any) -> float:
 
 def _retries(given: Any) -> dict[str, Any]:
     """The native rule for the failures that AWS retries: those that are not the program's own."""
-    found: dict[str, Any] = {}
-    for policy in _list(given, "RetryPolicies"):
-        kinds = policy.get("ExceptionType") if isinstance(policy, dict) else None
-        named = [kinds] if isinstance(kinds, str) else kinds
-        if not isinstance(named, list) or not named or any(kind not in _FAULTS for kind in named):
-            raise InvalidInput(f"a retry policy has ExceptionType, some of {', '.join(_FAULTS)}, not {kinds!r}")
-        if found or not any(kind in _RETRIED for kind in named):
-            continue
-        attempts, minutes = policy.get("MaxAttempts"), policy.get("ExpireAfterMin")
-        retry = {"rate": policy.get("BackoffRate", 2.0), "seconds": None if minutes is None else minutes * 60}
-        found = {
-            "retries": int(attempts) if attempts is not None else 5 if minutes is None else MAX_RETRIES,
-            "backoff_seconds": float(policy.get("IntervalSeconds", 1)),
-            "retry": msgspec.convert({**retry, "only": "faults"}, Retry),
-        }
-    return found
+    policies = [(_exceptions(policy), policy) for policy in _list(given, "RetryPolicies")]
+    for kind in _RETRIED:
+        for named, policy in policies:
+            if kind in named:
+                return _rule(policy)
+    return {}
+
+
+def _exceptions(policy: Any) -> list[Any]:
+    kinds = policy.get("ExceptionType") if isinstance(policy, dict) else None
+    named = [kinds] if isinstance(kinds, str) else kinds
+    if not isinstance(named, list) or not named or any(kind not in _FAULTS for kind in named):
+        raise InvalidInput(f"a retry policy has ExceptionType, some of {', '.join(_FAULTS)}, not {kinds!r}")
+    return named
+
+
+class RetryPolicy(Struct):
+    """One of RetryPolicies; its members have AWS's names."""
+
+    ExceptionType: list[str] | str
+    IntervalSeconds: int = 1
+    BackoffRate: float = 2.0
+    MaxAttempts: int | None = None
+    ExpireAfterMin: int | None = None
+
+
+def _rule(policy: dict[str, Any]) -> dict[str, Any]:
+    given = msgspec.convert(policy, RetryPolicy)
+    minutes, usual = given.ExpireAfterMin, USUAL_RETRIES if given.ExpireAfterMin is None else MAX_RETRIES
+    seconds = None if minutes is None else minutes * 60.0
+    return {
+        "retries": usual if given.MaxAttempts is None else given.MaxAttempts,
+        "backoff_seconds": float(given.IntervalSeconds),
+        "retry": Retry(rate=given.BackoffRate, seconds=seconds, only="faults"),
+    }

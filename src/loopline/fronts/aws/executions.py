@@ -19,7 +19,11 @@ from loopline.fronts.aws.pipelines import (
     seconds,
 )
 
-_JOBS = {"training": ("TrainingJob", "training-job"), "processing": ("ProcessingJob", "processing-job")}
+_JOBS = {
+    "training": ("TrainingJob", "training-job"),
+    "processing": ("ProcessingJob", "processing-job"),
+    "transform": ("TransformJob", "transform-job"),
+}
 _STEP_STATUS = {"Running": "Executing"}
 _MAX_STEPS = 100
 MAX_REASON = 1024

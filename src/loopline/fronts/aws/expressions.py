@@ -212,6 +212,7 @@ PROPERTIES: Mapping[str, Mapping[str, Property]] = {
         "TransformJobName": Property(_NAME),
         "TransformJobArn": Property(_NAME, "transform-job/"),
         "TransformJobStatus": Property(literal="Completed"),
+        "TransformOutput.S3OutputPath": Property(("outputs", "output")),
     },
     "Model": _MODEL,
     "RegisterModel": {

@@ -17,6 +17,11 @@ _MARK = re.compile("\ue000late-([0-9]+)\ue001")
 _NUMBERS = ("integer", "long", "float", "double")
 
 
+def is_marker(text: object) -> bool:
+    """Whether a text is, or holds, what is known later."""
+    return isinstance(text, str) and _MARK.search(text) is not None
+
+
 class Late:
     """The values that markers stand for, in one step."""
 

@@ -12,7 +12,11 @@ from loopline.domain.access import Permission
 from loopline.errors import AwsError, NotFound
 from loopline.fronts.aws.call import Call, Operation
 
-GROUPS = {"/aws/sagemaker/TrainingJobs": "training", "/aws/sagemaker/ProcessingJobs": "processing"}
+GROUPS = {
+    "/aws/sagemaker/TrainingJobs": "training",
+    "/aws/sagemaker/ProcessingJobs": "processing",
+    "/aws/sagemaker/TransformJobs": "transform",
+}
 MAX_STREAMS = 50
 MAX_EVENTS = 10_000
 MAX_BYTES = 1 << 20
@@ -140,6 +144,8 @@ def _range(lines: list[str], given: dict[str, Any]) -> tuple[int, int]:
 
 
 OPERATIONS = {
-    "DescribeLogStreams": Operation(describe_log_streams, Permission.READ, "of training and processing jobs"),
-    "GetLogEvents": Operation(get_log_events, Permission.READ, "of training and processing jobs"),
+    "DescribeLogStreams": Operation(
+        describe_log_streams, Permission.READ, "of training, processing and transform jobs"
+    ),
+    "GetLogEvents": Operation(get_log_events, Permission.READ, "of jobs, a stream for each host"),
 }

@@ -77,7 +77,7 @@ def _read(call: Call, metric: Mapping[str, Any], start: datetime, end: datetime,
     namespace, name, dimensions = cloudwatch.read_metric(
         metric["Namespace"], metric["MetricName"], cloudwatch.read_dimensions(metric.get("Dimensions"))
     )
-    return metrics.read(
+    return metrics.points(
         call.ctx,
         call.actor,
         namespace=namespace,

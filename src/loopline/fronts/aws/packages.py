@@ -259,7 +259,7 @@ def told(call: Call, row: dict[str, Any]) -> dict[str, Any]:
         "CreatedBy": {"UserProfileName": row["requested_by"]},
         "LastModifiedTime": history[-1]["at"] if history else row["decided_at"] or row["created_at"],
         "LastModifiedBy": {"UserProfileName": by},
-        "ApprovalDescription": row["comment"],
+        "ApprovalDescription": row["comment"] or None,
     }
 
 

@@ -1,5 +1,7 @@
-"""What training and processing jobs have in common: how a job stands, its list, and the members of its request that
-name objects. A job is a script of loopline."""
+"""What training, processing and transform jobs have in common: how a job stands, the list of them, what is warned of.
+
+A job is a script of loopline.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,8 +48,7 @@ def submit(call: Call, name: str, settings: dict[str, Any], given: dict[str, Any
     except Conflict:
         raise AwsError("ResourceInUse", taken) from None
     tags.put(call.ctx, call.actor, noun="script", name=row["id"], tags=wanted)
-    shown = scripts.show(call.ctx, call.actor, contract=row["contract"], name=name)
-    for text in shown["warnings"] or ():
+    for text in row["warnings"]:
         call.warn(text)
 
 
@@ -60,7 +61,7 @@ def show(call: Call, contract: str, name: str, absent: str) -> dict[str, Any]:
 
 
 def stop(call: Call, contract: str, name: str, absent: str) -> dict[str, Any]:
-    """StopTrainingJob and StopProcessingJob."""
+    """StopTrainingJob, StopProcessingJob and StopTransformJob."""
     row = show(call, contract, name, absent)
     if row["ended_at"] is not None:
         text = f"The request was rejected because the {contract} job is in status {status(row)}."
@@ -100,7 +101,7 @@ def page(
     member: str,
     summary: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """ListTrainingJobs and ListProcessingJobs."""
+    """ListTrainingJobs, ListProcessingJobs and ListTransformJobs."""
     wanted = given.get("StatusEquals")
 
     def at(key: str) -> float | None:

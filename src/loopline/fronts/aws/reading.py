@@ -14,7 +14,17 @@ from loopline.fronts.aws import form, models
 from loopline.fronts.aws.models import JSON, QUERY, REST_JSON
 from loopline.fronts.aws.services import Target
 
-_BAD = (ResponseParserError, AttributeError, TypeError, ValueError, KeyError, IndexError, RecursionError, OverflowError)
+_BAD = (
+    msgspec.MsgspecError,
+    ResponseParserError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def read(target: Target, head: Request, body: bytes | Iterator[bytes]) -> dict[str, Any]:

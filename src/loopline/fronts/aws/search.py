@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from loopline.control import registry, tags
+from loopline.control import registry, scripts, tags
 from loopline.domain.access import Permission
 from loopline.errors import AwsError
-from loopline.fronts.aws import groups, models, packages
+from loopline.fronts.aws import groups, models, packages, training
 from loopline.fronts.aws.call import Call, Operation
 
 DEFAULT_RESULTS = 10
@@ -36,10 +36,21 @@ def _groups(call: Call) -> Iterator[Record]:
         yield {**groups.told(call, row), "Tags": tagged.get(row["id"], {})}
 
 
+def _training_jobs(call: Call) -> Iterator[Record]:
+    tagged = _tags_of(call, "script")
+    contract = training.CONTRACT
+    for row in _all(lambda cursor: scripts.list_(call.ctx, call.actor, contract=contract, limit=PAGE, cursor=cursor)):
+        found = training.describe_training_job(call, {"TrainingJobName": row["name"]})
+        measured = {each["MetricName"]: each["Value"] for each in found["FinalMetricDataList"]}
+        yield {**found, METRICS: measured, "Tags": tagged.get(row["id"], {})}
+
+
 RESOURCES: Mapping[str, Callable[[Call], Iterator[Record]]] = {
     "ModelPackage": _packages,
     "ModelPackageGroup": _groups,
+    "TrainingJob": _training_jobs,
 }
+METRICS = "Metrics"  # which a training job is searched by, beside what describes it
 
 
 def _all(page: Callable[[str | None], dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -126,7 +137,7 @@ def _latest(resource: str) -> str:
 
 def _check_property(resource: str, name: str) -> None:
     first = name.partition(".")[0]
-    if first not in _members(resource):
+    if first not in _members(resource) and (resource, first) != ("TrainingJob", METRICS):
         raise AwsError("ValidationException", f"{resource} has no property {first}: {name}")
 
 

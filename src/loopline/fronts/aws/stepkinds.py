@@ -7,9 +7,10 @@ import msgspec
 
 from loopline.control import claims
 from loopline.errors import AwsError
-from loopline.fronts.aws import blueprints, endpoints, groups, packages, processing, servables, training
+from loopline.fronts.aws import blueprints, endpoints, groups, packages, processing, servables, training, transform
 from loopline.fronts.aws.call import Call
 from loopline.fronts.aws.definitions import Kind
+from loopline.fronts.aws.late import is_marker
 
 
 def _training(_call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,6 +19,10 @@ def _training(_call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _processing(_call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
     return processing.settings(given)
+
+
+def _transform(_call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
+    return transform.settings(given)
 
 
 def _register(call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +45,11 @@ def _register(call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model(_call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
+    containers = [given.get("PrimaryContainer") or {}, *(given.get("Containers") or ())]
+    if any(is_marker(each.get("ModelPackageName")) for each in containers):
+        raise AwsError(
+            "ValidationException", "ModelPackageName has to be written out: a model of a version is made of it"
+        )
     return {"name": given.get("ModelName") or None, **servables.wanted_of(dict(given))}
 
 
@@ -57,6 +67,7 @@ def _endpoint(_call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
 KINDS: Mapping[str, Kind] = {
     "Training": Kind("CreateTrainingJob", _training, "TrainingJobName"),
     "Processing": Kind("CreateProcessingJob", _processing, "ProcessingJobName"),
+    "Transform": Kind("CreateTransformJob", _transform, "TransformJobName"),
     "Model": Kind("CreateModel", _model, "ModelName", "servable.create"),
     "RegisterModel": Kind("CreateModelPackage", _register, "ModelPackageName", "version.register"),
     "EndpointConfig": Kind("CreateEndpointConfig", _configuration, "EndpointConfigName", "blueprint.create"),

@@ -23,6 +23,7 @@ from loopline.fronts.aws import (
     sts,
     tags,
     training,
+    transform,
 )
 from loopline.fronts.aws.call import Operation
 
@@ -45,6 +46,7 @@ TABLE: dict[str, dict[str, Operation]] = {
         **servables.OPERATIONS,
         **tags.OPERATIONS,
         **training.OPERATIONS,
+        **transform.OPERATIONS,
     },
     "sagemaker-runtime": runtime.OPERATIONS,
     "sns": sns.OPERATIONS,

@@ -5,7 +5,7 @@ from typing import Any
 from loopline.control import tags
 from loopline.domain.access import Permission
 from loopline.errors import AwsError, Conflict, InvalidInput, NotFound
-from loopline.fronts.aws import arns
+from loopline.fronts.aws import arns, processing, programs, training, transform
 from loopline.fronts.aws.call import Call, Operation
 from loopline.fronts.aws.groups import tag_values
 
@@ -15,13 +15,18 @@ NOUNS = {
     "model-package": "version",
     "model": "servable",
     "endpoint": "endpoint",
+    "endpoint-config": "blueprint",
     "pipeline": "stored_pipeline",
 }
+JOBS = {"training-job": training.CONTRACT, "processing-job": processing.CONTRACT, "transform-job": transform.CONTRACT}
 
 
-def _record(text: str) -> tuple[str, str]:
+def _record(call: Call, text: str) -> tuple[str, str]:
     """(noun, name) of what an ARN stands for."""
     arn = arns.parse(text, "sagemaker")
+    if arn.kind in JOBS:
+        row = programs.show(call, JOBS[arn.kind], arn.name, _absent(text).message)
+        return "script", row["id"]
     if arn.kind not in NOUNS:
         raise AwsError("ValidationException", f"loopline keeps no tags of a {arn.kind}: {text}")
     if arn.kind == "model-package":
@@ -40,7 +45,7 @@ def _told(found: dict[str, Any]) -> list[dict[str, str]]:
 
 def add_tags(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """AddTags."""
-    noun, name = _record(given["ResourceArn"])
+    noun, name = _record(call, given["ResourceArn"])
     wanted = tag_values(given["Tags"])
     try:
         found = tags.put(call.ctx, call.actor, noun=noun, name=name, tags=wanted)
@@ -53,7 +58,7 @@ def add_tags(call: Call, given: dict[str, Any]) -> dict[str, Any]:
 
 def list_tags(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """ListTags: a page holds at least 50, and no record has more."""
-    noun, name = _record(given["ResourceArn"])
+    noun, name = _record(call, given["ResourceArn"])
     try:
         return {"Tags": _told(tags.list_(call.ctx, call.actor, noun=noun, name=name))}
     except NotFound:
@@ -62,7 +67,7 @@ def list_tags(call: Call, given: dict[str, Any]) -> dict[str, Any]:
 
 def delete_tags(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """DeleteTags."""
-    noun, name = _record(given["ResourceArn"])
+    noun, name = _record(call, given["ResourceArn"])
     try:
         tags.delete(call.ctx, call.actor, noun=noun, name=name, keys=given["TagKeys"])
     except NotFound:

@@ -300,7 +300,7 @@ _MONITORING = (
     Route("GET", "/api/retrainings/{retraining}", READ, retraining.show),
     Route("GET", "/api/metrics", READ, metrics.list_),
     Route("POST", "/api/metrics", WRITE, metrics.put),
-    Route("POST", "/api/metrics/read", READ, metrics.read),
+    Route("GET", "/api/metrics/read", READ, metrics.read),
     Route("GET", "/api/dashboards", READ, dashboards.list_),
     Route("GET", "/api/dashboards/{name}", READ, dashboards.show),
     Route("PUT", "/api/dashboards/{name}", WRITE, dashboards.put),

@@ -35,30 +35,37 @@ class Context:
         self.system_properties = {"model_dir": model_dir, "gpu_id": None}
         self.model_name = "model"
         self.manifest: dict[str, Any] = {}
-        self.content_type: str | None = None
-        self.status = 200
+        self._types: list[str | None] = [None]
+        self._statuses = [200]
         self._asked = asked
 
-    def get_request_header(self, idx: int, key: str) -> str | None:  # noqa: ARG002 - one request at a time
-        """A header of the request, whatever its letter case."""
-        return self.get_all_request_header(0).get(key.lower())
+    @property
+    def status(self) -> int:
+        """What the script has said about how it went."""
+        return self._statuses[0]
 
-    def get_all_request_header(self, idx: int) -> dict[str, str]:  # noqa: ARG002
+    def get_request_header(self, idx: int, key: str) -> str | None:
+        """A header of the request, whatever its letter case. ``idx``, here and below: 0, for there is one request."""
+        return self.get_all_request_header(idx).get(key.lower())
+
+    def get_all_request_header(self, idx: int) -> dict[str, str]:
         """The headers that reach a model: the types, and what the caller passes on."""
-        asked = self._asked
+        asked = (self._asked,)[idx]
         return {"content-type": asked.content_type, "accept": asked.accept, **asked.headers}
 
-    def set_response_content_type(self, idx: int, value: str) -> None:  # noqa: ARG002
+    def set_response_content_type(self, idx: int, value: str) -> None:
         """Say what the answer is."""
-        self.content_type = value
+        self._types[idx] = value
 
-    def get_response_content_type(self, idx: int) -> str | None:  # noqa: ARG002
+    def get_response_content_type(self, idx: int) -> str | None:
         """What the script has said that the answer is."""
-        return self.content_type
+        return self._types[idx]
 
-    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:  # noqa: ARG002
-        """Say how it went."""
-        self.status = code
+    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
+        """Say how it went; the ``phrase`` is printed."""
+        self._statuses[idx] = code
+        if phrase:
+            print(phrase)
 
 
 def load(spec: dict[str, Any]) -> Model:
@@ -164,7 +171,7 @@ def _answer(transform: Transform, context: Context, asked: Asked) -> Told:
         result = transform(body, kind, accept, context)
     except formats.Unsupported as error:
         return Told(415, formats.JSON, json.dumps({"error": {"code": "unsupported", "message": str(error)}}).encode())
-    told = context.content_type or accept
+    told = context.get_response_content_type(0) or accept
     if isinstance(result, tuple) and len(result) == 2:
         result, told = result
     return Told(context.status, str(told), _body(result, str(told)))
