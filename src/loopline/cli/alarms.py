@@ -7,7 +7,6 @@ import click
 
 from loopline.cli.metrics import dimension_option, pairs
 from loopline.cli.session import Session, limit_option, options
-from loopline.domain import cloudwatch
 
 
 def _rule(alarm: dict[str, Any]) -> str:
@@ -119,7 +118,7 @@ def lint(session: Session, scripts: tuple[Path, ...]) -> int:
 
 def _of_scripts(scripts: tuple[Path, ...]) -> list[dict[str, Any]]:
     """The findings of every script; none of them is run."""
-    from loopline.domain import clientcode
+    from loopline.domain import clientcode, cloudwatch
 
     return [
         {

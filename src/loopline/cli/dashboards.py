@@ -5,7 +5,6 @@ from typing import BinaryIO
 import click
 
 from loopline.cli.session import Session, options
-from loopline.domain import dashboards as rules
 
 
 @click.group()
@@ -39,6 +38,8 @@ def show(session: Session, name: str) -> None:
 @options
 def put(session: Session, name: str, file: BinaryIO) -> None:
     """Store a dashboard's body, and say what is wrong with it."""
+    from loopline.domain import dashboards as rules
+
     body = file.read().decode(errors="replace")
     for message in rules.check(body):
         session.note(f"{message.path}: {message.text}")
