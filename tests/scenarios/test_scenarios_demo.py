@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from standardwebhooks.webhooks import Webhook
 
+from loopline.testing.live import until
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "examples" / "demo"
 TEMPLATE = ROOT / "src" / "loopline" / "cli" / "templates" / "tabular"
 STAGES = 11
-LONGEST_SECONDS = 300
+LONGEST_SECONDS = 900
 NO_NETWORK = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 
 
@@ -55,7 +57,7 @@ def check_whole_loop(done: "subprocess.CompletedProcess[str]", folder: Path) -> 
     assert [int(line[:2]) for line in headings[:STAGES]] == list(range(1, STAGES + 1))
     assert "the platform is stopped; nothing of it is left running" in done.stdout
     assert "lk_" not in done.stdout and "whsec_" not in done.stdout  # no key is shown
-    assert processes_that_mention(folder) == []
+    until(lambda: not processes_that_mention(folder), f"nothing runs any more: {processes_that_mention(folder)}")
 
 
 @pytest.fixture(scope="module")
@@ -147,5 +149,5 @@ def test_the_receiver_tells_a_signed_message_from_a_forged_one(parts) -> None:
         headers = {"webhook-id": "de_1", "webhook-timestamp": str(int(at)), "webhook-signature": signature}
         for extra in (headers, {**headers, "webhook-id": "de_2"}, {**headers, "webhook-timestamp": "1"}, {}):
             request = urllib.request.Request(f"http://{sink.place}/", data=body.encode(), headers=extra)
-            urllib.request.urlopen(request, timeout=5).close()
+            urllib.request.urlopen(request, timeout=60).close()
         assert [message.signed for message in sink.messages] == [True, False, False, False]
