@@ -167,8 +167,8 @@ class AwsError(LooplineError):
     code = "aws_error"
     status = 400
 
-    def __init__(self, name: str, message: str, http_status: int = 400) -> None:
+    def __init__(self, name: str, message: str, http_status: int = 400, **details: Any) -> None:
         """``name``: AWS's code, such as ``ValidationException``."""
-        super().__init__(message)
+        super().__init__(message, **details)
         self.name = name
         self.http_status = http_status

@@ -131,7 +131,7 @@ def test_reapproving_an_older_version_takes_the_endpoint_back_at_once(versions: 
         versions.until("Succeeded", count=number)
     registry.reject(versions.world.ctx, ADMIN, model="boxes", number=2, comment="wrong prices")
     assert versions.fleet.weights("boxes") == {"v2": 100.0}
-    versions.approve(1, comment="back to what worked")
+    versions.approve(1, again=True, comment="back to what worked")
     back = versions.until("Succeeded", count=3)
     assert (back["kind"], back["strategy"]) == ("rollback", "all-at-once")
     assert versions.fleet.weights("boxes") == {"v1": 100.0} and versions.champion() == 1
@@ -146,7 +146,7 @@ def test_reapproving_turns_round_a_rollout_to_what_was_rejected_meanwhile(versio
     versions.approve(2)
     versions.until("Baking", count=2)
     registry.reject(versions.world.ctx, ADMIN, model="boxes", number=2, comment="wrong prices")
-    versions.approve(1)
+    versions.approve(1, again=True)
     versions.until("RolledBack", count=2)
     assert versions.fleet.weights("boxes") == {"v1": 100.0}
 
@@ -155,7 +155,7 @@ def test_reapproving_while_nothing_is_wrong_is_a_release_like_any_other(versions
     for number in (1, 2):
         versions.approve(number)
         versions.until("Succeeded", count=number)
-    versions.approve(1)
+    versions.approve(1, again=True)
     done = versions.until("Succeeded", count=3)
     assert (done["kind"], done["plan"]["shares"]) == ("release", [5.0, 50.0, 100.0])
     assert versions.fleet.weights("boxes") == {"v1": 100.0} and versions.status(2) == "Approved"
@@ -172,7 +172,7 @@ def test_an_endpoint_follows_when_it_is_told_to(stage: Stage) -> None:
     assert stage.rollouts() == []
     endpoints.follow(ctx, ADMIN, endpoint="boxes", model="boxes")
     assert endpoints.show(ctx, ADMIN, endpoint="boxes")["follows"] == "boxes"
-    stage.approve(1)
+    stage.approve(1, again=True)
     stage.until("Succeeded")
     assert endpoints.follow(ctx, ADMIN, endpoint="boxes")["follows"] is None
     registry.create_model(ctx, ADMIN, name="others")

@@ -59,7 +59,7 @@ def test_approvals_move_an_endpoint_and_a_reapproval_takes_it_back(platform: Pla
     rejected = platform.cli("reject", "boxes", "3", "--comment", "wrong prices")
     assert "it still serves boxes" in rejected.stdout + rejected.stderr, rejected
     assert serves(platform) == "large of 3"
-    again = platform.cli("approve", "boxes", "1", "--comment", "back")
+    again = platform.cli("approve", "boxes", "1", "--again", "--comment", "back")
     assert again.returncode == 0, again
     moved_to(platform, 1)
     newest = platform.call("GET", "/api/rollouts?endpoint=boxes")["items"][0]
@@ -75,5 +75,5 @@ def test_an_endpoint_stops_following_and_follows_again_by_command(platform: Plat
     assert platform.cli("endpoints", "follow", "boxes", "boxes").returncode == 0
     before = [row["plan"]["number"] for row in platform.call("GET", "/api/rollouts?endpoint=boxes")["items"]]
     assert 2 not in before
-    assert platform.cli("approve", "boxes", "2").returncode == 0
+    assert platform.cli("approve", "boxes", "2", "--again").returncode == 0
     moved_to(platform, 2)

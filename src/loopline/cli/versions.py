@@ -207,6 +207,7 @@ def delete(session: Session, model: str, version: int | None, reason: str | None
 @click.option(
     "--unverified", is_flag=True, help="Before it has passed; it works once it has, where the gate is enforced."
 )
+@click.option("--again", is_flag=True, help="Although it is Approved: endpoints that follow the model take it again.")
 @options
 def approve(
     session: Session,
@@ -215,12 +216,20 @@ def approve(
     comment: str | None,
     force: bool,
     reason: str | None,
+    *,
     unverified: bool,
+    again: bool,
 ) -> None:
     """Approve a version: loopline approve patients 3. Exits 3 when the gate refuses."""
     name, number = model_and_number(model, version)
     path = ("models", name, "versions", number, "approve")
-    given = {"comment": comment, "force": force or None, "reason": reason, "unverified": unverified or None}
+    given = {
+        "comment": comment,
+        "force": force or None,
+        "reason": reason,
+        "unverified": unverified or None,
+        "again": again or None,
+    }
     found = session.client.post(*path, **given)
     session.done(found, f"{name} v{number} is {found['status']}")
 

@@ -274,17 +274,22 @@ def approve(
     force: bool = False,
     reason: str = "",
     unverified: bool = False,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Approve a version. ``force`` passes a gate that refuses; it needs a ``reason`` and is audited as such.
 
-    ``unverified``: approve although no evaluation has passed. An enforced gate lets the version work once one has. A
-    version that is Approved already may be approved again: the endpoints that follow its model take it again.
+    ``unverified``: approve although no evaluation has passed. An enforced gate lets the version work once one has.
+    ``again``: a version that is Approved already is approved once more, and the endpoints that follow its model take
+    it again; without this it is refused, so that of several approvals at once one counts.
     """
     if force:
         require_force(actor, reason)
     with ctx.db.transaction(durable=True) as tx:
         row = version_row(tx, model, number)
-        return approve_in(tx, row, actor, comment=comment or reason, force=force, reason=reason, unverified=unverified)
+        comment = comment or reason
+        return approve_in(
+            tx, row, actor, comment=comment, force=force, reason=reason, unverified=unverified, again=again
+        )
 
 
 def approve_in(
@@ -297,6 +302,7 @@ def approve_in(
     reason: str = "",
     policy: str | None = None,
     unverified: bool = False,
+    again: bool = False,
 ) -> Row:
     """The rules of approval, for whoever approves: a person, a policy, or a pipeline's parameter."""
     access.require(actor, Permission.APPROVE)
@@ -321,7 +327,7 @@ def approve_in(
         "policy": policy,
         "evidence": evidence(tx, row, forced=bool(problem)),
     }
-    if row["status"] == VersionStatus.APPROVED:
+    if again and row["status"] == VersionStatus.APPROVED:
         records.set(tx, "version", row["id"], actor=actor.name, reason=comment or None, **decision)
         records.note(tx, "version", row["id"], APPROVED_AGAIN, actor=actor.name, reason=comment or None)
         return {**row, **decision}

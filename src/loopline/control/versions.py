@@ -118,7 +118,7 @@ def admit_in(ctx: Context, tx: Tx, actor: Actor, model: str, wanted: New) -> Row
 def _decide(tx: Tx, row: Row, actor: Actor, status: str, comment: str, unverified: bool) -> Row:
     """Bring a version to a status by the rules of approval; one that has it already keeps it, with the new comment."""
     if status == VersionStatus.APPROVED:
-        return registry.approve_in(tx, row, actor, comment=comment, unverified=unverified)
+        return registry.approve_in(tx, row, actor, comment=comment, unverified=unverified, again=True)
     access.require(actor, Permission.WRITE if row["status"] == status else Permission.APPROVE)
     if status == VersionStatus.PENDING:
         return _wait_again(tx, row, actor, comment)
