@@ -49,7 +49,7 @@ STORE = VENVS / "serving-results.json"
 PLOT = VENVS / "serving.svg"
 MODEL_FOLDER = VENVS / "serving-data"
 WARM_SECONDS = 1
-TRIES = 3
+TRIES = 5
 OWN = (FULL, BARE, OFF)
 PINNED = ("scikit-learn", "numpy", "joblib", "onnxruntime")
 
@@ -89,7 +89,7 @@ class Bench:
         self.sent = 0  # requests of the last `runs`
 
     def runs(self, given: load.Load, connections: tuple[int, ...] = CONNECTIONS) -> dict[str, Any]:
-        """A warm-up, then each number of connections; of most connections the best of three runs, for every server."""
+        """A warm-up, then each number of connections; of most connections the best of five runs, for every server."""
         self.sent = load.fire(given, max(connections), self.warm, self.work)["requests"]
         found = {}
         for each in connections:
