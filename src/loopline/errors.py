@@ -167,8 +167,10 @@ class AwsError(LooplineError):
     code = "aws_error"
     status = 400
 
-    def __init__(self, name: str, message: str, http_status: int = 400, **details: Any) -> None:
-        """``name``: AWS's code, such as ``ValidationException``."""
+    def __init__(self, name: str, message: str | None = None, http_status: int = 400, **details: Any) -> None:
+        """``name``: AWS's code; a message alone is a ``ValidationException``."""
+        if message is None:
+            name, message = "ValidationException", name
         super().__init__(message, **details)
         self.name = name
         self.http_status = http_status

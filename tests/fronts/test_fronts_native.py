@@ -75,8 +75,6 @@ def pour(ctx: Context, actor: Actor, *, count: int) -> Iterator[bytes]:
 def fail(ctx: Context, actor: Actor, *, kind: str) -> dict[str, Any]:
     if kind == "unexpected":
         raise RuntimeError("the secret reason")
-    if kind == "AwsError":
-        raise errors.AwsError("ValidationException", "told to", place="here")
     raise getattr(errors, kind)("told to", place="here")
 
 

@@ -190,7 +190,9 @@ def canonical(claim: Claim, request: Request, payload: str) -> str:
     if missing:
         raise BadSignature(f"signed headers are missing: {', '.join(missing)}")
     headers = "".join(f"{name}:{','.join(values[name])}\n" for name in claim.signed)
-    path = _encode(unquote(request.path), "/") if claim.service == "s3" else _encode(_normal(request.path), "/")
+    parts = request.path.split("/")  # an encoded slash is part of a key's name
+    whole = claim.service == "s3"
+    path = "/".join(_encode(unquote(part)) for part in parts) if whole else _encode(_normal(request.path), "/")
     pairs = [(_encode(k), _encode(v)) for k, v in request.arguments() if k != "X-Amz-Signature"]
     query = "&".join(f"{name}={value}" for name, value in sorted(pairs))
     return "\n".join((request.method, path, query, headers, ";".join(claim.signed), payload))

@@ -12,7 +12,10 @@ from loopline.cli import root
 from loopline.testing.live import Platform
 
 ALSO_LISTS = (("live",), ("status",), ("runs", "list"), ("endpoints", "traffic", "boxes"), ("audit", "verify"))
-WITH = {each: ("boxes",) for each in (("versions", "list"), ("requests", "list"), ("tests", "list"))}
+WITH = {
+    **dict.fromkeys((("versions", "list"), ("requests", "list"), ("tests", "list")), ("boxes",)),
+    ("tags", "list"): ("model", "boxes"),
+}
 NEITHER = ("credential", "serve", "up", "remote")
 
 
