@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.domain.capture import HEADER, META_FIELDS, encode_compact, encode_record, iter_records, read_columns
+from loopline.domain.capture import (
+    HEADER,
+    META_FIELDS,
+    encode_captured,
+    encode_compact,
+    encode_record,
+    ids_at,
+    iter_records,
+)
+from loopline.domain.capturecolumns import read_columns
 
 RECORDS = st.lists(st.tuples(st.dictionaries(st.text(), st.integers()), st.binary(), st.binary()), max_size=5)
 
@@ -112,6 +121,70 @@ def test_columns_say_what_the_records_say(given_, torn):
         assert told.get("purpose") == record.meta.get("purpose")
         values = [columns.at[number], columns.status[number], columns.latency_us[number]]
         assert values == [record.meta["at"], record.meta["status"], record.meta["latency_us"]]
+
+
+CAPTURED = st.tuples(
+    st.binary(min_size=23, max_size=23),
+    st.floats(0, 4e9),
+    st.integers(200, 599),
+    st.integers(0, 2**33),
+    st.binary(max_size=40),
+    st.binary(max_size=20),
+)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.lists(CAPTURED, min_size=1, max_size=9)), max_size=5), st.integers(0, 90)
+)
+def test_a_block_says_what_its_records_say_one_by_one(groups, torn):
+    contexts = [json.dumps({**CONTEXT, "version": version}).encode() for version in range(3)]
+    blocks = [encode_captured(contexts[number], captured) for number, captured in groups]
+    alone = [[encode_compact(contexts[number], *each) for each in captured] for number, captured in groups]
+    data = b"".join(blocks)
+    cut = max(0, len(data) - torn)
+    there = sum(len(b"".join(blocks[: count + 1])) <= cut for count in range(len(blocks)))
+    wanted, _ = iter_records(b"".join(record for group in alone[:there] for record in group))
+    records, size = iter_records(data[:cut])
+    assert records == wanted
+    assert size == len(b"".join(blocks[:there]))
+    columns, consumed = read_columns(data[:cut])
+    everything = np.arange(len(columns))
+    assert consumed == size and len(columns) == len(records)
+    assert columns.bodies(everything) == [record.body for record in records]
+    assert columns.answers(everything) == [record.answer for record in records]
+    told = zip(columns.at, columns.status, columns.latency_us, strict=True)
+    assert list(told) == [tuple(r.meta[name] for name in ("at", "status", "latency_us")) for r in records]
+    assert [columns.contexts[number]["version"] for number in columns.context] == [r.meta["version"] for r in records]
+    starts = {int(place) for place in columns.places[:, 0]}
+    ids = [identifier for start in sorted(starts) for identifier in ids_at(data, start)]
+    assert ids == [record.meta["id"].encode("latin-1") for record in records]
+
+
+@pytest.mark.parametrize("column", ["count", "bodies", "answers", "context", "short"])
+def test_a_block_that_contradicts_itself_ends_the_reading(column):
+    captured = [(IDENTIFIER, 1.0, 200, 5, b"one", b"1"), (IDENTIFIER, 2.0, 200, 5, b"three", b"3")]
+    good = encode_captured(b"{}", captured)
+    meta_length = HEADER.unpack_from(good)[1]
+    meta, rest = bytearray(good[HEADER.size : HEADER.size + meta_length]), good[HEADER.size + meta_length :]
+    place = {
+        "count": 2,
+        "bodies": len(meta) - 2 - 9,
+        "answers": len(meta) - 2 - 1,
+        "context": len(meta) - 1,
+        "short": 0,
+    }
+    if column == "short":
+        meta = meta[:2]
+    else:
+        meta[place[column]] ^= 1
+    bad = encode_record(bytes(meta), rest[:8], rest[8:])
+    for data, count in ((good, 2), (bad, 0), (good + bad + good, 2)):
+        assert len(iter_records(data)[0]) == len(read_columns(data)[0]) == count
+
+
+def test_a_latency_that_is_longer_than_its_place_is_the_longest():
+    records, _ = iter_records(encode_captured(b"{}", [(IDENTIFIER, 1.0, 200, 2**40, b"", b"")] * 2))
+    assert [record.meta["latency_us"] for record in records] == [2**32 - 1] * 2
 
 
 def test_what_is_no_number_is_nan_in_columns():

@@ -76,7 +76,7 @@ def test_segments_are_chosen_by_the_time_in_an_id() -> None:
 
 def test_an_index_of_join_ids_is_read_up_to_a_torn_line() -> None:
     index = captured.encode_join(0, "a") + captured.encode_join(70, "b") + captured.encode_join(90, "b") + b'[120, "c'
-    assert captured.find_joins(index, dict.fromkeys(["b", "c", "z"])) == {"b": 70}
+    assert captured.find_joins(index, dict.fromkeys(["b", "c", "z"])) == {"b": {70, 90}}
 
 
 def test_a_matrix_that_numpy_saved_is_rows_and_anything_else_is_none():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopline.domain.capture import iter_records
+from loopline.domain.capture import encode_captured, iter_records
 from loopline.gateway import headcache
 from loopline.gateway.allowances import Allowances
 from loopline.gateway.answers import RequestIds
@@ -104,8 +104,8 @@ class Rig:
         self.records = []
         self.control_socket = "nobody"
 
-    def add(self, record):
-        self.records.append(record)
+    def add(self, context, captured):
+        self.records.append(encode_captured(context, [captured]))
 
     def spawn(self, work):
         work.close()  # what is for control is not answered here

@@ -4,11 +4,13 @@ import asyncio
 import os
 import resource
 import signal
+import threading
 
 from loopline.domain.capture import META_FIELDS, encode_record, iter_records
 from loopline.gateway import spool as spool_module
 from loopline.gateway.spool import Segment, Spool
 
+IDENTIFIER = b"rq_01m7z3fq9hwvmhyftg00"
 ECHO = "def load(d): pass\ndef predict(m, batch): return [row[0] for row in batch]"
 
 
@@ -76,7 +78,7 @@ def test_segments_rotate_by_size(tmp_path, monkeypatch):
     async def write():
         spool = Spool(tmp_path)
         for number in range(50):
-            spool.add(encode_record({"n": number}, b"b" * 90))
+            spool.add(b'{"n": %d}' % number, (IDENTIFIER, 1.0, 200, 5, b"b" * 60, b""))
             spool.flush()
             await asyncio.sleep(0)
             while spool._writing is not None:
@@ -89,6 +91,63 @@ def test_segments_rotate_by_size(tmp_path, monkeypatch):
     assert all(len(segment.stem) == 15 and segment.stat().st_size < 1200 for segment in segments)
     numbers = [record.meta["n"] for segment in segments for record in iter_records(segment.read_bytes())[0]]
     assert numbers == list(range(50))
+
+
+def test_records_that_are_written_together_are_one_block_for_each_context(tmp_path):
+    bodies = [b"%d" % number for number in range(30)]
+
+    async def write():
+        spool = Spool(tmp_path)
+        for number, body in enumerate(bodies):
+            spool.add(b'{"endpoint": "%d"}' % (number % 2), (IDENTIFIER, number, 200, number, body, b"answer"))
+        await spool.close()
+
+    asyncio.run(write())
+    (segment,) = tmp_path.glob("*.seg")
+    data = segment.read_bytes()
+    assert data.count(b"endpoint") == 2
+    records, size = iter_records(data)
+    assert size == len(data)
+    assert [record.body for record in records] == bodies[::2] + bodies[1::2]
+    assert [record.meta["endpoint"] for record in records] == ["0"] * 15 + ["1"] * 15
+
+
+def test_a_block_that_cannot_be_written_counts_every_record_of_it(tmp_path, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    async def write():
+        spool = Spool(tmp_path)
+        for number in range(7):
+            spool.add(b"{}", (IDENTIFIER, number, 200, number, b"body", b"answer"))
+        spool.add(b'{"endpoint": "e"}', (IDENTIFIER, 1.0, 200, 5, b"", b""))
+        await spool.close()
+        return spool.dropped
+
+    monkeypatch.setattr(os, "write", full)
+    assert asyncio.run(write()) == 8
+
+
+def test_a_disk_that_does_not_answer_makes_the_gateway_hold_so_much_and_drop_the_rest(tmp_path, monkeypatch):
+    real, go_on = os.write, threading.Event()
+
+    def stuck(descriptor, data):
+        go_on.wait()
+        return real(descriptor, data)
+
+    async def write():
+        spool, body = Spool(tmp_path), bytes(1 << 20)
+        for number in range(40):
+            spool.add(b"{}", (IDENTIFIER, number, 200, number, body, b""))
+        go_on.set()
+        await spool.close()
+        return spool.dropped
+
+    monkeypatch.setattr(os, "write", stuck)
+    dropped = asyncio.run(write())
+    written = [record for path in tmp_path.glob("*.seg") for record in iter_records(path.read_bytes())[0]]
+    assert [record.meta["at"] for record in written] == list(range(40 - dropped))
+    assert spool_module.WAITING_BYTES <= (len(written) << 20) <= spool_module.WAITING_BYTES + (3 << 20)
 
 
 def test_a_write_that_fails_half_way_keeps_whole_records_and_cuts_the_torn_one_off(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from loopline.control import monitoring
 from loopline.control.context import Context
 from loopline.domain import captured, names
 from loopline.domain.access import Actor
-from loopline.domain.capture import HEADER, CaptureRecord, iter_records
+from loopline.domain.capture import HEADER, CaptureRecord, ids_at, iter_records
 from loopline.domain.captured import JOINS_SUFFIX, Prediction
 from loopline.domain.verification import of_evaluation
 from loopline.errors import InvalidInput, NotFound
@@ -21,8 +21,6 @@ from loopline.store.db import Row, Tx
 from loopline.store.schema import assets, evaluations, executions, keys, labels, pushes, runs, variants, versions
 
 MAX_SHOWN_BYTES = 64 * 1024
-_ID_AT = HEADER.size + len(b'{"id":"')
-_ID_LENGTH = 23
 _LABELS_AT_ONCE = 500
 
 
@@ -93,12 +91,12 @@ def _pick(data: bytes, wanted: Collection[str]) -> dict[str, CaptureRecord]:
         end = at + HEADER.size + meta + body + answer
         if end > size:
             break
-        # The gateway writes the id first; one that stands elsewhere is found by reading the whole meta.
-        identifier = data[at + _ID_AT : at + _ID_AT + _ID_LENGTH]
-        if identifier in keys_wanted or not identifier.startswith(b"rq_"):
-            whole, _ = iter_records(data[at:end])
-            if whole and str(whole[0].meta.get("id")).encode() in keys_wanted and not whole[0].meta.get("shadow"):
-                found[str(whole[0].meta["id"])] = whole[0]
+        # A gateway's ids have their place; one that stands elsewhere is found by reading the whole meta.
+        ids = ids_at(data, at)
+        if not keys_wanted.isdisjoint(ids) or not ids[0].startswith(b"rq_"):
+            for record in iter_records(data[at:end])[0]:
+                if str(record.meta.get("id")).encode() in keys_wanted and not record.meta.get("shadow"):
+                    found[str(record.meta["id"])] = record
         at = end
     return found
 
@@ -113,23 +111,21 @@ def find_by_join(ctx: Context, endpoint: str, wanted: Collection[str]) -> dict[s
             if not places:
                 continue
             data = _read(index.with_suffix(captured.SUFFIX))
-            for join, offset in places.items():
-                record = _record_at(data, offset)
-                if record is None or record.meta.get("join") != join or record.meta.get("endpoint") != endpoint:
-                    continue
-                if record.meta.get("shadow"):
-                    continue
-                if join not in found or found[join].meta["at"] < record.meta["at"]:
-                    found[join] = record
+            for join, offset in ((join, offset) for join, offsets in places.items() for offset in offsets):
+                for record in _records_at(data, offset):
+                    meta = record.meta
+                    if meta.get("join") != join or meta.get("endpoint") != endpoint or meta.get("shadow"):
+                        continue
+                    if join not in found or found[join].meta["at"] < meta["at"]:
+                        found[join] = record
     return found
 
 
-def _record_at(data: bytes, offset: int) -> CaptureRecord | None:
+def _records_at(data: bytes, offset: int) -> list[CaptureRecord]:
     if offset + HEADER.size > len(data):
-        return None
+        return []
     _, meta, body, answer = HEADER.unpack_from(data, offset)
-    whole, _ = iter_records(data[offset : offset + HEADER.size + meta + body + answer])
-    return whole[0] if whole else None
+    return iter_records(data[offset : offset + HEADER.size + meta + body + answer])[0]
 
 
 def scan(ctx: Context, endpoint: str, start: float, end: float) -> Iterator[CaptureRecord]:

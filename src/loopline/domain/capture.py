@@ -8,24 +8,24 @@ request whose answer nobody was given. It is written in one of two forms: a JSON
 byte 1, the status (u16), the latency (u32), the id (23 bytes), the time (f64) and a JSON object with the rest, the
 *context*, which many records repeat byte for byte. Either way the id stands 7 bytes behind the beginning of meta.
 
+Records of one context that are written together are one *block*, which looks like a record: its meta is a byte 2, their
+number n (u16), n ids, n times (f64), n statuses (u16), n latencies (u32), n lengths of bodies and n of answers (u32),
+and the context; its body are their bodies, its answer their answers, one after the other.
+
 A segment is appended to and never rewritten, but a process may die within a write. A reader therefore stops at a tail
 that is incomplete or does not match its checksum and continues there later; when a later segment of the same folder
 exists, nobody will complete that tail and the reader goes on with the later one.
 """
 
 import json
-import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgspec
-
-if TYPE_CHECKING:  # a gateway, which writes records and is waited for when it starts again, has no need of it
-    import numpy as np
-    import numpy.typing as npt
 
 HEADER = struct.Struct(">IIII")
 LENGTHS = struct.Struct(">III")
@@ -49,19 +49,18 @@ META_FIELDS = (
 PURPOSES = ("async", "function", "test")
 COPIES = "/shadow"  # behind a variant's name: its counters of copies, which belong to no total; no name has a slash
 
-COMPACT = 1
-_COMPACT = struct.Struct(">BHI23sd")
-_WHOLE = struct.Struct(">III" + _COMPACT.format[1:])
-_FIXED = {  # HEADER and _COMPACT as a type of numpy
-    "names": ["meta", "body", "answer", "form", "status", "latency_us", "at"],
-    "formats": [">u4", ">u4", ">u4", "u1", ">u2", ">u4", ">f8"],
-    "offsets": [4, 8, 12, 16, 17, 19, 46],
-    "itemsize": HEADER.size + _COMPACT.size,
-}
-_HEADER_SIZE, _COMPACT_SIZE = HEADER.size, _COMPACT.size
+COMPACT, BLOCK = 1, 2
+ID_BYTES = 23
+COMPACT_HEAD = struct.Struct(">BHI23sd")
+BLOCK_HEAD = struct.Struct(">BH")
+_WHOLE = struct.Struct(">III" + COMPACT_HEAD.format[1:])
 _MAX_LATENCY = 2**32 - 1
 _MAX_CONTEXTS = 4096
 _contexts: dict[bytes, dict[str, Any]] = {}
+
+
+Block = tuple[int, int, bytes]  # number of records, where their columns begin in the meta, context
+Captured = tuple[bytes, float, int, int, bytes | bytearray, bytes]  # id, time, status, latency in us, body, answer
 
 
 class CaptureRecord(NamedTuple):
@@ -70,35 +69,6 @@ class CaptureRecord(NamedTuple):
     meta: dict[str, Any]
     body: bytes
     answer: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Whole records side by side, for those who count many: entry n of each sequence belongs to the n-th record.
-
-    What is not a number in a record is NaN here.
-    """
-
-    data: bytes
-    contexts: list[dict[str, Any]]  # meta without what the other columns hold; many records share one
-    context: "npt.NDArray[np.int64]"  # the place in `contexts`
-    at: "npt.NDArray[np.float64]"
-    status: "npt.NDArray[np.float64]"
-    latency_us: "npt.NDArray[np.float64]"
-    places: "npt.NDArray[np.int64]"  # where in `data` the record, its body and its answer begin, and the end: n x 4
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def bodies(self, numbers: "npt.NDArray[np.int64]") -> list[bytes]:
-        """The bodies of these records."""
-        data = self.data
-        return [data[start:end] for start, end in self.places[numbers, 1:3].tolist()]
-
-    def answers(self, numbers: "npt.NDArray[np.int64]") -> list[bytes]:
-        """The answers of these records."""
-        data = self.data
-        return [data[start:end] for start, end in self.places[numbers, 2:4].tolist()]
 
 
 def encode_record(meta: Mapping[str, Any] | bytes, body: bytes = b"", answer: bytes = b"") -> bytes:
@@ -115,7 +85,7 @@ def encode_compact(
     rest = b"".join(
         (
             _WHOLE.pack(
-                _COMPACT.size + len(context),
+                COMPACT_HEAD.size + len(context),
                 len(body),
                 len(answer),
                 COMPACT,
@@ -132,6 +102,37 @@ def encode_compact(
     return crc32(rest).to_bytes(4, "big") + rest
 
 
+def encode_captured(context: bytes, captured: Sequence[Captured]) -> bytes:
+    """The bytes of records that share their context: a block, or the record alone. Their meta, 45 bytes each, must not
+    exceed ``MAX_META_BYTES``."""
+    if len(captured) == 1:
+        return encode_compact(context, *captured[0])
+    ids, times, statuses, latencies, bodies, answers = zip(*captured, strict=True)
+    count, body_lengths, answer_lengths = len(ids), list(map(len, bodies)), list(map(len, answers))
+    columns = _columns_of(count).pack(
+        *times, *statuses, *(min(each, _MAX_LATENCY) for each in latencies), *body_lengths, *answer_lengths
+    )
+    meta = BLOCK_HEAD.size + ID_BYTES * count + len(columns) + len(context)
+    lengths = LENGTHS.pack(meta, sum(body_lengths), sum(answer_lengths))
+    rest = b"".join((lengths, BLOCK_HEAD.pack(BLOCK, count), *ids, columns, context, *bodies, *answers))
+    return crc32(rest).to_bytes(4, "big") + rest
+
+
+@lru_cache(maxsize=1024)
+def _columns_of(count: int) -> struct.Struct:
+    """Times, statuses, latencies, lengths of bodies and of answers of the records of a block."""
+    return struct.Struct(f">{count}d{count}H{count}I{count}I{count}I")
+
+
+def ids_at(data: bytes, at: int) -> list[bytes]:
+    """The ids in the record or block that begins at ``at`` and is whole; of a record in JSON, what stands there."""
+    meta = at + HEADER.size
+    if data[meta : meta + 1] != b"\x02":
+        return [data[meta + 7 : meta + 7 + ID_BYTES]]
+    first, (_, count) = meta + BLOCK_HEAD.size, BLOCK_HEAD.unpack_from(data, meta)
+    return [data[place : place + ID_BYTES] for place in range(first, first + ID_BYTES * count, ID_BYTES)]
+
+
 def iter_records(buffer: bytes | bytearray | memoryview) -> tuple[list[CaptureRecord], int]:
     """The whole records at the front of ``buffer`` and how many bytes they take; the rest is an unfinished tail."""
     view = memoryview(buffer)
@@ -145,69 +146,54 @@ def iter_records(buffer: bytes | bytearray | memoryview) -> tuple[list[CaptureRe
         end = start + meta_length + body_length + answer_length
         if end > len(view) or crc32(view[at + 4 : end]) != crc:
             break
-        meta = _meta(bytes(view[start : start + meta_length]))
-        if meta is None:
-            break
         middle = start + meta_length + body_length
-        records.append(CaptureRecord(meta, bytes(view[start + meta_length : middle]), bytes(view[middle:end])))
+        body, answer = bytes(view[start + meta_length : middle]), bytes(view[middle:end])
+        found = _records(bytes(view[start : start + meta_length]), body, answer)
+        if found is None:
+            break
+        records += found
         at = end
     return records, at
 
 
-def read_columns(data: bytes) -> tuple[Columns, int]:
-    """As ``iter_records``, side by side: the whole records at the front of ``data``, and the bytes they take."""
-    at, size, view, unpack = 0, len(data), memoryview(data), HEADER.unpack_from
-    contexts: list[dict[str, Any]] = []
-    known: dict[bytes, int] = {}
-    starts: list[int] = []
-    numbers: list[int] = []
-    last, number = b"", -1  # the context of the record before, which most records share
-    while size - at >= _HEADER_SIZE:
-        crc, meta_length, body_length, answer_length = unpack(data, at)
-        meta = at + _HEADER_SIZE
-        body = meta + meta_length
-        end = body + body_length + answer_length
-        if end > size or crc32(view[at + 4 : end]) != crc or meta_length > MAX_META_BYTES:
-            break
-        raw = data[meta + _COMPACT_SIZE if meta_length >= _COMPACT_SIZE and data[meta] == COMPACT else meta : body]
-        if raw != last or number < 0:
-            last, number = raw, known.get(raw, -1)
-            if number < 0:
-                context = _context(raw)
-                if context is None:
-                    break
-                number = known[raw] = len(contexts)
-                contexts.append(context)
-        starts.append(at)
-        numbers.append(number)
-        at = end
-    return _columns(data, contexts, numbers, starts), at
+def _records(meta: bytes, body: bytes, answer: bytes) -> list[CaptureRecord] | None:
+    """The records of one frame; None when the frame makes no sense."""
+    if meta[:1] != b"\x02":
+        read = _meta(meta)
+        return None if read is None else [CaptureRecord(read, body, answer)]
+    block = block_of(meta)
+    if block is None:
+        return None
+    count, columns, raw = block
+    context, values = context_of(raw), _columns_of(count).unpack_from(meta, columns)
+    bodies, answers = values[3 * count : 4 * count], values[4 * count :]
+    if context is None or sum(bodies) != len(body) or sum(answers) != len(answer):
+        return None
+    ids = [meta[at : at + ID_BYTES].decode("latin-1") for at in range(BLOCK_HEAD.size, columns, ID_BYTES)]
+    told = zip(ids, values[:count], values[count : 2 * count], values[2 * count : 3 * count], strict=True)
+    return [
+        CaptureRecord(
+            {"id": identifier, "at": at, "status": status, "latency_us": latency, **context},
+            body[first:last],
+            answer[start:end],
+        )
+        for (identifier, at, status, latency), (first, last), (start, end) in zip(
+            told, pairwise(accumulate(bodies, initial=0)), pairwise(accumulate(answers, initial=0)), strict=True
+        )
+    ]
 
 
-def _columns(data: bytes, contexts: list[dict[str, Any]], numbers: list[int], starts: list[int]) -> Columns:
-    """What stands at the same place in every record, taken out of all of them at once."""
-    import numpy as np
-    from numpy.lib.stride_tricks import sliding_window_view
-
-    begin, context = np.array(starts, dtype=np.int64), np.array(numbers, dtype=np.int64)
-    kind: np.dtype[np.void] = np.dtype(_FIXED)  # type: ignore[call-overload]
-    room = np.frombuffer(data + bytes(kind.itemsize), dtype=np.uint8)  # a short record may stand at the end
-    fixed = sliding_window_view(room, kind.itemsize)[begin].view(kind)[:, 0]
-    body = begin + HEADER.size + fixed["meta"]
-    answer = body + fixed["body"]
-    values = [fixed[name].astype(np.float64) for name in ("at", "status", "latency_us")]
-    for place in np.flatnonzero(fixed["form"] != COMPACT).tolist():
-        for column, name in zip(values, ("at", "status", "latency_us"), strict=True):
-            column[place] = _number(contexts[numbers[place]].get(name))
-    places = np.column_stack([begin, body, answer, answer + fixed["answer"]])
-    return Columns(data, contexts, context, values[0], values[1], values[2], places)
+def block_of(meta: bytes) -> Block | None:
+    """(number of records, where their columns begin, context) of a block's meta; None when it is too short."""
+    if len(meta) < BLOCK_HEAD.size:
+        return None
+    count = BLOCK_HEAD.unpack_from(meta)[1]
+    columns = BLOCK_HEAD.size + ID_BYTES * count
+    end = columns + _columns_of(count).size
+    return (count, columns, meta[end:]) if count and end <= len(meta) else None
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _context(raw: bytes) -> dict[str, Any] | None:
+def context_of(raw: bytes) -> dict[str, Any] | None:
     """The JSON object in these bytes, which callers must not change; None when they hold none."""
     context = _contexts.get(raw)
     if context is None:
@@ -242,10 +228,10 @@ def _meta(text: bytes) -> dict[str, Any] | None:
 
 
 def _compact_meta(text: bytes) -> dict[str, Any] | None:
-    if len(text) < _COMPACT.size:
+    if len(text) < COMPACT_HEAD.size:
         return None
-    _, status, latency, identifier, at = _COMPACT.unpack_from(text)
-    context = _context(text[_COMPACT.size :])
+    _, status, latency, identifier, at = COMPACT_HEAD.unpack_from(text)
+    context = context_of(text[COMPACT_HEAD.size :])
     if context is None:
         return None
     return {"id": identifier.decode("latin-1"), "at": at, "status": status, "latency_us": latency, **context}

@@ -63,16 +63,17 @@ def encode_join(offset: int, join: str) -> bytes:
     return msgspec.json.encode([offset, join]) + b"\n"
 
 
-def find_joins(index: bytes, wanted: Mapping[str, Any]) -> dict[str, int]:
-    """{join id: offset of its record} of those wanted ids that the index lists; a torn last line is passed over."""
-    found: dict[str, int] = {}
+def find_joins(index: bytes, wanted: Mapping[str, Any]) -> dict[str, set[int]]:
+    """{join id: offsets of its records, or of their blocks} of those wanted that the index lists; a torn last line is
+    passed over."""
+    found: dict[str, set[int]] = {}
     for line in index.splitlines():
         try:
             offset, join = json.loads(line)
         except (ValueError, TypeError):
             continue
         if join in wanted:
-            found.setdefault(join, offset)
+            found.setdefault(join, set()).add(offset)
     return found
 
 

@@ -15,7 +15,6 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from loopline.domain.capture import encode_compact
 from loopline.domain.frames import MAX_FRAME_BYTES
 from loopline.errors import Forbidden, LooplineError, NotFound, Overloaded, RateLimited, Timeout, TooLarge, Unavailable
 from loopline.gateway.answers import CONTINUE, RETRY_AFTER, error_body, status_line, with_request_id
@@ -357,7 +356,7 @@ class Invocation(Exchange):
             body = self.payload
         else:
             body = answer = b""
-        gateway.spool.add(encode_compact(context, self.request_id, self.at, status, latency_us, body, answer))
+        gateway.spool.add(context, (self.request_id, self.at, status, latency_us, body, answer))
         self.payload = b""
 
     def _context(self, where: bytes) -> bytes:

@@ -8,7 +8,7 @@ answers goes to the spool under the request's id.
 import time
 from typing import NamedTuple, Protocol
 
-from loopline.domain.capture import encode_compact
+from loopline.domain.capture import Captured
 from loopline.gateway.links import Link
 from loopline.gateway.snapshot import EndpointSpec, VariantSpec
 
@@ -20,7 +20,7 @@ DROPPED, LATE, LOST = 429, 504, 503  # what is noted of a copy that has no answe
 class Spool(Protocol):
     """Where records go."""
 
-    def add(self, record: bytes) -> None:
+    def add(self, context: bytes, captured: Captured) -> None:
         """Keep one."""
 
 
@@ -107,4 +107,4 @@ class Copy:
         _, request_id, at, _, body = self._original
         kept = body if answer else b""
         context = self._original.context
-        self._spool.add(encode_compact(context, request_id, at, status, latency_us, kept, answer))
+        self._spool.add(context, (request_id, at, status, latency_us, kept, answer))

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loopline.domain.capture import COPIES, Columns
+from loopline.domain.capture import COPIES
+from loopline.domain.capturecolumns import Columns
 from loopline.domain.latency import bucket_numbers
 
 LARGEST_LATENCY_US = 86_400_000_000.0  # a day; anything longer can only be a clock that was set

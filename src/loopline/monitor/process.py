@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from loopline.config import Settings
-from loopline.domain.capture import Columns
+from loopline.domain.capturecolumns import Columns
 from loopline.errors import InvalidInput
 from loopline.monitor.compaction import Compaction
 from loopline.monitor.counters import UNCOUNTED, Counters

@@ -1,11 +1,12 @@
 """Reading the gateways' spools: from a position, whole records only, segment after segment."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from loopline.domain.capture import Columns, read_columns
+from loopline.domain.capturecolumns import Columns, read_columns
 from loopline.domain.captured import JOINS_SUFFIX, SUFFIX, encode_join, segments
 
 READ_BYTES = 1 << 20
@@ -80,6 +81,7 @@ class Tail:
         following = [name for name in names if name > current]
         if not following:
             return None, 0
+        _let_go(self._spool / folder, names[: names.index(current) + 1])
         self.positions[folder] = (following[0], 0)
         return Piece(folder, read_columns(b"")[0], (following[0], 0)), 1
 
@@ -109,6 +111,17 @@ class Tail:
         if self._index:
             _write_joins(path, offset, records)
         return records, size
+
+
+def _let_go(folder: Path, finished: list[str]) -> None:
+    """Let the kernel's page cache go of segments that were read to the end, newest last.
+
+    New segments then get pages that are warm, and the cache stays with what is read again. What is not on the disk yet
+    is only sent there: the segment before is asked for once more.
+    """
+    for name in finished[-2:]:
+        with contextlib.suppress(OSError), (folder / name).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _write_joins(path: Path, offset: int, records: Columns) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loopline.domain.baselines import PREDICTION, SCORE, Baseline, Counts, Numeric
-from loopline.domain.capture import Columns
+from loopline.domain.capturecolumns import Columns
 from loopline.domain.captured import typed
 from loopline.domain.drift import DriftPolicy, DriftReport, report
 from loopline.errors import InvalidInput
