@@ -9,6 +9,8 @@ ARGS ?=
 PROCESSES ?= 2
 ROWS ?= 2000000
 UPGRADE ?=
+# What `make demo` plays: the loop in loopline's own words, or scripts written for SageMaker.
+SYSTEM ?= patients
 # What the demo's project needs: its wheels are put into uv's cache before the demo's clock starts.
 DEMO_REQUIREMENTS ?= src/loopline/cli/templates/tabular/requirements.txt
 
@@ -18,6 +20,15 @@ RUNTIME := $(VENV)/.done/runtime-$(shell cat requirements.lock .ci/setup.py | sh
 DEV := $(VENV)/.done/dev-$(shell cat requirements.lock requirements-dev.lock .ci/setup.py | sha256sum | cut -c1-16)
 
 WHEELS := $(VENV)/.done/wheels-$(shell cat $(wildcard $(DEMO_REQUIREMENTS)) requirements.lock | sha256sum | cut -c1-16)
+# The same for a script of SageMaker: the packages that stand for its image; and the SDK in an environment of its own.
+IMAGE := sagemaker-scikit-learn
+IMAGE_WHEELS := $(VENV)/.done/image-$(shell cat src/loopline/domain/images.py requirements.lock | sha256sum | cut -c1-16)
+SDK := .clients/sagemaker2/installed
+
+DEMO_patients := examples/demo/run.py
+DEMO_sentiment := $(wildcard examples/sagemaker-sentiment/demo/run.py)
+NEEDS_patients := $(if $(wildcard $(DEMO_REQUIREMENTS)),$(WHEELS))
+NEEDS_sentiment := $(IMAGE_WHEELS) $(SDK)
 
 # Targets of scripts: each is there as soon as its script is.
 script = $(if $(wildcard $(2)),,$(1))
@@ -61,12 +72,24 @@ format: $(DEV) ## rewrite the code as `make check` wants it
 
 ifeq (,$(filter demo,$(ABSENT)))
 .PHONY: demo
-demo: $(RUNTIME) $(if $(wildcard $(DEMO_REQUIREMENTS)),$(WHEELS)) ## the whole loop on this machine, in a minute
-	@$(RUN) examples/demo/run.py $(ARGS)
+demo: $(RUNTIME) $(NEEDS_$(SYSTEM)) ## the whole loop on this machine, in a minute; SYSTEM=sentiment: driven by the SageMaker SDK
+	@$(if $(DEMO_$(SYSTEM)),,echo "SYSTEM=$(SYSTEM) is unknown: it is patients or sentiment" >&2; exit 2;) \
+	$(RUN) $(DEMO_$(SYSTEM)) $(ARGS)
+
+.PHONY: examples
+examples: $(RUNTIME) $(NEEDS_patients) $(NEEDS_sentiment) ## every example on a fresh platform; ARGS="credit-scoring" plays one
+	@$(RUN) examples/run.py $(ARGS)
 endif
 
 $(WHEELS): | $(RUNTIME)
 	@$(PYTHON) .ci/setup.py wheels $@ $(DEMO_REQUIREMENTS)
+
+$(IMAGE_WHEELS): | $(RUNTIME)
+	@$(RUN) -c "from loopline.domain.images import BUILT_IN; print(BUILT_IN['$(IMAGE)'])" > $(VENV)/.done/$(IMAGE).txt
+	@$(PYTHON) .ci/setup.py wheels $@ $(VENV)/.done/$(IMAGE).txt
+
+$(SDK): tests/wire/clients/sagemaker2.txt | $(RUNTIME)
+	@$(PYTHON) .ci/setup.py client $<
 
 ifeq (,$(filter faults,$(ABSENT)))
 .PHONY: faults

@@ -192,7 +192,7 @@ def fill_cache(stamp, requirements):
         if not uv_installs([str(word) for word in argv]):
             sys.exit(f"the packages of {requirements} could not be fetched")
         report(f"wheels of {requirements}", started, (0, 0), measure(Path(folder)))
-    mark_done("wheels", stamp)
+    mark_done(stamp.name.split("-")[0], stamp)
 
 
 def set_up_client(requirements):

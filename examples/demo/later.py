@@ -4,8 +4,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from installation import until
-from screen import Declined, expect
+from demonstration.installation import until
+from demonstration.screen import Declined, expect
 from stages import APPROVER, DATA_SCIENTIST, NAME, TOPIC, WAIT_SECONDS, Demo, moment
 from traffic import Answer, accuracy
 

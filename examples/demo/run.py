@@ -7,15 +7,23 @@
 Every figure comes from the platform that runs; an expectation that does not hold ends the demo with exit code 1.
 """
 
-import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import later
 import stages
-from installation import ROOT, Installation
-from screen import Declined, DemoFailed, Screen
+from demonstration.installation import Installation
+from demonstration.performance import perform
+from demonstration.screen import Screen
 from sink import Sink
+
+
+def show(screen: Screen, installation: Installation) -> None:
+    """Every stage, with a receiver of webhooks."""
+    with Sink() as sink:
+        play(screen, stages.Demo(screen, installation, sink))
 
 
 def play(screen: Screen, demo: stages.Demo) -> None:
@@ -44,45 +52,5 @@ def play(screen: Screen, demo: stages.Demo) -> None:
         later.questions(demo)
 
 
-def finish(screen: Screen, installation: Installation) -> None:
-    """The table, and what is left running."""
-    screen.summary()
-    if os.environ.get("EXIT") == "1":
-        installation.down()
-        screen.say("the platform is stopped; nothing of it is left running")
-        return
-    screen.say(f"loopline is still up: {installation.url}    (the page asks for the key)")
-    screen.say(f"administrator's key:  {installation.data / 'client.json'}")
-    screen.say(f"commands:             export LOOPLINE_DIR={installation.data}; loopline status")
-    screen.say(f"stop it:              kill {installation.pid}")
-
-
-def main() -> int:
-    """Run the demo; gives the exit code."""
-    screen = Screen()
-    folder = Path(os.environ.get("DEMO_DIR") or ROOT / ".demo").absolute()
-    installation = Installation(screen, folder)
-    code = 1
-    try:
-        with Sink() as sink:
-            play(screen, stages.Demo(screen, installation, sink))
-        finish(screen, installation)
-        code = 0
-    except Declined as error:
-        screen.say(f"{error}: the loop ends here, as it should")
-        installation.down()
-        code = 0
-    except DemoFailed as error:
-        screen.failed(str(error))
-        screen.say(f"logs: {installation.data / 'logs'}")
-    except KeyboardInterrupt:
-        screen.failed("interrupted")
-        code = 130
-    finally:
-        if code and installation.pid:
-            installation.down()
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(perform(show, folder=".demo", project=stages.NAME))

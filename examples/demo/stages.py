@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from installation import Installation, until
+from demonstration.installation import Installation, until
+from demonstration.screen import Declined, Screen, expect
 from patients import LIVE, NOISE, Stream, divide
-from screen import Declined, Screen, expect
 from sink import Sink
 from traffic import Answer, Traffic, accuracy, percentile
 

@@ -99,7 +99,7 @@ def test_the_demo_touches_no_folder_that_is_not_its_own(tmp_path: Path) -> None:
 def parts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(DEMO))
     yield importlib.import_module
-    for name in ("patients", "sink", "screen", "traffic"):
+    for name in ("patients", "sink"):
         sys.modules.pop(name, None)
 
 

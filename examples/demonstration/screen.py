@@ -1,4 +1,4 @@
-"""What the demo shows: coloured on a terminal, plain text everywhere else."""
+"""What a demonstration shows: coloured on a terminal, plain text everywhere else."""
 
 import os
 import shlex
@@ -76,10 +76,11 @@ class Screen:
         for line in rest:
             self._print(Text(f"      {line}"))
 
-    def command(self, words: Sequence[str], who: str | None = None) -> None:
-        """A command that is about to run, as one would type it."""
+    def command(self, words: Sequence[str] | str, who: str | None = None) -> None:
+        """A command that is about to run, as one would type it; a text stands there as it is."""
         as_whom = f"    (as {who})" if who else ""
-        self._print(Text.assemble("    ", ("$ ", "dim"), (shlex.join(words), "bold"), (as_whom, "dim")))
+        typed = words if isinstance(words, str) else shlex.join(words)
+        self._print(Text.assemble("    ", ("$ ", "dim"), (typed, "bold"), (as_whom, "dim")))
 
     def output(self, text: str, lines: int = 8) -> None:
         """What a command printed: its first ``lines``, or its last when negative; a long line takes two at most."""
@@ -95,12 +96,21 @@ class Screen:
     def ask(self, question: str) -> bool:
         """A person's yes or no."""
         while True:
-            try:
-                answer = self._out.input(Text(f"    {question} [y/n] ", style="bold yellow")).strip().lower()
-            except EOFError:
-                raise DemoFailed("INTERACTIVE=1 asks questions, and nobody is there to answer") from None
-            if answer in ("y", "yes", "n", "no"):
-                return answer.startswith("y")
+            answer = self._typed(f"{question} [y/n]")
+            if answer is None:
+                raise DemoFailed("INTERACTIVE=1 asks questions, and nobody is there to answer")
+            if answer.lower() in ("y", "yes", "n", "no"):
+                return answer.lower().startswith("y")
+
+    def ask_for(self, what: str) -> str:
+        """What a person types; empty when nothing, or when nobody is there."""
+        return self._typed(f"{what}:") or ""
+
+    def _typed(self, prompt: str) -> str | None:
+        try:
+            return self._out.input(Text(f"    {prompt} ", style="bold yellow")).strip()
+        except EOFError:
+            return None
 
     def summary(self) -> None:
         """The table at the end."""

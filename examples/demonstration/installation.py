@@ -1,4 +1,4 @@
-"""loopline as the demo starts and uses it: the same commands that a person would type."""
+"""loopline as a demonstration starts and uses it: the same commands that a person would type."""
 
 import fcntl
 import json
@@ -18,8 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from screen import WIDTH, DemoFailed, Screen, expect
-
+from demonstration.screen import WIDTH, DemoFailed, Screen, expect
 from loopline.config import run_dir_for
 from loopline.sdk.client import Client
 
@@ -31,6 +30,7 @@ STOP_SECONDS = 30.0
 POLL_SECONDS = 0.05
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 READY = re.compile(r"loopline is up at (http://\S+)")
+_TELLING = ("AWS_ENDPOINT_URL", "AWS_REGION")  # of what is exported, what is worth a line and no secret
 
 
 def until(what: str, look: Callable[[], Found | None], seconds: float, pause: float = POLL_SECONDS) -> Found:
@@ -44,17 +44,18 @@ def until(what: str, look: Callable[[], Found | None], seconds: float, pause: fl
 
 
 class Installation:
-    """A data directory and the platform on it; ``folder`` holds both, and the project."""
+    """A data directory and the platform on it; ``folder`` holds both, and the project, where commands run."""
 
-    def __init__(self, screen: Screen, folder: Path) -> None:
+    def __init__(self, screen: Screen, folder: Path, project: str) -> None:
         self.screen = screen
         self.folder = folder
         self.data = folder / "data"
-        self.project = folder / "patients"
+        self.project = folder / project
         self.log = folder / "up.log"
         self.url = ""
         self.pid = 0
         self.keys: dict[str, str] = {}  # of people, by name; the administrator's is found by the commands themselves
+        self.exported: dict[str, str] = {}  # what a shell exports for scripts
         found = Path(sys.executable).with_name("loopline")
         self._program = [str(found)] if found.exists() else [sys.executable, "-c", _MAIN]
 
@@ -155,28 +156,48 @@ class Installation:
 
         ``ok``: the exit codes that are expected. ``hide``: text that is shown as …, for keys.
         """
-        return self._run(["loopline", *words], [*self._program, *words], who=who, ok=ok, lines=lines, hide=hide)
+        argv = [*self._program, *words]
+        return self._run(["loopline", *words], argv, self._environ(who), who=who, ok=ok, lines=lines, hide=hide)
 
     def git(self, *words: str, who: str | None = None, lines: int = 8, show: bool = True) -> str:
         """Run git in the project."""
-        return self._run(["git", *words], ["git", *words], who=who, ok=(0,), lines=lines, show=show)
+        argv = ["git", *words]
+        return self._run(argv, argv, self._environ(who), who=who, lines=lines, show=show)
+
+    def export(self) -> None:
+        """Do to the environment of scripts what a person does to a shell's."""
+        self.screen.command('eval "$(loopline env)"')
+        said = self._run(["loopline", "env"], [*self._program, "env", "--json"], self._environ(), show=False)
+        self.exported = json.loads(said)
+        self.screen.output("\n".join(f"{name}={value}" for name, value in self.exported.items() if name in _TELLING))
+
+    def script(self, python: Path, *words: str, ok: Sequence[int] = (0,), lines: int = 8, show: bool = True) -> str:
+        """Run a script of the project with a Python of its own, as after ``export``, and show what it prints."""
+        expect(self.exported, "scripts run after export()")
+        environ = {name: value for name, value in self._environ().items() if not name.startswith(("AWS_", "PYTHON"))}
+        argv = [str(python), *words]
+        return self._run(
+            ["python", *words], argv, environ | self.exported, ok=ok, lines=lines, show=show, remarks=False
+        )
 
     def _run(
         self,
         shown: list[str],
         argv: list[str],
+        environ: dict[str, str],
         *,
-        who: str | None,
-        ok: Sequence[int],
-        lines: int,
+        who: str | None = None,
+        ok: Sequence[int] = (0,),
+        lines: int = 8,
         hide: str = "",
         show: bool = True,
+        remarks: bool = True,
     ) -> str:
         if show:
             self.screen.command(shown, who)
         cwd = self.project if self.project.exists() else self.folder
-        code, output, remarks = _as_on_a_terminal(argv, cwd, self._environ(who))
-        said = f"{remarks}{output}"
+        code, output, told = _as_on_a_terminal(argv, cwd, environ)
+        said = f"{told}{output}" if remarks or code not in ok else output
         if show:
             self.screen.output(re.sub(hide, "…", said) if hide else said, lines)
         expect(code in ok, f"{' '.join(shown)} exited {code}: {said.strip()}")

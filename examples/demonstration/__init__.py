@@ -1,0 +1,1 @@
+"""What demonstrations share: the screen, the installation that they start, and their beginning and end."""
