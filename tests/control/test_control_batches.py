@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from loopline.control import artifacts, assets, batches, deliveries, events, jobs, pushes, registry, topics
+from loopline.control import aliases, artifacts, assets, batches, deliveries, events, jobs, pushes, registry, topics
 from loopline.domain import states
 from loopline.domain.access import Actor
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
@@ -155,9 +155,9 @@ def test_a_data_asset_is_scored_and_the_output_becomes_one(world: World) -> None
 def test_the_champion_is_the_default(world: World) -> None:
     with pytest.raises(NotFound, match="no champion; say which version: boxes:1"):
         begin(world, plain(1), number=None)
-    registry.set_alias(world.ctx, world.actor, model="boxes", alias="champion", number=1)
+    aliases.set_alias(world.ctx, world.actor, model="boxes", alias="champion", number=1)
     assert begin(world, plain(1), number=None)["number"] == 1
-    registry.delete_alias(world.ctx, world.actor, model="boxes", alias="champion")
+    aliases.delete_alias(world.ctx, world.actor, model="boxes", alias="champion")
 
 
 # -- bad rows ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loopline.control import endpoints, events, multimodel, pushes, registry, rollouts
+from loopline.control import aliases, endpoints, events, multimodel, pushes, registry, rollouts
 from loopline.domain.access import Actor
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
 from loopline.testing.boxes import LOOP, follow, project
@@ -55,7 +55,7 @@ def test_versions_come_and_go_and_the_last_added_answers_to_the_name(world: Worl
     assert {(s["on_demand"], s["group"], s["idle_seconds"]) for s in servers} == {(True, "many", 3600)}
     assert len({s["fork"] for s in servers}) == 1
     registry.approve(ctx, actor, model="boxes", number=2)
-    registry.set_alias(ctx, actor, model="boxes", alias="blue", number=2)
+    aliases.set_alias(ctx, actor, model="boxes", alias="blue", number=2)
     multimodel.add(ctx, EDITOR, endpoint="many", models=["boxes@blue"])
     assert served(world) == {"boxes:1": False, "boxes:2": True, "jars:1": True}
     multimodel.remove(ctx, EDITOR, endpoint="many", model="boxes:2")

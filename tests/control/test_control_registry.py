@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loopline.control import access, executions, gates, registry, versions
+from loopline.control import access, aliases, executions, gates, registry, versions
 from loopline.domain.access import Actor
 from loopline.errors import Forbidden, GateRefused, InvalidInput
 from loopline.testing.boxes import LOOP, PIPELINE, project
@@ -19,7 +19,7 @@ def show(world: World, number: int) -> dict[str, Any]:
 
 
 def champion(world: World, number: int) -> None:
-    registry.set_alias(world.ctx, world.actor, model="boxes", alias="champion", number=number)
+    aliases.set_alias(world.ctx, world.actor, model="boxes", alias="champion", number=number)
 
 
 def test_versions_count_up_and_list_newest_first(world: World, run: Run) -> None:

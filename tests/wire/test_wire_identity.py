@@ -79,6 +79,24 @@ def test_a_role_is_a_name_that_may_be_taken_for_a_while(platform: Platform, clie
     assert "SageMakerRole" in names and "Another" not in names
 
 
+def test_a_temporary_key_ends_with_the_key_that_took_it(platform: Platform, client: Client) -> None:
+    made = platform.call("POST", "/api/access-keys", {"name": "parent"})
+
+    def taken(key: dict[str, Any]) -> dict[str, Any]:
+        lent = client("sts", key).get_session_token()["Credentials"]
+        return {"id": lent["AccessKeyId"], "secret_key": lent["SecretAccessKey"], "token": lent["SessionToken"]}
+
+    child = taken(made)
+    grandchild = taken(child)
+    assert client("sts", grandchild).get_caller_identity()["Account"] == "123456789012"
+
+    platform.call("DELETE", f"/api/access-keys/{made['id']}")
+
+    for key in (child, grandchild):
+        with pytest.raises(ClientError, match="InvalidClientTokenId"):
+            client("sts", key).get_caller_identity()
+
+
 def test_nobody_takes_a_role_that_may_more(platform: Platform, client: Client) -> None:
     editor = platform.call("POST", "/api/access-keys", {"name": "editor", "role": "editor"})
 

@@ -1,13 +1,16 @@
 """Access keys: list, create, revoke."""
 
+from typing import Any
+
 import click
 
+from loopline.cli.keys import whose
 from loopline.cli.session import Session, options
 
 COLUMNS = (
     ("KEY", "id"),
     ("USER", "user"),
-    ("NAME", lambda key: key["name"] or key["alias"]),
+    ("NAME", lambda key: key["alias"] or key["name"]),
     ("ROLE", "role"),
     ("ENDPOINTS", lambda key: ",".join(key["endpoints"] or [])),
     ("EXPIRES", "expires_at"),
@@ -28,24 +31,11 @@ def list_(session: Session) -> None:
 
 
 @access_keys.command()
-@click.option("--user", help="Whose (default: your own).")
-@click.option("--name", help="What it is for.")
-@click.option("--role", help="Not more than the user's own (default: the user's).")
-@click.option("--endpoint", "endpoints", multiple=True, help="For invoker keys: NAME, * for all.")
-@click.option("--days", "expires_days", type=float, help="Days until it expires (default: 90).")
+@whose
 @options
-def create(
-    session: Session,
-    *,
-    user: str | None,
-    name: str | None,
-    role: str | None,
-    endpoints: tuple[str, ...],
-    expires_days: float | None,
-) -> None:
+def create(session: Session, *, endpoints: tuple[str, ...], **given: Any) -> None:
     """Make an access key. Id and secret are shown once, on stdout."""
-    given = {"user": user, "name": name, "role": role, "endpoints": list(endpoints) or None}
-    made = session.client.post("access-keys", **given, expires_days=expires_days)
+    made = session.client.post("access-keys", endpoints=list(endpoints) or None, **given)
     session.note(f"an access key of {made['user']} ({made['role']}), shown this once:")
     session.done(made, f"AWS_ACCESS_KEY_ID={made['id']}\nAWS_SECRET_ACCESS_KEY={made['secret_key']}")
 
@@ -54,5 +44,5 @@ def create(
 @click.argument("key_id", metavar="KEY")
 @options
 def revoke(session: Session, key_id: str) -> None:
-    """Make an access key useless, at once."""
+    """Make an access key useless, at once, with the temporary ones that were taken with it."""
     session.done(session.client.delete("access-keys", key_id), f"access key {key_id} revoked")

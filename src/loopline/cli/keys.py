@@ -31,6 +31,19 @@ COLUMNS = (
 )
 
 
+def whose(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that say whose a new key is, and what it opens."""
+    for option in (
+        click.option("--days", "expires_days", type=float, help="Days until it expires (default: 90)."),
+        click.option("--endpoint", "endpoints", multiple=True, help="For invokers: NAME, function:NAME, * for all."),
+        click.option("--role", help="Not more than the user's own (default: the user's)."),
+        click.option("--name", help="What it is for."),
+        click.option("--user", help="Whose (default: your own)."),
+    ):
+        function = option(function)
+    return function
+
+
 def limits(function: Callable[..., None]) -> Callable[..., None]:
     """The options that limit a key."""
     for option in (
@@ -55,38 +68,16 @@ def list_(session: Session) -> None:
 
 
 @keys.command()
-@click.option("--user", help="Whose (default: your own).")
-@click.option("--name", help="What it is for (default: its endpoint); two of one name may be live, for rotation.")
-@click.option("--role", help="Not more than the user's own (default: the user's).")
-@click.option("--endpoint", "endpoints", multiple=True, help="For invoker keys: NAME, function:NAME, * for all.")
-@click.option("--days", "expires_days", type=float, help="Days until it expires (default: 90).")
+@whose
 @limits
 @options
-def create(
-    session: Session,
-    *,
-    user: str | None,
-    name: str | None,
-    role: str | None,
-    endpoints: tuple[str, ...],
-    expires_days: float | None,
-    rate: float | None,
-    burst: float | None,
-    quota: str | None,
-) -> None:
-    """Make a key. It is shown once, on stdout."""
+def create(session: Session, *, name: str | None, endpoints: tuple[str, ...], **given: Any) -> None:
+    """Make a key. It is shown once, on stdout.
+
+    Its name is its endpoint's unless you say one; two of one name may be live, for rotation.
+    """
     name = name or next((endpoint for endpoint in endpoints if endpoint != "*"), None)
-    made = session.client.post(
-        "keys",
-        user=user,
-        name=name,
-        role=role,
-        endpoints=list(endpoints) or None,
-        expires_days=expires_days,
-        rate=rate,
-        burst=burst,
-        quota=quota,
-    )
+    made = session.client.post("keys", name=name, endpoints=list(endpoints) or None, **given)
     article = "an" if made["role"][0] in "aei" else "a"
     session.note(f"{article} {made['role']} key of {made['user']}, shown this once:")
     session.done(made, made["key"])

@@ -35,6 +35,7 @@ def scripts() -> None:
 @click.option("--channel", "channels", multiple=True, metavar="NAME=s3://...", help="Objects that it finds as files.")
 @click.option("--variable", "variables", multiple=True, metavar="NAME=VALUE", help="Of its environment.")
 @click.option("--output", help="s3://BUCKET/PREFIX where the model goes.")
+@click.option("--role", help="What its own calls may: a name of `loopline roles list`. Without it, nothing.")
 @click.option("--hosts", type=int, default=1, show_default=True, help="Processes that know of each other.")
 @options
 def run(
@@ -48,6 +49,7 @@ def run(
     channels: tuple[str, ...],
     variables: tuple[str, ...],
     output: str | None,
+    role: str | None,
     hosts: int,
 ) -> None:
     """Train with a program of FOLDER; it finds its data, settings and folders in SM_ variables and below /opt/ml."""
@@ -60,6 +62,7 @@ def run(
         "channels": {channel: {"uri": uri} for channel, uri in pairs_of(channels).items()},
         "environment": pairs_of(variables),
         "output_uri": output or "",
+        "role": role or "",
         "hosts": hosts,
     }
     made = session.client.post("scripts", name=name, settings=settings)

@@ -41,7 +41,8 @@ class JobSpec:
 
     ``argv`` belongs to the kind "command" and is never given to a shell; ``call`` belongs to the others. An empty
     ``python`` is the backend's own choice of interpreter, an empty ``workdir`` a new folder inside the attempt's.
-    ``warm`` names the forkserver of the environment, if there is one; it changes nothing but the speed.
+    ``warm`` names the forkserver of the environment, if there is one; it changes nothing but the speed. ``hidden``:
+    variables whose values the log does not show.
     """
 
     attempt: str
@@ -52,6 +53,7 @@ class JobSpec:
     python: str = ""
     workdir: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     sandbox: Sandbox = field(default_factory=Sandbox)
     warm: str | None = None

@@ -170,6 +170,7 @@ class SubprocessBackend:
             "limits": {name: value for name, value in asdict(spec.limits).items() if value is not None},
             "sandbox": sandbox,
             "wake": str(self.wake),
+            **({"hidden": list(spec.hidden)} if spec.hidden else {}),
         }
 
     def _start(self, spec: JobSpec, folder: Path, written: dict[str, Any]) -> None:

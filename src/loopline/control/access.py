@@ -194,13 +194,14 @@ def _key(tx: Tx, key: str) -> Row:
 
 
 def revoke_key(ctx: Context, actor: Actor, *, key: str) -> dict[str, Any]:
-    """Make a key useless. Gateways refuse it as soon as they have the next snapshot."""
+    """Make a key useless, and the temporary ones taken with it. Gateways refuse it with the next snapshot."""
     with ctx.db.transaction(durable=True) as tx:
         row = _key(tx, key)
         if row["user"] != actor.name:
             access.require(actor, Permission.ADMIN)
         if row["revoked_at"] is None:
             records.set(tx, "key", key, actor=actor.name, revoked_at=tx.now)
+            access_keys.end_taken(ctx, tx, actor, key=key)
             row["revoked_at"] = tx.now
             snapshots.write(ctx, tx, actor=actor.name, reason=f"key {key} revoked")
     return _public(row)

@@ -2,10 +2,12 @@
 
 A signature can only be checked with the secret itself, so it is kept, sealed among the secrets, and shown once. A key
 acts for its user with the user's role or a lesser one; a temporary one also bears a token and the name that it was
-taken under.
+taken under. It ends with the key that it was taken with, or with the attempt at a job that it was made for.
 """
 
+import hmac
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +129,6 @@ def lend(ctx: Context, actor: Actor, *, alias: str, role: str, session: str, sec
         raise Forbidden(f"{actor.name} has the role {actor.role} and cannot take the role {alias}, which is {role}")
     if role == "invoker":
         raise Forbidden("an invoker's key names its endpoints, and a temporary one has none of its own")
-    token = secrets.token_urlsafe(96)
     with ctx.db.transaction(durable=True) as tx:
         _forget(ctx, tx)
         made, secret = _make(
@@ -136,15 +137,42 @@ def lend(ctx: Context, actor: Actor, *, alias: str, role: str, session: str, sec
             actor,
             TEMPORARY,
             user=actor.name,
-            name=None,
+            name=actor.key,
             role=role,
             endpoints=["*"],
             alias=alias,
             session=session,
-            token_sha256=rules.hash_secret(token),
             expires_at=tx.now + seconds,
         )
-    return {**_public(made), "secret_key": secret, "token": token}
+    return {**_public(made), "secret_key": secret, "token": _token(secret)}
+
+
+def of_attempt(ctx: Context, *, attempt: str, loan: Mapping[str, Any], seconds: float) -> dict[str, str]:
+    """The temporary key of an attempt at a job, the same each time that it is asked for: {"id", "secret_key", "token"}.
+
+    ``loan``: ``user``, ``alias``, ``role`` and ``session`` of the key. ``end_with`` ends it, ``seconds`` at the latest.
+    """
+    with ctx.db.transaction() as tx:
+        row = tx.row(sa.select(access_keys).where(_taken_with(attempt)))
+        if row is not None:
+            secret = ctx.secrets.get(tx, _secret_name(row["id"]))
+        else:
+            _forget(ctx, tx)
+            expires_at = tx.now + seconds
+            row, secret = _make(
+                ctx, tx, SYSTEM, TEMPORARY, name=attempt, endpoints=["*"], expires_at=expires_at, **loan
+            )
+    return {"id": row["id"], "secret_key": secret, "token": _token(secret)}
+
+
+def _taken_with(holder: str) -> sa.ColumnElement[bool]:
+    """The temporary keys that a key, or an attempt, has or had taken."""
+    return access_keys.c.token_sha256.is_not(None) & (access_keys.c.name == holder)
+
+
+def _token(secret: str) -> str:
+    """What a temporary key's requests bear beside their signature; whoever knows the secret knows it, too."""
+    return hmac.digest(secret.encode(), b"token", "sha256").hex()
 
 
 def _forget(ctx: Context, tx: Tx) -> None:
@@ -160,6 +188,8 @@ def _make(ctx: Context, tx: Tx, actor: Actor, prefix: str, **values: Any) -> tup
     key_id = prefix + "".join(secrets.choice(_ALPHABET) for _ in range(16))
     secret = secrets.token_urlsafe(30)
     ctx.secrets.set(tx, _secret_name(key_id), secret)
+    if prefix == TEMPORARY:
+        values["token_sha256"] = rules.hash_secret(_token(secret))
     row = records.create(tx, "access_key", actor=actor.name, id=key_id, created_by=actor.name, **values)
     snapshots.write(ctx, tx, actor=actor.name, reason=f"access key {key_id} created")
     return row, secret
@@ -178,7 +208,7 @@ def list_(ctx: Context, actor: Actor) -> dict[str, Any]:
 
 
 def revoke(ctx: Context, actor: Actor, *, key: str) -> dict[str, Any]:
-    """Make an access key useless, at once; its secret is removed."""
+    """Make an access key useless, at once, and all that were taken with it; their secrets are removed."""
     with ctx.db.transaction(durable=True) as tx:
         row = records.find(tx, "access_key", id=key)
         if row is None:
@@ -200,6 +230,22 @@ def _end(ctx: Context, tx: Tx, actor: Actor, row: Row) -> None:
     if row["revoked_at"] is None:
         records.set(tx, "access_key", row["id"], actor=actor.name, revoked_at=tx.now)
         ctx.secrets.delete(tx, _secret_name(row["id"]))
+    end_taken(ctx, tx, actor, key=row["id"])
+
+
+def end_taken(ctx: Context, tx: Tx, actor: Actor, *, key: str) -> None:
+    """End the temporary keys that were taken with a key, of either kind, and those that were taken with them."""
+    live = _taken_with(key) & access_keys.c.revoked_at.is_(None)
+    for row in tx.rows(sa.select(access_keys).where(live)):
+        _end(ctx, tx, actor, row)
+
+
+def end_with(ctx: Context, tx: Tx, attempt: str) -> None:
+    """Remove the key of an attempt that is over, and end what was taken with it."""
+    for row in tx.rows(sa.select(access_keys).where(_taken_with(attempt))):
+        _end(ctx, tx, SYSTEM, row)
+        records.delete(tx, "access_key", row["id"], actor=SYSTEM.name)
+        snapshots.write(ctx, tx, actor=SYSTEM.name, reason=f"access key {row['id']} ended with its job")
 
 
 def _secret_name(key: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import artifacts, assets, events, jobs, outputs, registry, specs
+from loopline.control import aliases, artifacts, assets, events, jobs, outputs, registry, specs
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import names, states
 from loopline.domain.access import Actor
@@ -70,7 +70,7 @@ def run(
     """
     _check_numbers(workers, rows_per_call, max_bad_share, timeout_seconds)
     with ctx.db.transaction(durable=True) as tx:
-        version = registry.champion_or(tx, model, number)
+        version = aliases.champion_or(tx, model, number)
         project = registry.model_row(tx, model)["project"]
         registry.check_deployable(tx, version, actor, force=force, reason=reason)
         artifacts.check_trust(ctx, version["artifact"])

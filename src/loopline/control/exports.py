@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import loopline
-from loopline.control import artifacts, lineage, outputs, registry
+from loopline.control import aliases, artifacts, lineage, outputs, registry
 from loopline.control.context import Context
 from loopline.domain import warmup
 from loopline.domain.access import Actor
@@ -39,7 +39,7 @@ def export(
     A version that is not Approved is refused unless ``force``, which an approver may use with a ``reason``.
     """
     with ctx.db.transaction(durable=True) as tx:
-        version = registry.champion_or(tx, model, number)
+        version = aliases.champion_or(tx, model, number)
         registry.check_deployable(tx, version, actor, force=force, reason=reason)
         artifacts.check_trust(ctx, version["artifact"])
         if not version["environment"]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from loopline.control import artifacts, jobs, objects, outputs, registry, servables, specs
+from loopline.control import aliases, artifacts, jobs, objects, outputs, registry, servables, specs
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import gates, measures, names, states
 from loopline.domain.access import Actor
@@ -32,7 +32,7 @@ def begin(ctx: Context, tx: Tx, version: Row, *, actor: str) -> Row | None:
     if model["gate_mode"] == "off":
         return None
     policy = model["gate"] or {}
-    champion = registry.by_alias(tx, version["model"], registry.CHAMPION)
+    champion = aliases.by_alias(tx, version["model"], aliases.CHAMPION)
     if champion is not None and champion["id"] == version["id"]:
         champion = None
     row = records.create(

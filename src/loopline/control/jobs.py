@@ -15,8 +15,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.compute import JobSpec, Limits, LogChunk, Sandbox
-from loopline.control import exits, outputs, tracking
+from loopline.compute import LogChunk
+from loopline.control import exits, launches, outputs, tracking
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import states
 from loopline.domain.access import Actor
@@ -29,7 +29,6 @@ from loopline.store.schema import attempts, jobs
 log_ = logging.getLogger(__name__)
 
 MAX_LOST = 5  # attempts of one job that may vanish with their host before the job fails
-STOP_GRACE_SECONDS = 10.0
 ENDED_EARLY = frozenset({"stopped", "timeout"})  # a program that was told to end has had time to save what it has
 UNSENT_SECONDS = 15.0  # an attempt that is recorded and was not handed over by then never will be
 
@@ -48,8 +47,10 @@ def submit(
     backoff_seconds: float = 0.0,
     retry: dict[str, Any] | None = None,
 ) -> Row:
-    """Record a job; it starts after the commit when a slot is free, else when one is. ``spec``: see ``_job_spec``;
-    ``retry``: a ``domain.pipelines.Retry``."""
+    """Record a job; it starts after the commit when a slot is free, else when one is.
+
+    ``spec``: see ``launches.spec_of``; ``retry``: a ``domain.pipelines.Retry``.
+    """
     job = records.create(
         tx,
         "job",
@@ -136,7 +137,7 @@ def _begin(ctx: Context, tx: Tx, job: Row) -> Row:
 def _launch(ctx: Context, attempt: Row, job: Row) -> None:
     """Hand an attempt to the backend. When its inputs cannot be laid out, the attempt fails with the reason."""
     try:
-        ctx.compute.submit(_job_spec(ctx, attempt, job))
+        ctx.compute.submit(launches.spec_of(ctx, attempt, job))
     except (LooplineError, OSError) as error:
         exit_ = {
             "code": None,
@@ -145,65 +146,6 @@ def _launch(ctx: Context, attempt: Row, job: Row) -> None:
             "error": {"type": type(error).__name__, "message": str(error)},
         }
         _finish(ctx, attempt["id"], exit_, {}, [])
-
-
-def _job_spec(ctx: Context, attempt: Row, job: Row) -> JobSpec:
-    """What the backend is given.
-
-    A job's ``spec`` holds: python, argv or call, tree (digest), inputs {place: {sha256, kind, name}}, places {key of
-    the call: place}, environ, limits, network, environment_path, write (folders that outlive the attempt),
-    forkserver (id of the environment's forkserver).
-    """
-    spec = job["spec"]
-    folder = ctx.settings.dir / "attempts" / attempt["id"]
-    call = dict(spec.get("call") or {})
-    read = [spec["environment_path"]] if spec.get("environment_path") else []
-    if spec.get("tree"):
-        tree = outputs.tree_path(ctx, spec["tree"])
-        read.append(str(tree))
-        if "argv" in spec:
-            outputs.copy_tree(tree, folder / "work")
-        else:
-            call["tree"] = str(tree)
-    laid = {
-        place: outputs.lay_out(ctx, folder / "inputs", place, entry["sha256"], entry["kind"], entry["name"])
-        for place, entry in (spec.get("inputs") or {}).items()
-    }
-    if "arguments" in call:
-        call["arguments"] = outputs.place_inputs(laid, call["arguments"])
-    for name, place in (spec.get("places") or {}).items():
-        _place(call, name.split("."), laid, place)
-    limits = {
-        "memory_mb": ctx.settings.job_memory_mb,
-        "disk_mb": ctx.settings.job_disk_mb,
-        "log_mb": ctx.settings.job_log_mb,
-        "open_files": ctx.settings.job_open_files,
-        "grace_seconds": STOP_GRACE_SECONDS,
-        **(spec.get("limits") or {}),
-    }
-    return JobSpec(
-        attempt=attempt["id"],
-        token=attempt["token"],
-        kind=job["kind"],
-        python=spec.get("python") or "",
-        argv=tuple(spec.get("argv") or ()),
-        call=call,
-        workdir=str(folder / "work") if "argv" in spec else "",
-        environ={**(spec.get("environ") or {})},
-        limits=Limits(**limits),
-        sandbox=Sandbox(
-            read=tuple(read), write=tuple(spec.get("write") or ()), network=bool(spec.get("network", True))
-        ),
-        warm=spec.get("forkserver"),
-    )
-
-
-def _place(call: dict[str, Any], keys: list[str], laid: dict[str, str], place: str) -> None:
-    """Put an input's path into the call; a place that ends in ``/`` means the folder that holds it."""
-    for key in keys[:-1]:
-        call[key] = dict(call.get(key) or {})
-        call = call[key]
-    call[keys[-1]] = str(Path(laid[place[:-1]]).parent) if place.endswith("/") else laid[place]
 
 
 # -- collecting -------------------------------------------------------------------------------------------------------
@@ -282,6 +224,7 @@ def _finish(
         tracking.ingest_in(ctx, tx, attempt, job, artifacts)
         ended: dict[str, Any] = {"reason": exits.reason(exit_), "exit": exit_, "ended_at": tx.now}
         records.move(tx, "attempt", attempt_id, status, actor=SYSTEM.name, known=attempt, **ended)
+        launches.over(ctx, tx, attempt_id, job)
         if states.is_terminal("job", job["status"]):
             return
         job = _settle(tx, job, status, exit_, results)
@@ -342,6 +285,7 @@ def _lose(ctx: Context, attempt_id: str) -> None:
         reason = "its process is gone without a result"
         records.move(tx, "attempt", attempt_id, AttemptStatus.LOST, actor=SYSTEM.name, reason=reason, ended_at=tx.now)
         job = records.get(tx, "job", attempt["job"])
+        launches.over(ctx, tx, attempt_id, job)
         if states.is_terminal("job", job["status"]):
             return
         job = _settle_lost(tx, job, reason)
@@ -395,7 +339,7 @@ def recover(ctx: Context) -> None:
     for attempt, job in found:
         try:
             if ctx.compute.poll(attempt["id"]).state == "unclaimed":
-                ctx.compute.submit(_job_spec(ctx, attempt, job))
+                ctx.compute.submit(launches.spec_of(ctx, attempt, job))
         except NotFound:
             _lose(ctx, attempt["id"])
         except (LooplineError, OSError) as error:
@@ -426,7 +370,7 @@ def stop_attempts(ctx: Context, job_id: str) -> float | None:
         live = tx.rows(query)
         limits = (records.get(tx, "job", job_id)["spec"] or {}).get("limits") or {}
     for row in live:
-        ctx.compute.stop(row["id"], limits.get("grace_seconds", STOP_GRACE_SECONDS))
+        ctx.compute.stop(row["id"], limits.get("grace_seconds", launches.GRACE_SECONDS))
         collect(ctx, row["id"])
     return 1.0 if live else None
 

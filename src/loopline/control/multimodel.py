@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import endpoints, fleets, processes, registry, rollouts, snapshots, variants
+from loopline.control import aliases, endpoints, fleets, processes, registry, rollouts, snapshots, variants
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import names
 from loopline.domain.access import Actor
@@ -54,7 +54,7 @@ def _endpoint(tx: Tx, name: str) -> Row:
 def _resolve(tx: Tx, reference: str) -> Row:
     model, at, alias = reference.partition("@")
     if at:
-        version = registry.by_alias(tx, model, alias)
+        version = aliases.by_alias(tx, model, alias)
         if version is None:
             raise NotFound(f"the model {model!r} has no alias {alias!r}")
         return version

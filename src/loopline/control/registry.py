@@ -1,4 +1,4 @@
-"""The registry: models, their versions, approval, aliases and lineage.
+"""The registry: models, their versions, approval and lineage.
 
 A version's approval is a decision with a name, a time, a comment and the evidence as it stood; the gate's mode is a
 property of the model. Nothing here deploys: the approval is an event, and the rollout reacts to it.
@@ -29,8 +29,6 @@ from loopline.store.schema import (
 )
 
 GATE_MODES = ("enforce", "advisory", "off")
-CHAMPION = "champion"
-CHALLENGER = "challenger"
 APPROVED_AGAIN = "approved_again"  # the event of an approval that changed no status
 
 
@@ -112,7 +110,7 @@ def list_models(
     with ctx.db.read() as tx:
         rows = tx.rows(query.limit(limit + 1).offset(offset))
         for row in rows:
-            row["aliases"] = _aliases(tx, row["name"])
+            row["aliases"] = aliases_of(tx, row["name"])
     return events.page(rows, limit, offset)
 
 
@@ -127,7 +125,7 @@ def show_model(ctx: Context, actor: Actor, *, model: str) -> dict[str, Any]:
     """A registered model with its aliases."""
     with ctx.db.read() as tx:
         row = model_row(tx, model)
-        row["aliases"] = _aliases(tx, model)
+        row["aliases"] = aliases_of(tx, model)
     return row
 
 
@@ -218,7 +216,7 @@ def list_versions(
             model_row(tx, model)
         rows = tx.rows(query.limit(limit + 1).offset(offset))
         verification.add(tx, rows)
-        named = {name: _aliases(tx, name) for name in {row["model"] for row in rows}}
+        named = {name: aliases_of(tx, name) for name in {row["model"] for row in rows}}
     for row in rows:
         _shorten(row, named[row["model"]])
     return events.page(rows, limit, offset)
@@ -246,7 +244,7 @@ def show_version(ctx: Context, actor: Actor, *, model: str, number: int) -> dict
         verification.add(tx, [row])
         converted = sa.select(compilations).where(compilations.c.version == row["id"])
         row["compilation"] = tx.row(converted.order_by(compilations.c.created_at.desc()).limit(1))
-        named = _aliases(tx, model)
+        named = aliases_of(tx, model)
         history = events.list_(ctx, actor, noun="version", record=row["id"], limit=100)["items"]
     _shorten(row, named)
     row["history"] = [
@@ -387,17 +385,6 @@ def check_deployable(tx: Tx, row: Row, actor: Actor, *, force: bool, reason: str
     records.note(tx, "version", row["id"], "forced", actor=actor.name, reason=reason, problem=problem)
 
 
-def champion_or(tx: Tx, model: str, number: int | None) -> Row:
-    """The version with this number, or the champion when none is said; raises ``NotFound``."""
-    if number is not None:
-        return version_row(tx, model, number)
-    model_row(tx, model)
-    champion = by_alias(tx, model, CHAMPION)
-    if champion is None:
-        raise NotFound(f"the model {model!r} has no champion; say which version: {model}:1")
-    return champion
-
-
 def gate_problem(tx: Tx, row: Row, settings: Row | None = None) -> str | None:
     """Why the gate stops a version, with the command that mends it; None when it does not or is not enforced."""
     settings = settings or model_row(tx, row["model"])
@@ -454,45 +441,8 @@ def actor_named(tx: Tx, name: str) -> Actor:
     return Actor(name=name, role="viewer" if row is None else row["role"])
 
 
-# -- aliases -----------------------------------------------------------------------------------------------
-
-
-def set_alias(ctx: Context, actor: Actor, *, model: str, alias: str, number: int) -> dict[str, Any]:
-    """Point an alias at a version."""
-    with ctx.db.transaction(durable=True) as tx:
-        return set_alias_in(tx, model, alias, number, actor=actor.name)
-
-
-def set_alias_in(tx: Tx, model: str, alias: str, number: int, *, actor: str, reason: str | None = None) -> Row:
-    """Point an alias at a version, in the caller's transaction."""
-    names.check_name(alias, "an alias")
-    version_row(tx, model, number)
-    row = records.find(tx, "alias", model=model, name=alias)
-    values = {"number": number, "changed_at": tx.now}
-    if row is None:
-        return records.create(tx, "alias", actor=actor, reason=reason, model=model, name=alias, **values)
-    if row["number"] != number:
-        records.set(tx, "alias", row["id"], actor=actor, reason=reason, model=model, name=alias, **values)
-    return {**row, **values}
-
-
-def delete_alias(ctx: Context, actor: Actor, *, model: str, alias: str) -> dict[str, Any]:
-    """Remove an alias."""
-    with ctx.db.transaction(durable=True) as tx:
-        row = records.find(tx, "alias", model=model, name=alias)
-        if row is None:
-            raise NotFound(f"the model {model!r} has no alias {alias!r}")
-        records.delete(tx, "alias", row["id"], actor=actor.name)
-    return {"model": model, "alias": alias}
-
-
-def by_alias(tx: Tx, model: str, alias: str) -> Row | None:
-    """The version that an alias points at."""
-    row = records.find(tx, "alias", model=model, name=alias)
-    return None if row is None else records.find(tx, "version", model=model, number=row["number"])
-
-
-def _aliases(tx: Tx, model: str) -> dict[str, int]:
+def aliases_of(tx: Tx, model: str) -> dict[str, int]:
+    """The aliases of a model, each with the number of its version."""
     return {row["name"]: row["number"] for row in tx.rows(sa.select(aliases).where(aliases.c.model == model))}
 
 

@@ -155,3 +155,18 @@ def assume(ctx: Context, actor: Actor, *, name: str, session: str, seconds: floa
     with ctx.db.read() as tx:
         row = _find(tx, name)
     return access_keys.lend(ctx, actor, alias=name, role=row["role"], session=session, seconds=seconds)
+
+
+def role_of(tx: Tx, name: str) -> str | None:
+    """The role of loopline that a name stands for; None where it stands for none."""
+    known = BUILTIN.get(name) or (records.find(tx, "role_alias", name=name) or {}).get("role")
+    return None if known is None else str(known)
+
+
+def bounded(tx: Tx, name: str, most: str) -> str | None:
+    """The role that a name stands for, or ``most`` where that may less; None for a name that is not known, and for
+    invokers, whose keys name their endpoints."""
+    role = role_of(tx, name)
+    if role in (None, "invoker"):
+        return None
+    return role if access.ROLES[str(role)] <= access.ROLES[most] else most

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import endpoints, fleets, processes, registry, snapshots, variants
+from loopline.control import aliases, endpoints, fleets, processes, registry, snapshots, variants
 from loopline.control.context import SYSTEM, Context
 from loopline.domain.access import Actor
 from loopline.domain.states import RolloutStatus, VariantStatus, VersionStatus
@@ -241,8 +241,8 @@ def _switch_back(ctx: Context, tx: Tx, row: Row, before: Row, whole: list[dict[s
     variants.shift(tx, row, 100.0)
     leave(tx, records.get(tx, "variant", row["predecessor"]), actor, row["reason"])
     if before["model"]:
-        alias = registry.CHAMPION
-        registry.set_alias_in(tx, before["model"], alias, before["number"], actor=actor, reason=row["reason"])
+        alias = aliases.CHAMPION
+        aliases.set_alias_in(tx, before["model"], alias, before["number"], actor=actor, reason=row["reason"])
     snapshot = variants.snapshot(ctx, tx, row)
     records.move(tx, "rollout", row["id"], RolloutStatus.SHIFTING, actor=actor, **snapshot)
     queue.ask(tx, "rollout.advance", row["id"])

@@ -57,13 +57,13 @@ def submit(
             project=PROJECT,
             pipeline=pushes.keep(tx, PROJECT, spec, actor=actor.name),
             parameters={},
-            trigger={"kind": "api", "by": actor.name},
+            trigger={"kind": "api", "by": actor.name, "role": actor.role},
             actor=actor.name,
         )
         row = records.find(tx, "script", contract=script.contract, name=name)
         if row is None:
             raise InvalidInput(f"the job {name!r} could not be begun")
-        warnings = staging.warnings(ctx, tx, script)
+        warnings = staging.warnings(ctx, tx, script, actor.role)
         records.set(tx, "script", row["id"], actor=actor.name, warnings=warnings)
         return {**row, "warnings": warnings}
 

@@ -10,13 +10,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from loopline.control import (
+    aliases,
     comparisons,
     compilations,
     endpoint_tests,
     endpoints,
     fleets,
     processes,
-    registry,
     release_tests,
     rollbacks,
     servables,
@@ -374,7 +374,7 @@ def _succeed(ctx: Context, row: Row) -> None:
         endpoint = endpoints.endpoint_row(tx, row["endpoint"])
         if row["plan"]["shares"]:
             if variant["model"]:
-                registry.set_alias_in(tx, variant["model"], registry.CHAMPION, variant["number"], actor=row["by"])
+                aliases.set_alias_in(tx, variant["model"], aliases.CHAMPION, variant["number"], actor=row["by"])
             for left in _left(tx, row):
                 fleets.let_go(tx, left)
                 if left["weight"] == 0:

@@ -21,6 +21,7 @@ from loopline.control import (
     jobs,
     objects,
     outputs,
+    role_aliases,
     servables,
     specs,
     tracking,
@@ -47,6 +48,7 @@ WAIT_SECONDS = 0.5
 TRANSFORM = {part.name: part.default for part in msgspec.structs.fields(scripts.Transform)}
 GPU_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")
 TASK = "execution.script"
+TRIGGERED_ROLE = "editor"  # what a program may whose execution nobody began by hand
 
 
 @dataclass
@@ -154,6 +156,9 @@ def _prepare(ctx: Context, execution: Row, row: Row, known: Row, step: ScriptSte
     work = _transform(ctx, script) if script.contract == "transform" else _program(ctx, execution, script)
     if work is None:
         return WAIT_SECONDS
+    with ctx.db.read() as tx:
+        work.warnings = [*work.warnings, *_role_warning(tx, script, most(execution))]
+        work.spec["loan"] = _loan(tx, execution, script)
     key = outputs.digest_of(scripts.cache_facts(script, work.files or "", work.environment["key"], work.channels))
     if step.cache and execution["cache"] and (hit := _hit(ctx, key, step.cache_seconds)) is not None:
         return Ending(StepStatus.SUCCEEDED, given=hit["outputs"], cached_from=hit["execution"], key=key)
@@ -188,7 +193,7 @@ def _program(ctx: Context, execution: Row, script: Script) -> _Work:
     channels = {name: _channel(ctx, name, channel, script.hosts) for name, channel in script.channels.items()}
     with ctx.db.read() as tx:
         chosen = images.choose(ctx, tx, script.image)
-        warned = warnings(ctx, tx, script)
+        warned = _warnings(ctx, tx, script)
     requirements = servables.merge(chosen.requirements, _requirements(ctx, tree, channels))
     environment = environments.ensure(
         ctx, project=execution["project"] or None, requirements=requirements, preload=(), actor=execution["by"]
@@ -197,12 +202,45 @@ def _program(ctx: Context, execution: Row, script: Script) -> _Work:
     return _Work("script", spec, tree, environment, channels, warned)
 
 
-def warnings(ctx: Context, tx: Tx, script: Script) -> list[str]:
-    """What the author of a script may not expect of this installation. Raises ``InvalidInput`` for an unknown image."""
+def warnings(ctx: Context, tx: Tx, script: Script, role: str) -> list[str]:
+    """What the author of a script, whose own role is ``role``, may not expect of this installation.
+
+    Raises ``InvalidInput`` for an unknown image.
+    """
+    return [*_warnings(ctx, tx, script), *_role_warning(tx, script, role)]
+
+
+def _warnings(ctx: Context, tx: Tx, script: Script) -> list[str]:
     found = [_gpu_warning(script)]
     if script.image:
         found.append(images.choose(ctx, tx, script.image).warning)
     return [text for text in found if text]
+
+
+def most(execution: Row) -> str:
+    """The role that nothing in an execution may exceed: of who began it by hand; of a trigger, what any trigger has."""
+    return str((execution["trigger"] or {}).get("role") or TRIGGERED_ROLE)
+
+
+def _loan(tx: Tx, execution: Row, script: Script) -> dict[str, Any] | None:
+    """What ``access_keys.of_attempt`` is told of the key for the program's own calls; None where it gets none."""
+    role = role_aliases.bounded(tx, script.role, most(execution)) if script.role and script.network else None
+    if role is None:
+        return None
+    return {"user": execution["by"], "alias": script.role, "role": role, "session": script.name}
+
+
+def _role_warning(tx: Tx, script: Script, most: str) -> list[str]:
+    if not script.role or not script.network:
+        return []
+    given = role_aliases.bounded(tx, script.role, most)
+    if given is None:
+        cure = f"`loopline roles create {script.role} --as editor` makes it one"
+        return [f"{script.role} is no role that jobs can have here, so the program gets no key of its own; {cure}"]
+    wanted = role_aliases.role_of(tx, script.role)
+    if given != wanted:
+        return [f"{script.role} is {wanted} here, and who began this is {given}: the program's key is {given}'s"]
+    return []
 
 
 def _transform(ctx: Context, script: Script) -> _Work | None:

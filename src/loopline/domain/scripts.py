@@ -86,6 +86,8 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     training's model and output data go below ``output_uri/NAME/output``. ``hosts``: so many processes, which know of
     each other. ``machine``: the kind of machine the author had in mind; only whether it has a GPU is looked at.
     ``timeout_seconds``: SIGTERM then, and SIGKILL ``GRACE_SECONDS`` later. ``name``: of the job; empty is made up.
+    ``role``: the name of the role (``control.role_aliases``) that decides what the program may ask of this installation
+    itself; empty: nothing. Only what stands behind the last slash of it counts.
 
     Of the contract transform there is no program: a ``servable`` (its name) answers the objects of the channel
     ``input``, and the answers go to the output ``output``, each by its object's name with ``.out``.
@@ -111,6 +113,7 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     network: bool = True
     servable: str = ""
     transform: Transform | None = None
+    role: str = ""
 
 
 def parse_script(plain: Any) -> Script:
@@ -128,7 +131,7 @@ def parse_script(plain: Any) -> Script:
         script = msgspec.convert(wanted, Script, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"the settings of the script are not valid: {error}") from None
-    script = _with_reserved(script)
+    script = msgspec.structs.replace(_with_reserved(script), role=script.role.rpartition("/")[2])
     _check(script)
     return script
 
@@ -246,6 +249,31 @@ def made_name(execution: str, step: str, attempt: str) -> str:
     return f"pipelines-{execution[-12:]}-{plain[:28]}-{attempt[-10:]}"
 
 
+# -- what the program's own calls are signed with ---------------------------------------------------------------------
+
+HIDDEN = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def has_own_key(variables: Mapping[str, str]) -> bool:
+    """Whether the author gave the program a key of another place, which then is the one it uses."""
+    return "AWS_ACCESS_KEY_ID" in variables or "AWS_PROFILE" in variables
+
+
+def client_variables(key: Mapping[str, str], *, url: str, region: str, authority: str | None) -> dict[str, str]:
+    """The variables by which AWS's SDKs find an installation and sign with a temporary key ("id", "secret_key",
+    "token"). ``authority``: the path of the certificate to trust, where it is no public one."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_REGION": region,
+        "AWS_DEFAULT_REGION": region,
+        "AWS_ACCESS_KEY_ID": key["id"],
+        "AWS_SECRET_ACCESS_KEY": key["secret_key"],
+        "AWS_SESSION_TOKEN": key["token"],
+        "AWS_EC2_METADATA_DISABLED": "true",
+        **({"AWS_CA_BUNDLE": authority} if authority else {}),
+    }
+
+
 # -- objects and what they become -------------------------------------------------------------------------------------
 
 
@@ -329,7 +357,7 @@ def cache_facts(script: Script, tree: str, environment: str, channels: Mapping[s
     """Everything that a script's result may depend on, channels by content. The job's name is left out, and where its
     results go: addresses that hold an execution's id would make every result one of a kind."""
     plain: dict[str, Any] = msgspec.to_builtins(script)
-    for name in ("name", "code", "tree", "timeout_seconds", "output_uri"):
+    for name in ("name", "code", "tree", "timeout_seconds", "output_uri", "role"):
         plain.pop(name, None)
     plain["outputs"] = {name: target.path for name, target in script.outputs.items()}
     plain["channels"] = {

@@ -32,6 +32,7 @@ from .watch import Watch
 EXIT_RETRY_SECONDS = 60.0
 CHUNK_BYTES = 65536
 READS_A_TURN = 64
+STARS = b"*****"
 
 MESSAGES = {
     "timeout": "it ran longer than its limit of {timeout_seconds} s",
@@ -43,9 +44,14 @@ MESSAGES = {
 
 
 class Log:
-    """The job's output on disk: everything up to a cap, then one line that says so, then nothing."""
+    """The job's output on disk: everything up to a cap, then one line that says so, then nothing.
 
-    def __init__(self, path: str, cap_bytes: int | None) -> None:
+    ``hidden``: what is never written; stars stand for it.
+    """
+
+    def __init__(self, path: str, cap_bytes: int | None, hidden: list[bytes]) -> None:
+        self._hidden = hidden
+        self._held = b""  # the end of what came, while it may be the beginning of something hidden
         self.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.left = cap_bytes
         self.full_disk = False
@@ -54,6 +60,31 @@ class Log:
 
     def write(self, data: bytes) -> None:
         """Append what the cap allows. A disk that refuses is noted: the job goes on."""
+        if self._hidden:
+            data = self._whole(self.masked(self._held + data))
+        self._append(data)
+
+    def end(self) -> None:
+        """Write what was held back: nothing follows."""
+        held, self._held = self._held, b""
+        if held:
+            self._append(held)
+
+    def masked(self, data: bytes) -> bytes:
+        """The same with stars."""
+        for value in self._hidden:
+            data = data.replace(value, STARS)
+        return data
+
+    def _whole(self, data: bytes) -> bytes:
+        """What can be written now: without an end that may go on to be something hidden."""
+        longest = min(len(data), max(map(len, self._hidden)) - 1)
+        ends = (n for n in range(longest, 0, -1) if any(value.startswith(data[-n:]) for value in self._hidden))
+        kept = len(data) - next(ends, 0)
+        self._held = data[kept:]
+        return data[:kept]
+
+    def _append(self, data: bytes) -> None:
         if self.left == 0 and self._cap is not None:
             self._cut()
             return
@@ -146,10 +177,11 @@ def main(folder: str, job: Standby) -> int:
     return 0
 
 
-def _prepare(folder: str, limits: dict[str, Any]) -> Log:
+def _prepare(folder: str, spec: dict[str, Any]) -> Log:
     """Open the log, for this process's own troubles too, and make what has to exist before Landlock grants it."""
-    cap = limits.get("log_mb")
-    log = Log(f"{folder}/{files.LOG}", None if cap is None else int(float(cap) * 1048576))
+    cap = (spec.get("limits") or {}).get("log_mb")
+    hidden = [str(spec["environ"][name]).encode() for name in spec.get("hidden") or ()]
+    log = Log(f"{folder}/{files.LOG}", None if cap is None else int(float(cap) * 1048576), hidden)
     os.dup2(log.descriptor, 2)
     for name in (files.OUTPUTS, files.SCRATCH):
         _make_folder(f"{folder}/{name}")
@@ -172,7 +204,7 @@ def _run(
         error = files.failure("Stopped", "it was stopped before it began")
         now = time.time()
         return files.describe(reason="stopped", token=spec.get("token"), started_at=now, ended_at=now, error=error)
-    log = _prepare(folder, spec.get("limits") or {})
+    log = _prepare(folder, spec)
     os.write(job.go, folder.encode())
     os.close(job.go)
     files.write_json(folder, files.GROUP, {"pid": job.pid, "start_time": processes.start_time(job.pid)})
@@ -181,7 +213,8 @@ def _run(
     _attend(watch, job.output, log)
     family.end()
     _pump(job.output, log, turns=None)
-    return _outcome(spec, watch, log, _messages(job.report), started_at)
+    log.end()
+    return _outcome(spec, watch, log, _messages(job.report, log), started_at)
 
 
 def _attend(watch: Watch, output: int, log: Log) -> None:
@@ -218,11 +251,11 @@ def _pump(output: int, log: Log, *, turns: int | None) -> bool:
     return True
 
 
-def _messages(report: int) -> dict[str, Any]:
+def _messages(report: int, log: Log) -> dict[str, Any]:
     """What the job's process told about its set-up and its end."""
     told: dict[str, Any] = {}
     try:
-        data = os.read(report, CHUNK_BYTES)
+        data = log.masked(os.read(report, CHUNK_BYTES))
     except BlockingIOError:
         return told
     for line in data.splitlines():

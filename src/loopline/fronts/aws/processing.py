@@ -38,6 +38,7 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
             ("channels", {each["InputName"]: _input(each) for each in given.get("ProcessingInputs") or ()}),
             ("outputs", {each["OutputName"]: _output(each) for each in outputs}),
             ("environment", given.get("Environment")),
+            ("role", given.get("RoleArn")),
             ("hosts", cluster.get("InstanceCount")),
             ("machine", cluster.get("InstanceType")),
         ),

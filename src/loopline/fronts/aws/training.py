@@ -77,6 +77,7 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
             ("hyperparameters", given.get("HyperParameters")),
             ("channels", channels),
             ("output_uri", output.get("S3OutputPath")),
+            ("role", given.get("RoleArn")),
             ("environment", given.get("Environment")),
             ("metrics", [_metric(each) for each in algorithm.get("MetricDefinitions") or ()]),
             ("hosts", machines.get("InstanceCount")),

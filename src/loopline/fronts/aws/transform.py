@@ -73,11 +73,12 @@ def create_transform_job(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     arn = arn_of(call, name)
     programs.warn(call, given, *_WITHOUT_EFFECT)
     try:
-        models.show(call.ctx, call.actor, servable=given["ModelName"])
+        model = models.describe(call.ctx, call.actor, servable=given["ModelName"])
     except NotFound:
         raise servables.unfound(call, given["ModelName"]) from None
+    role = (model["given"] or {}).get("ExecutionRoleArn")
     taken = f"Job name must be unique within an AWS account and region, and a job with this name already exists ({arn})"
-    programs.submit(call, name, settings(given), given, taken)
+    programs.submit(call, name, {**settings(given), **programs.chosen(("role", role))}, given, taken)
     return {"TransformJobArn": arn}
 
 

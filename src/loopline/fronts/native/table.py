@@ -4,6 +4,7 @@ from loopline.control import (
     access,
     access_keys,
     alarms,
+    aliases,
     assets,
     audit,
     batches,
@@ -193,8 +194,8 @@ _REGISTRY = (
     Route("POST", "/api/models/{model}/versions/{number}/evaluate", WRITE, gates.evaluate, status=201),
     Route("GET", "/api/models/{model}/versions/{number}/lineage", READ, registry.lineage),
     # The champion is what the gate compares with: who moves aliases decides what passes.
-    Route("PUT", "/api/models/{model}/aliases/{alias}", APPROVE, registry.set_alias),
-    Route("DELETE", "/api/models/{model}/aliases/{alias}", APPROVE, registry.delete_alias),
+    Route("PUT", "/api/models/{model}/aliases/{alias}", APPROVE, aliases.set_alias),
+    Route("DELETE", "/api/models/{model}/aliases/{alias}", APPROVE, aliases.delete_alias),
     Route("GET", "/api/models/{model}/export", WRITE, exports.export, download=True),
     Route("GET", "/api/evaluations", READ, gates.list_),
     Route("GET", "/api/evaluations/{evaluation}", READ, gates.show),

@@ -9,7 +9,7 @@ access_keys = Table(  # the secret stands sealed among the secrets, as access_ke
     metadata,
     id_(),
     text_("user", null=False),  # the user's name
-    text_("name"),
+    text_("name"),  # of temporary keys: the key, or the attempt at a job, with which they end
     Column("role", String(16), nullable=False),
     json_("endpoints"),  # names, or ["*"]; for invokers
     text_("alias"),  # the name of a role alias, of temporary keys
