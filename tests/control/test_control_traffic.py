@@ -7,10 +7,12 @@ import pytest
 
 from loopline.control import (
     comparisons,
+    endpoint_tests,
     endpoints,
     labels,
     monitoring,
     registry,
+    release_tests,
     requests,
     rollbacks,
     shadows,
@@ -21,8 +23,9 @@ from loopline.control import weights as weights_
 from loopline.domain.access import Actor
 from loopline.domain.capture import encode_record
 from loopline.domain.names import make_id
+from loopline.domain.states import CheckupStatus
 from loopline.errors import Conflict, GateRefused, InvalidInput, NotFound
-from loopline.store import metrics
+from loopline.store import metrics, records
 from loopline.store.metrics import Traffic
 from loopline.testing.boxes import LOOP
 from loopline.testing.stage import ENDPOINT, Stage
@@ -113,6 +116,43 @@ def test_what_gets_no_weight_any_more_is_kept_warm_and_the_champion_has_most(pai
     assert {name: row["status"] for name, row in pair.variants().items()} == {"green": "Ready", "v1": "Warm"}
     _set(pair, v1=1)
     assert {name: row["status"] for name, row in pair.variants().items()} == {"v1": "Ready", "green": "Warm"}
+
+
+def test_a_variant_that_stands_by_takes_traffic_once_it_has_passed_the_endpoints_tests(pair: Stage) -> None:
+    ctx = pair.world.ctx
+    definition = {"kind": "golden", "cases": [{"request": {"instances": [{"size": 1}]}, "expected": ["small"]}]}
+
+    def run(passed: bool) -> None:
+        status_ = CheckupStatus.PASSED if passed else CheckupStatus.FAILED
+        pair.clock.advance(1)
+        with ctx.db.transaction() as tx:
+            row = release_tests._create(tx, green(tx), rows(tx), stage="by hand", actor="a")
+            records.move(tx, "test_run", row["id"], CheckupStatus.RUNNING, actor="a", started_at=tx.now)
+            results = [{"test": name, "status": str(status_)} for name in row["tests"]]
+            records.move(tx, "test_run", row["id"], status_, actor="a", results=results, reason="known: as asked")
+
+    def green(tx: Any) -> dict[str, Any]:
+        return records.find(tx, "variant", endpoint="boxes", name="green") or {}
+
+    def rows(tx: Any) -> list[dict[str, Any]]:
+        return endpoint_tests.rows_of(tx, "boxes")
+
+    def refused(match: str) -> None:
+        with pytest.raises(GateRefused, match=match):
+            _set(pair, v1=1, green=1)
+        assert pair.fleet.weights("boxes") == {"v1": 100.0}
+
+    endpoint_tests.put(ctx, ADMIN, endpoint="boxes", name="known", definition=definition)
+    refused("loopline tests run boxes --variant green")
+    run(passed=False)
+    refused("known failed with the variant green: known: as asked")
+    run(passed=True)
+    pair.clock.advance(1)
+    endpoint_tests.put(ctx, ADMIN, endpoint="boxes", name="known", definition={**definition, "min_share": 0.9})
+    refused("has not passed the test known yet")
+    run(passed=True)
+    _set(pair, v1=1, green=1)
+    assert pair.fleet.weights("boxes") == {"v1": 1.0, "green": 1.0}
 
 
 def test_after_weights_by_hand_a_rollback_finds_its_way(pair: Stage) -> None:

@@ -26,6 +26,7 @@ from loopline.store.schema import test_runs
 
 STAGING = "staging"  # the stage before a version takes any traffic
 BY_HAND = "by hand"
+MANY_RUNS = 200  # of one variant are looked through
 LOADTEST = "loadtest"
 SLACK_SECONDS = 300.0  # beyond the tests' own limits: while other work is done, or control is started again
 BUSY_SECONDS = 0.5  # until a request that an endpoint had no room for is asked again
@@ -71,6 +72,24 @@ def verdict(ctx: Context, tx: Tx, run: str) -> Verdict:
     if tx.now > row["deadline_at"]:
         return Verdict("failed", "the tests did not end in time", report)
     return Verdict("pending", f"{len(report)} of {len(row['tests'])} tests have run", report)
+
+
+def unproven(tx: Tx, variant: Row) -> str | None:
+    """What an endpoint's tests say against giving traffic to a variant that has none: one has failed, or was not run
+    against it since it was made or changed. None when all passed, or there are none."""
+    left = {row["name"]: row["changed_at"] for row in endpoint_tests.rows_of(tx, variant["endpoint"])}
+    mine = (test_runs.c[name] == variant[name] for name in ("endpoint", "model", "number"))
+    query = sa.select(test_runs).where(*mine, test_runs.c.variant == variant["name"], test_runs.c.stage != LOADTEST)
+    for run in tx.rows(query.order_by(test_runs.c.created_at.desc(), test_runs.c.id.desc()).limit(MANY_RUNS)):
+        for result in run["results"] or ():
+            changed_at = left.get(result["test"])
+            if changed_at is None or run["created_at"] < changed_at:
+                continue
+            if result["status"] != CheckupStatus.PASSED:
+                return f"the test {result['test']} failed with the variant {variant['name']}: {run['reason']}"
+            del left[result["test"]]
+    command = f"loopline tests run {variant['endpoint']} --variant {variant['name']}"
+    return f"the variant {variant['name']} has not passed the test {min(left)} yet; run it: {command}" if left else None
 
 
 def _create(tx: Tx, variant: Row, tests: list[Row], *, stage: str, actor: str, rollout: str | None = None) -> Row:

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from loopline.control import endpoints, processes, registry, shadows, shifts, snapshots, variants
+from loopline.control import endpoints, processes, registry, release_tests, shadows, shifts, snapshots, variants
 from loopline.control.context import Context
 from loopline.domain.access import Actor
 from loopline.domain.states import RolloutStatus, VariantStatus
@@ -27,8 +27,9 @@ def set_weights(
 ) -> dict[str, Any]:
     """Give each named variant its weight and every other one none, and return when every gateway has switched.
 
-    Weights are relative: they need not add up to 100. Only variants that run (Ready or Warm) can have one. Raises
-    ``Conflict`` while a rollout is going on.
+    Weights are relative: they need not add up to 100. Only variants that run (Ready or Warm) can have one, and of those
+    that stand by only what has passed the endpoint's tests. Raises ``Conflict`` while a rollout is going on,
+    ``GateRefused`` for a version that may not take traffic.
     """
     _check(weights)
     with ctx.db.transaction(durable=True) as tx:
@@ -81,6 +82,8 @@ def _named(tx: Tx, endpoint: Row, weights: dict[str, float]) -> dict[str, Row]:
             raise Conflict(f"the variant {name} is {row['status']} and cannot answer; start it: {start}")
         if weight > 0 and row["weight"] == 0 and row["version"]:
             problem = registry.undeployable(tx, records.get(tx, "version", row["version"]))
+            if problem is None and row["status"] == VariantStatus.READY:  # a warm one had traffic before
+                problem = release_tests.unproven(tx, row)
             if problem:
                 raise GateRefused(problem)
     return rows
