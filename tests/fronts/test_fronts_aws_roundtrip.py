@@ -1,10 +1,14 @@
 """For every operation that is served: what a real client sends arrives as it was meant, and what a handler gives comes
-back as it was given. Input and output are random, and valid by AWS's own models."""
+back as it was given. Input and output are random, and valid by AWS's own models. Another reader of AWS's requests,
+moto's, has to read the same."""
 
+import base64
 import io
+import json
 import random
 import re
 import string
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +52,7 @@ class Sender:
         }
         self._front = Front(self.world.ctx, table)
         self._clients: dict[str, Any] = {}
+        self.sent: dict[str, Any] = {}
 
     def _handle(self, _call: Call, given: dict[str, Any]) -> dict[str, Any]:
         self.given = {name: _drained(value) for name, value in given.items()}
@@ -80,6 +85,13 @@ class Sender:
             for name, value in {"host": parts.netloc, **request.headers}.items()
         }
         path = parts.path + (f"?{parts.query}" if parts.query else "")
+        self.sent = {
+            "method": request.method,
+            "path": parts.path,
+            "query": parts.query,
+            "headers": sent,
+            "body": base64.b64encode(data).decode(),
+        }
         answer = ask(self._front, request.method, path, data, headers=sent, chunks=3)
         return AWSResponse(request.url, answer.status, answer.headers, _Raw(answer.body))
 
@@ -208,3 +220,89 @@ def test_an_operation_survives_the_way_there_and_back(sender: Sender, service: s
         read = {key: value.read() if hasattr(value, "read") else value for key, value in answered.items()}
         assert _plain(sender.given) == asked, f"the way there, trial {trial}"
         assert _plain(read) == meant, f"the way back, trial {trial}"
+
+
+# Run by moto's own interpreter: requests from standard input, what its parsers read of them to standard output.
+ORACLE = """
+import base64, datetime, json, re, sys
+from urllib.parse import parse_qs, parse_qsl, unquote
+from botocore.loaders import Loader
+from moto.core.model import ServiceModel
+from moto.core.parse import PROTOCOL_PARSERS
+
+class Values(dict):
+    def get_list(self, name, default):
+        found = self.get(name, default)
+        return found if isinstance(found, list) else [found]
+
+class Headers(dict):
+    def __contains__(self, name):
+        return super().__contains__(name.lower())
+    def __getitem__(self, name):
+        return super().__getitem__(name.lower())
+
+def plain(value):
+    if isinstance(value, datetime.datetime):
+        return {"seconds": value.replace(tzinfo=datetime.timezone.utc).timestamp()}
+    return {"bytes": base64.b64encode(value).decode()}
+
+def read(asked):
+    service = ServiceModel(Loader().load_service_model(asked["service"], "service-2"), asked["service"])
+    operation = service.operation_model(asked["operation"])
+    headers, body = Headers(asked["headers"]), base64.b64decode(asked["body"])
+    protocol = service.metadata["protocol"]
+    values = Values({k: v if len(v) > 1 else v[0] for k, v in parse_qs(asked["query"], True).items()})
+    if "x-amz-target" in headers:
+        protocol = "json"
+    elif "x-www-form-urlencoded" in headers.get("content-type", ""):
+        protocol, values = "query", Values(parse_qsl(body.decode(), True))
+    uri = operation.http["requestUri"].partition("?")[0]
+    pattern = re.sub(r"{(\\w+)([+]?)}", lambda m: f"(?P<{m[1]}>{'.+' if m[2] else '[^/]+'})", uri)
+    labels = re.fullmatch(pattern + "/?", asked["path"]) if protocol.startswith("rest") else None
+    params = {name: unquote(text) for name, text in (labels.groupdict() if labels else {}).items()}
+    given = {"url_params": params, "url_path": asked["path"], "values": values}
+    given |= {"method": asked["method"], "headers": headers, "body": body}
+    return PROTOCOL_PARSERS[protocol](operation).parse(given)
+
+json.dump([read(asked) for asked in json.load(sys.stdin)], sys.stdout, default=plain)
+"""
+MOTO = Path(__file__).resolve().parents[2] / ".clients" / "moto" / "bin" / "python"
+
+
+def _written(value: Any) -> Any:
+    """A value as the oracle writes it."""
+    if isinstance(value, datetime):
+        return {"seconds": value.timestamp()}
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        return {name: _written(each) for name, each in value.items()}
+    return [_written(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.skipif(not MOTO.exists(), reason="moto is not there: make clients")
+def test_another_reader_reads_the_same(sender: Sender) -> None:
+    asked, read = [], []
+    for service, name in OPERATIONS:
+        wire = models.service(service).wire(name)
+        assert wire is not None
+        maker = Maker(f"{service} {name} oracle", wire.service.model.metadata["protocol"])
+        method = {made: python for python, made in sender.client(service).meta.method_to_api_mapping.items()}[name]
+        sender.result = maker.structure(wire.output) if wire.output else {}
+        getattr(sender.client(service), method)(**(maker.structure(wire.input) if wire.input else {}))
+        streamed = {wire.streams_in} if wire.streams_in else set()
+        asked.append({"service": service, "operation": name, **sender.sent, **({"body": ""} if streamed else {})})
+        read.append({key: value for key, value in _plain(sender.given).items() if key not in streamed})
+
+    done = subprocess.run(
+        [str(MOTO), "-c", ORACLE], input=json.dumps(asked), capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    others = [_plain(found) for found in json.loads(done.stdout)]
+    differing = [
+        (service, name, _written(ours), other)
+        for (service, name), ours, other in zip(OPERATIONS, read, others, strict=True)
+        if _written(ours) != other
+    ]
+    assert differing == []

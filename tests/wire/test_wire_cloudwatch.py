@@ -261,6 +261,8 @@ def test_alarms_page_filter_and_switch(cw: Any) -> None:
     assert shown["ComparisonOperator"] == "LessThanOrEqualToThreshold" and shown["TreatMissingData"] == "missing"
     cw.enable_alarm_actions(AlarmNames=["page-0"])
     assert cw.describe_alarms(AlarmNames=["page-0"])["MetricAlarms"][0]["ActionsEnabled"] is True
+    cw.disable_alarm_actions(AlarmNames=["page-0"])
+    assert cw.describe_alarms(AlarmNames=["page-0"])["MetricAlarms"][0]["ActionsEnabled"] is False
     cw.set_alarm_state(AlarmName="page-0", StateValue="ALARM", StateReason="a drill")
     (shown,) = cw.describe_alarms(AlarmNamePrefix="page-", StateValue="ALARM")["MetricAlarms"]
     assert shown["AlarmName"] == "page-0" and shown["StateReason"] == "a drill"

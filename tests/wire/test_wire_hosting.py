@@ -217,7 +217,7 @@ def test_absent_and_existing_things_are_told_in_the_words_that_clients_read(sage
         assert (error["Code"], error["Message"]) == ("ValidationException", told)
 
 
-def test_lists_and_descriptions_say_what_was_given(sagemaker: Any) -> None:
+def test_lists_and_descriptions_say_what_was_given(sagemaker: Any, platform: Platform) -> None:
     assert sagemaker.describe_model(ModelName="v1")["PrimaryContainer"] == container("v1")
     shown = sagemaker.describe_endpoint_config(EndpointConfigName="v2")
     assert shown["ProductionVariants"] == [variant("v2")]
@@ -226,6 +226,9 @@ def test_lists_and_descriptions_say_what_was_given(sagemaker: Any) -> None:
     pages = sagemaker.get_paginator("list_endpoint_configs").paginate(PaginationConfig={"PageSize": 1})
     found = [each["EndpointConfigName"] for page in pages for each in page["EndpointConfigs"]]
     assert {"v1", "v2"} <= set(found)
+    configure(sagemaker, "spare", [variant("v2")])
+    sagemaker.delete_endpoint_config(EndpointConfigName="spare")
+    assert "spare" not in [row["name"] for row in platform.call("GET", "/api/blueprints")["items"]]
     listed = sagemaker.list_endpoints(NameContains="firs")["Endpoints"]
     assert [each["EndpointName"] for each in listed] == ["first"]
 
@@ -434,6 +437,10 @@ def test_the_number_of_servers_follows_a_target(sagemaker: Any, client: Callable
     assert (target["ResourceId"], target["MaxCapacity"]) == (place["ResourceId"], 3)
     (activity, *_) = scaling.describe_scaling_activities(ServiceNamespace="sagemaker")["ScalingActivities"]
     assert activity["StatusCode"] == "Successful"
+    scaling.delete_scaling_policy(**place, PolicyName="by-requests")
+    assert scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"] == []
+    native = platform.call("GET", "/api/endpoints/elastic")["settings"]["scaling"]
+    assert (native["min"], native.get("target_per_minute")) == (2, None)
     scaling.deregister_scalable_target(**place)
     assert "scaling" not in platform.call("GET", "/api/endpoints/elastic")["settings"]
 

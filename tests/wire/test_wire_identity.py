@@ -120,8 +120,15 @@ def test_policies_are_kept_and_shown(platform: Platform, client: Client) -> None
     assert [p["PolicyName"] for p in iam.list_attached_role_policies(RoleName="Jobs")["AttachedPolicies"]] == [
         "AmazonSageMakerFullAccess"
     ]
+    assert iam.list_role_policies(RoleName="Jobs")["PolicyNames"] == ["buckets"]
     shown = platform.call("GET", "/api/role-aliases/Jobs")
     assert (shown["role"], shown["policies"]) == ("editor", {"buckets": policy})
+    iam.delete_role_policy(RoleName="Jobs", PolicyName="buckets")
+    iam.detach_role_policy(RoleName="Jobs", PolicyArn="arn:aws:iam::aws:policy/AmazonSageMakerFullAccess")
+    assert not platform.call("GET", "/api/role-aliases/Jobs")["policies"]
+    assert iam.list_attached_role_policies(RoleName="Jobs")["AttachedPolicies"] == []
+    with pytest.raises(iam.exceptions.NoSuchEntityException):
+        iam.delete_role_policy(RoleName="Jobs", PolicyName="buckets")
     iam.delete_role(RoleName="Jobs")
     with pytest.raises(iam.exceptions.NoSuchEntityException):
         iam.get_role(RoleName="Jobs")

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import tarfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -281,6 +282,58 @@ def test_two_instances_are_two_processes_that_share_the_data_out(platform: Platf
     assert ["rank 0" in messages[0], "rank 1" in messages[0], "rank 1" in messages[1]] == [True, False, True]
 
 
+SLOW = """
+import pathlib, time
+print("first", flush=True)
+pathlib.Path("ready").touch()
+while not pathlib.Path("go").exists():
+    time.sleep(0.02)
+print("second")
+print("third")
+"""
+
+
+def test_lines_of_a_log_have_the_times_when_they_came(platform: Platform, client: Client) -> None:
+    train(client, "lines", SLOW)
+    native = "/api/scripts/training/lines/log"
+    until(lambda: "first" in platform.call("GET", native)["text"], "the first line came", 60)
+    (ready,) = until(lambda: list((platform.folder / "attempts").rglob("ready")), "it waits")
+    seen = int(time.time() * 1000)
+    until(lambda: time.time() * 1000 > seen + 200, "the next lines have another time")
+    ready.with_name("go").touch()
+    assert over(client, "lines")["TrainingJobStatus"] == "Completed"
+    logs, group = client("logs"), "/aws/sagemaker/TrainingJobs"
+    (stream,) = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix="lines/")["logStreams"]
+    place = {"logGroupName": group, "logStreamName": stream["logStreamName"]}
+    page = logs.get_log_events(**place, startFromHead=True)
+    events = {event["message"]: event["timestamp"] for event in page["events"]}
+    assert list(events)[:3] == ["first", "second", "third"]
+    assert events["first"] <= seen < events["second"] <= events["third"] <= int(time.time() * 1000)
+    assert (stream["firstEventTimestamp"], stream["lastEventTimestamp"] >= events["third"]) == (events["first"], True)
+
+    again = logs.get_log_events(**place, startTime=events["second"], startFromHead=True)
+    assert [event["message"] for event in again["events"]][:2] == ["second", "third"]
+    before = logs.get_log_events(**place, endTime=events["second"], startFromHead=True)
+    assert [event["message"] for event in before["events"]] == ["first"]
+    one = logs.get_log_events(**place, startTime=events["second"], startFromHead=True, limit=1)
+    two = logs.get_log_events(**place, startTime=events["second"], nextToken=one["nextForwardToken"], limit=1)
+    assert [event["message"] for event in one["events"] + two["events"]] == ["second", "third"]
+    back = logs.get_log_events(**place, nextToken=two["nextBackwardToken"], limit=1)
+    assert [event["message"] for event in back["events"]] == ["second"]
+    rest = logs.get_log_events(**place, nextToken=page["nextForwardToken"])
+    assert (rest["events"], rest["nextForwardToken"]) == ([], page["nextForwardToken"])
+    ((place_in_text, at), *_) = platform.call("GET", native)["times"]
+    assert (place_in_text, int(at * 1000)) == (0, events["first"])
+
+    by_time = logs.describe_log_streams(logGroupName=group, orderBy="LastEventTime", descending=True)["logStreams"]
+    times = [each["lastEventTimestamp"] for each in by_time]
+    assert times == sorted(times, reverse=True) and by_time[0]["logStreamName"].startswith("lines/")
+    by_name = [each["logStreamName"] for each in logs.describe_log_streams(logGroupName=group)["logStreams"]]
+    assert by_name == sorted(by_name)
+    with pytest.raises(ClientError, match="Cannot order by LastEventTime with a logStreamNamePrefix"):
+        logs.describe_log_streams(logGroupName=group, orderBy="LastEventTime", logStreamNamePrefix="lines/")
+
+
 def test_a_training_outlives_the_death_of_control(platform: Platform, client: Client) -> None:
     train(client, "survivor", LONG)
     until(lambda: "begun" in platform.call("GET", "/api/scripts/training/survivor/log")["text"], "it has begun", 60)
@@ -353,3 +406,28 @@ def test_a_processing_job_reads_inputs_and_leaves_outputs(client: Client) -> Non
     assert [row["ProcessingJobName"] for row in listed["ProcessingJobSummaries"]] == ["split"]
     with pytest.raises(ClientError, match="Could not find requested job with name: other"):
         sagemaker.describe_processing_job(ProcessingJobName="other")
+
+
+def test_a_stopped_processing_job_is_over(platform: Platform, client: Client) -> None:
+    wait = "import time, pathlib\nprint('first', flush=True)\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)"
+    client("sagemaker").create_processing_job(
+        ProcessingJobName="endless",
+        RoleArn=ROLE,
+        AppSpecification={"ImageUri": IMAGE, "ContainerEntrypoint": ["python3", "-c", f"{wait}\nprint('never')"]},
+        ProcessingResources={
+            "ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 10}
+        },
+    )
+    log = "/api/scripts/processing/endless/log"
+    until(lambda: "first" in platform.call("GET", log)["text"], "it has begun", 60)
+    client("sagemaker").stop_processing_job(ProcessingJobName="endless")
+
+    def look() -> dict[str, Any] | None:
+        found = client("sagemaker").describe_processing_job(ProcessingJobName="endless")
+        return found if found["ProcessingJobStatus"] in ("Completed", "Failed", "Stopped") else None
+
+    found = until(look, "the processing is over", 90)
+
+    assert found["ProcessingJobStatus"] == "Stopped"
+    assert platform.call("GET", "/api/scripts/processing/endless")["status"] == "Stopped"
+    assert "never" not in platform.call("GET", log)["text"]

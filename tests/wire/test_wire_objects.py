@@ -89,6 +89,35 @@ def test_buckets_elsewhere_and_what_they_do_not_have(s3: Any) -> None:
     assert refused(s3.get_bucket_tagging, Bucket="elsewhere") == ("NoSuchTagSet", 404)
 
 
+NEVER = {
+    "get_bucket_cors": "NoSuchCORSConfiguration",
+    "get_bucket_encryption": "ServerSideEncryptionConfigurationNotFoundError",
+    "get_bucket_lifecycle_configuration": "NoSuchLifecycleConfiguration",
+    "get_bucket_ownership_controls": "OwnershipControlsNotFoundError",
+    "get_bucket_policy_status": "NoSuchBucketPolicy",
+    "get_bucket_replication": "ReplicationConfigurationNotFoundError",
+    "get_bucket_website": "NoSuchWebsiteConfiguration",
+    "get_object_lock_configuration": "ObjectLockConfigurationNotFoundError",
+}
+
+
+def test_what_a_bucket_never_has_is_said_in_the_words_of_s3(s3: Any, bucket: str) -> None:
+    asked = (
+        s3.get_bucket_cors,
+        s3.get_bucket_encryption,
+        s3.get_bucket_lifecycle_configuration,
+        s3.get_bucket_ownership_controls,
+        s3.get_bucket_policy_status,
+        s3.get_bucket_replication,
+        s3.get_bucket_website,
+        s3.get_object_lock_configuration,
+    )
+    assert {call.__name__: refused(call, Bucket=bucket)[0] for call in asked} == NEVER
+    assert {refused(call, Bucket="no-such-bucket")[0] for call in asked} == {"NoSuchBucket"}
+    for call in (s3.get_bucket_accelerate_configuration, s3.get_bucket_logging):
+        assert call(Bucket=bucket).keys() == {"ResponseMetadata"}
+
+
 # -- objects ----------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +243,22 @@ def test_copies(s3: Any, platform: Platform, bucket: str) -> None:
     assert stored(platform, bucket, "managed") == b"abc"
 
 
+def test_tags_of_an_object_and_who_may(s3: Any, platform: Platform, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"abc", Tagging="stage=raw")
+    tags = [{"Key": "stage", "Value": "clean"}, {"Key": "owner", "Value": "ml & co"}]
+    s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": tags})
+    assert s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"] == tags
+    assert native(platform, bucket, "k")["tags"] == {"stage": "clean", "owner": "ml & co"}
+    twice = {"TagSet": [tags[0], tags[0]]}
+    assert refused(s3.put_object_tagging, Bucket=bucket, Key="k", Tagging=twice) == ("InvalidTag", 400)
+    s3.delete_object_tagging(Bucket=bucket, Key="k")
+    assert s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"] == []
+    assert native(platform, bucket, "k")["tags"] is None
+    (grant,) = s3.get_object_acl(Bucket=bucket, Key="k")["Grants"]
+    assert (grant["Permission"], grant["Grantee"]["ID"]) == ("FULL_CONTROL", s3.list_buckets()["Owner"]["ID"])
+    assert refused(s3.get_object_acl, Bucket=bucket, Key="nothing") == ("NoSuchKey", 404)
+
+
 # -- checksums --------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +339,8 @@ def test_lists_and_paginators(s3: Any, platform: Platform, bucket: str) -> None:
     one = s3.list_objects_v2(Bucket=bucket, Prefix="data/", Delimiter="/", StartAfter="data/020.csv")
     assert [row["Key"] for row in one["Contents"]] == ["data/021.csv", "data/022.csv"]
     assert [each["Prefix"] for each in one["CommonPrefixes"]] == ["data/sub/"]
+    old = s3.list_objects(Bucket=bucket, Prefix="data/", Delimiter="/", Marker="data/021.csv")
+    assert [row["Key"] for row in old["Contents"]] == ["data/022.csv"] and old["Contents"][0]["Owner"]["ID"]
     assert s3.list_objects_v2(Bucket=bucket, MaxKeys=0)["KeyCount"] == 0
     assert refused(s3.list_objects_v2, Bucket=bucket, ContinuationToken="!") == ("InvalidArgument", 400)
     assert refused(s3.list_objects_v2, Bucket="no-such-bucket") == ("NoSuchBucket", 404)
@@ -347,6 +394,23 @@ def test_an_upload_in_parts_by_hand(s3: Any, platform: Platform, bucket: str) ->
     gone = s3.create_multipart_upload(**place)["UploadId"]
     s3.abort_multipart_upload(**place, UploadId=gone)
     assert refused(s3.upload_part, **place, UploadId=gone, PartNumber=1, Body=b"") == ("NoSuchUpload", 404)
+
+
+def test_a_part_may_be_a_range_of_another_object(s3: Any, platform: Platform, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="source", Body=b"0" * PART + b"the end")
+    place = {"Bucket": bucket, "Key": "made"}
+    upload = s3.create_multipart_upload(**place)["UploadId"]
+    source, last = {"Bucket": bucket, "Key": "source"}, f"bytes={PART}-{PART + 6}"
+    made = [
+        s3.upload_part_copy(**place, UploadId=upload, PartNumber=number, CopySource=source, CopySourceRange=span)
+        for number, span in ((1, f"bytes=0-{PART - 1}"), (2, last))
+    ]
+    beyond = {**place, "UploadId": upload, "PartNumber": 3, "CopySource": source, "CopySourceRange": "bytes=0-99999999"}
+    assert refused(s3.upload_part_copy, **beyond)[1] in (400, 416)
+    parts = [{"PartNumber": n + 1, "ETag": part["CopyPartResult"]["ETag"]} for n, part in enumerate(made)]
+    s3.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+    assert stored(platform, bucket, "made") == b"0" * PART + b"the end"
+    assert native(platform, bucket, "made")["digest"] == native(platform, bucket, "source")["digest"]
 
 
 # -- presigned addresses, and clients that break off ------------------------------------------------------------------

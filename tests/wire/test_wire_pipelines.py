@@ -504,9 +504,18 @@ def test_a_stopped_execution_starts_nothing_more(platform: Platform, sagemaker: 
     log = f"/api/executions/{identifier(started)}/steps/One/log"
     until(lambda: "begun" in platform.call("GET", log)["text"], "it has begun", 60)
 
+    sagemaker.update_pipeline_execution(
+        PipelineExecutionArn=started,
+        PipelineExecutionDisplayName="never-ending",
+        PipelineExecutionDescription="stopped by hand",
+        ParallelismConfiguration={"MaxParallelExecutionSteps": 3},
+    )
+    native = platform.call("GET", f"/api/executions/{identifier(started)}")
+    assert (native["max_parallel"], native["trigger"]["title"]) == (3, "never-ending")
     sagemaker.stop_pipeline_execution(PipelineExecutionArn=started)
     found = over(sagemaker, started)
 
+    assert found["PipelineExecutionDescription"] == "stopped by hand"
     assert found["PipelineExecutionStatus"] == "Stopped"
     assert steps(sagemaker, started)["One"]["StepStatus"] == "Stopped"
     assert [step["status"] for step in platform.call("GET", f"/api/executions/{identifier(started)}")["steps"]] == [

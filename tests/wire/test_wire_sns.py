@@ -221,6 +221,130 @@ def test_raw_delivery_is_the_message_alone(sns: Any, sink: Sink) -> None:
     assert sink.at("raw", 2)[1] == "only this"
 
 
+# -- objects of a bucket ----------------------------------------------------------------------------------------------
+
+
+def rule(topic: str, *events: str, **affixes: str) -> dict[str, Any]:
+    """A configuration of a bucket's notifications."""
+    rules = [{"Name": name, "Value": value} for name, value in affixes.items()]
+    return {"TopicArn": topic, "Events": list(events), **({"Filter": {"Key": {"FilterRules": rules}}} if rules else {})}
+
+
+def test_a_receiver_hears_of_a_buckets_objects_as_s3_tells(
+    sns: Any, sink: Sink, client: Callable[..., Any], platform: Platform
+) -> None:
+    s3, topic = client("s3"), sns.create_topic(Name="arrivals")["TopicArn"]
+    subscribed(sns, sink, topic, "arrivals")
+    s3.create_bucket(Bucket="arrivals")
+    s3.put_bucket_versioning(Bucket="arrivals", VersioningConfiguration={"Status": "Enabled"})
+    wanted = [
+        {"Id": "csv", **rule(topic, "s3:ObjectCreated:*", prefix="raw/", suffix=".csv")},
+        rule(topic, "s3:ObjectRemoved:*", "s3:ObjectCreated:Copy", prefix="raw/", suffix=".txt"),
+    ]
+    s3.put_bucket_notification_configuration(
+        Bucket="arrivals", NotificationConfiguration={"TopicConfigurations": wanted}
+    )
+    trial = json.loads(json.loads(sink.at("arrivals", 2)[1])["Message"])
+    assert (trial["Event"], trial["Bucket"]) == ("s3:TestEvent", "arrivals")
+    shown = s3.get_bucket_notification_configuration(Bucket="arrivals")["TopicConfigurations"]
+    assert [(each["TopicArn"], sorted(each["Events"])) for each in shown] == [
+        (topic, ["s3:ObjectCreated:*"]),
+        (topic, ["s3:ObjectCreated:Copy", "s3:ObjectRemoved:*"]),
+    ]
+    native = platform.call("GET", "/api/buckets/arrivals/notifications")["items"]
+    assert (native[0]["id"], native[0]["events"], native[0]["suffix"]) == (
+        "csv",
+        ["put", "copy", "upload"],
+        ".csv",
+    )
+
+    s3.put_object(Bucket="arrivals", Key="elsewhere/a.csv", Body=b"no")
+    s3.put_object(Bucket="arrivals", Key="raw/a b+é.csv", Body=b"1,2\n")
+    made = s3.put_object(Bucket="arrivals", Key="raw/notes.txt", Body=b"nobody is told")["VersionId"]
+    s3.copy_object(Bucket="arrivals", Key="raw/copy.txt", CopySource={"Bucket": "arrivals", "Key": "raw/notes.txt"})
+    mark = s3.delete_object(Bucket="arrivals", Key="raw/notes.txt")["VersionId"]
+    s3.delete_object(Bucket="arrivals", Key="raw/notes.txt", VersionId=made)
+    place = {"Bucket": "arrivals", "Key": "raw/parts.csv"}
+    upload = s3.create_multipart_upload(**place)["UploadId"]
+    part = s3.upload_part(**place, UploadId=upload, PartNumber=1, Body=b"3,4\n")
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    s3.complete_multipart_upload(**place, UploadId=upload, MultipartUpload=parts)
+
+    told = [json.loads(each) for each in sink.at("arrivals", 7)[2:]]
+    assert {each["Subject"] for each in told} == {"Amazon S3 Notification"}
+    records = [record for each in told for record in json.loads(each["Message"])["Records"]]
+    records.sort(key=lambda record: record["s3"]["object"]["sequencer"])
+    assert [(each["eventName"], each["s3"]["object"]["key"]) for each in records] == [
+        ("ObjectCreated:Put", "raw/a+b%2B%C3%A9.csv"),
+        ("ObjectCreated:Copy", "raw/copy.txt"),
+        ("ObjectRemoved:DeleteMarkerCreated", "raw/notes.txt"),
+        ("ObjectRemoved:Delete", "raw/notes.txt"),
+        ("ObjectCreated:CompleteMultipartUpload", "raw/parts.csv"),
+    ]
+    first, _, marked, deleted, _ = records
+    assert first["s3"]["configurationId"] == "csv" and first["s3"]["bucket"]["arn"] == "arn:aws:s3:::arrivals"
+    head = s3.head_object(Bucket="arrivals", Key="raw/a b+é.csv")
+    said = first["s3"]["object"]
+    assert (said["size"], f'"{said["eTag"]}"', said["versionId"]) == (4, head["ETag"], head["VersionId"])
+    assert (marked["s3"]["object"]["versionId"], deleted["s3"]["object"]["versionId"]) == (mark, made)
+    assert (first["eventSource"], first["awsRegion"], first["eventVersion"]) == ("aws:s3", "us-east-1", "2.1")
+
+
+def test_objects_that_are_overwritten_are_not_removed_and_rules_end_with_their_bucket(
+    sns: Any, sink: Sink, client: Callable[..., Any], platform: Platform
+) -> None:
+    s3, topic = client("s3"), sns.create_topic(Name="removals")["TopicArn"]
+    subscribed(sns, sink, topic, "removals", RawMessageDelivery="true")
+    s3.create_bucket(Bucket="removals")
+    wanted = {"TopicConfigurations": [rule(topic, "s3:ObjectRemoved:Delete")]}
+    s3.put_bucket_notification_configuration(Bucket="removals", NotificationConfiguration=wanted)
+    for body in (b"one", b"two"):
+        s3.put_object(Bucket="removals", Key="k", Body=body)
+    s3.delete_objects(Bucket="removals", Delete={"Objects": [{"Key": "k"}, {"Key": "never there"}]})
+    (record,) = json.loads(sink.at("removals", 3)[2])["Records"]
+    assert (record["eventName"], record["s3"]["object"].keys()) == ("ObjectRemoved:Delete", {"key", "sequencer"})
+
+    s3.delete_bucket(Bucket="removals")
+    s3.create_bucket(Bucket="removals")
+    assert "TopicConfigurations" not in s3.get_bucket_notification_configuration(Bucket="removals")
+    said = platform.cli("objects", "notify", "s3://removals/in/", "removals", "--suffix", ".npy", "--event", "put")
+    assert said.returncode == 0, said.stderr
+    (shown,) = s3.get_bucket_notification_configuration(Bucket="removals")["TopicConfigurations"]
+    assert (shown["TopicArn"], shown["Events"]) == (topic, ["s3:ObjectCreated:Put"])
+    rules = shown["Filter"]["Key"]["FilterRules"]
+    assert rules == [{"Name": "Prefix", "Value": "in/"}, {"Name": "Suffix", "Value": ".npy"}]
+    assert platform.cli("objects", "notifications", "removals", "--remove", shown["Id"]).returncode == 0
+    assert platform.call("GET", "/api/buckets/removals/notifications")["items"] == []
+    assert len(sink.at("removals", 3)) == 3
+
+
+def test_notifications_that_cannot_be_are_refused(sns: Any, client: Callable[..., Any], platform: Platform) -> None:
+    s3, topic = client("s3"), sns.create_topic(Name="strict")["TopicArn"]
+    s3.create_bucket(Bucket="strict-notifications")
+
+    def refuse(**configuration: Any) -> str:
+        given = {"Bucket": "strict-notifications", "NotificationConfiguration": configuration}
+        return code(s3.put_bucket_notification_configuration, **given)
+
+    created = "s3:ObjectCreated:*"
+    queue = {"QueueArn": "arn:aws:sqs:us-east-1:123456789012:q", "Events": [created]}
+    function = {"LambdaFunctionArn": "arn:aws:lambda:us-east-1:123456789012:function:f", "Events": [created]}
+    assert refuse(QueueConfigurations=[queue]) == refuse(LambdaFunctionConfigurations=[function]) == "NotImplemented"
+    assert refuse(EventBridgeConfiguration={}) == "NotImplemented"
+    for each in (
+        rule(TOPIC.format("missing"), created),
+        rule("arn:aws:sqs:us-east-1:123456789012:q", created),
+        rule(topic, "s3:ReducedRedundancyLostObject"),
+        rule(topic, created, middle="x"),
+    ):
+        assert refuse(TopicConfigurations=[each]) == "InvalidArgument"
+    overlapping = [rule(topic, created, prefix="a/"), rule(topic, "s3:ObjectCreated:Put", prefix="a/b/")]
+    assert refuse(TopicConfigurations=overlapping) == "InvalidArgument"
+    assert platform.call("GET", "/api/buckets/strict-notifications/notifications")["items"] == []
+    missing = {"Bucket": "no-such-bucket", "NotificationConfiguration": {}}
+    assert code(s3.put_bucket_notification_configuration, **missing) == "NoSuchBucket"
+
+
 def test_what_is_not_done_is_refused_by_name(sns: Any, sink: Sink) -> None:
     topic = sns.create_topic(Name="refusing")["TopicArn"]
     missing = TOPIC.format("missing")

@@ -38,8 +38,8 @@ def sagemaker(platform: Platform, client: Client) -> Any:
     return made
 
 
-def transform(sagemaker: Any, name: str, **more: Any) -> dict[str, Any]:
-    """A job, once it is over."""
+def transform(sagemaker: Any, name: str, meanwhile: Callable[[], None] | None = None, **more: Any) -> dict[str, Any]:
+    """A job, once it is over; ``meanwhile``: what is done when it was begun."""
     source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/given/"}}
     sagemaker.create_transform_job(
         TransformJobName=name,
@@ -48,6 +48,8 @@ def transform(sagemaker: Any, name: str, **more: Any) -> dict[str, Any]:
         TransformResources={"InstanceType": "ml.m5.large", "InstanceCount": 1},
         **{"ModelName": "triple", **more},
     )
+    if meanwhile is not None:
+        meanwhile()
 
     def look() -> dict[str, Any] | None:
         found: dict[str, Any] = sagemaker.describe_transform_job(TransformJobName=name)
@@ -91,6 +93,24 @@ def test_a_model_that_fails_is_the_reason(sagemaker: Any) -> None:
 
     assert found["TransformJobStatus"] == "Failed"
     assert "none" in found["FailureReason"]
+
+
+def test_a_stopped_transform_writes_nothing(platform: Platform, client: Client, sagemaker: Any) -> None:
+    waits = "import time\ndef model_fn(folder):\n    print('waits', flush=True)\n    while True: time.sleep(0.05)\n"
+    client("s3").put_object(Bucket=BUCKET, Key="waits.tar.gz", Body=packed({"code/inference.py": waits}))
+    container = {"Image": IMAGE, "ModelDataUrl": f"s3://{BUCKET}/waits.tar.gz"}
+    sagemaker.create_model(ModelName="waits", PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    log = "/api/scripts/transform/stopped/log"
+
+    def stop() -> None:
+        until(lambda: "waits" in platform.call("GET", log)["text"], "it has begun", 60)
+        sagemaker.stop_transform_job(TransformJobName="stopped")
+
+    found = transform(sagemaker, "stopped", ModelName="waits", meanwhile=stop)
+
+    assert found["TransformJobStatus"] == "Stopped"
+    assert "Contents" not in client("s3").list_objects_v2(Bucket=BUCKET, Prefix="stopped/")
+    assert platform.call("GET", "/api/scripts/transform/stopped")["status"] == "Stopped"
 
 
 def test_what_is_not_there_is_said(sagemaker: Any) -> None:

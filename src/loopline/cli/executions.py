@@ -153,6 +153,21 @@ def stop(session: Session, execution: str, reason: str | None) -> None:
 
 @executions.command()
 @click.argument("execution")
+@click.option("--title", help="What it is called.")
+@click.option("--description")
+@click.option("--max-parallel", type=click.IntRange(min=1), help="How many of its steps may run at once from now on.")
+@options
+def update(
+    session: Session, execution: str, title: str | None, description: str | None, max_parallel: int | None
+) -> None:
+    """Change what an execution is called, what is said of it, and how many of its steps run at once."""
+    words = {"title": title, "description": description}
+    found = session.client.put("executions", execution, max_parallel=max_parallel, **words)
+    session.done(found, f"execution {execution} is changed")
+
+
+@executions.command()
+@click.argument("execution")
 @options
 def retry(session: Session, execution: str) -> None:
     """Start again from what failed."""

@@ -23,6 +23,13 @@ SHOWN = (
 )
 
 
+def _events(rule: dict[str, Any]) -> str:
+    return ", ".join(rule["events"])
+
+
+RULES = (("ID", "id"), ("TOPIC", "topic"), ("EVENTS", _events), ("PREFIX", "prefix"), ("SUFFIX", "suffix"))
+
+
 @click.group()
 def objects() -> None:
     """Buckets and their objects."""
@@ -109,3 +116,33 @@ def delete(session: Session, uri: str, version: str | None) -> None:
     bucket, key = _object(uri)
     done = session.client.delete("buckets", bucket, "object", key=key, version=version)
     session.done(done, f"s3://{bucket}/{key} is deleted")
+
+
+@objects.command()
+@click.argument("uri")
+@click.argument("topic")
+@click.option("--suffix", default="", help="Only keys that end so.")
+@click.option("--event", "events", multiple=True, help="put, copy, upload, delete or mark (default: the first three).")
+@options
+def notify(session: Session, uri: str, topic: str, suffix: str, events: tuple[str, ...]) -> None:
+    """Tell a topic's subscribers of objects below s3://BUCKET/PREFIX."""
+    bucket, prefix = _place(uri)
+    rule = {"topic": topic, "prefix": prefix, "suffix": suffix, **({"events": list(events)} if events else {})}
+    rules = session.client.get("buckets", bucket, "notifications")["items"]
+    made = session.client.put("buckets", bucket, "notifications", rules=[*rules, rule])
+    session.done(made, f"the topic {topic} is told of s3://{bucket}/{prefix}*{suffix}")
+
+
+@objects.command()
+@click.argument("bucket")
+@click.option("--remove", "gone", help="The id of a rule.")
+@options
+def notifications(session: Session, bucket: str, gone: str | None) -> None:
+    """Which topics are told of a bucket's objects."""
+    found = session.client.get("buckets", bucket, "notifications")
+    if gone is not None:
+        kept = [rule for rule in found["items"] if rule["id"] != gone]
+        if len(kept) == len(found["items"]):
+            raise click.UsageError(f"the bucket {bucket} has no rule {gone}")
+        found = session.client.put("buckets", bucket, "notifications", rules=kept)
+    session.table(found, RULES)

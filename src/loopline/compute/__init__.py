@@ -4,6 +4,7 @@ A backend only starts, watches and ends attempts; what an attempt means is known
 other paths.
 """
 
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -104,13 +105,34 @@ class Status:
 class LogChunk:
     """A piece of a log: ``data`` lies at ``offset``, the next piece at ``next_offset``.
 
-    ``end``: the attempt has ended and nothing follows this piece.
+    ``end``: the attempt has ended and nothing follows this piece. ``times``: (offset, when what lies there and after it
+    came), in seconds since the epoch, as far as the backend knows: the last one before the piece, and those within it.
     """
 
     offset: int
     next_offset: int
     data: bytes
     end: bool
+    times: tuple[tuple[int, float], ...] = ()
+
+    def decoded(self, *, last: bool) -> tuple[str, int, list[list[float]]]:
+        """The piece as text; where the next begins; ``times`` as [place in the text, when].
+
+        A character that is not whole yet belongs to the next piece, unless this is the ``last`` one.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text, begin = "", 0
+        places: list[list[float]] = []
+        for at, when in self.times:
+            end = max(0, at - self.offset)
+            text += decoder.decode(self.data[begin:end])
+            places.append([len(text), when])
+            begin = end
+        text += decoder.decode(self.data[begin:])
+        held = len(decoder.getstate()[0])
+        if last and not text:
+            text, held = decoder.decode(b"", final=True), 0
+        return text, self.next_offset - held, places
 
 
 class ComputeBackend(Protocol):

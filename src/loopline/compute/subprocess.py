@@ -38,6 +38,25 @@ def needs_own_interpreter(environ: dict[str, str]) -> bool:
     )
 
 
+def _times(path: Path, begin: int, end: int) -> tuple[tuple[int, float], ...]:
+    """What the shim noted of a part of the log; nothing where it noted nothing."""
+    found: list[tuple[int, float]] = []
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return ()
+    for line in lines:
+        place, _, when = line.partition(" ")
+        if not (place.isdecimal() and when.replace(".", "", 1).isdecimal()):
+            continue  # a line that is being written
+        if int(place) <= begin:
+            found.clear()
+        elif int(place) >= end:
+            break
+        found.append((int(place), float(when)))
+    return tuple(found)
+
+
 class SubprocessBackend:
     """The ComputeBackend of one machine.
 
@@ -131,7 +150,8 @@ class SubprocessBackend:
                 more = bool(file.read(1))
         except FileNotFoundError:
             data, more = b"", False
-        return LogChunk(offset, offset + len(data), data, ended and not more)
+        times = _times(folder / files.LOG_TIMES, offset, offset + len(data))
+        return LogChunk(offset, offset + len(data), data, ended and not more, times)
 
     def recover(self) -> list[Status]:
         """Every attempt on disk with its state, oldest first; what is lost is reaped on the way."""

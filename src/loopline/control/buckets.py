@@ -4,6 +4,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from loopline.control import object_notices
 from loopline.control.context import Context
 from loopline.domain import objects as rules
 from loopline.domain.access import Actor
@@ -59,6 +60,7 @@ def delete(ctx: Context, actor: Actor, *, bucket: str) -> dict[str, Any]:
         opened = sa.select(uploads.c.id).where(uploads.c.bucket == bucket, uploads.c.status == "Open")
         if tx.row(opened.limit(1)):
             raise Conflict(f"an upload into the bucket {bucket!r} is not completed; abort it first", full="uploads")
+        object_notices.replace_in(tx, actor=actor.name, bucket=bucket, rules=[])
         records.delete(tx, "bucket", row["id"], actor=actor.name)
     return row
 
@@ -73,6 +75,22 @@ def set_versioning(ctx: Context, actor: Actor, *, bucket: str, versioning: str) 
 def set_tags(ctx: Context, actor: Actor, *, bucket: str, tags: dict[str, str] | None) -> dict[str, Any]:
     """Replace a bucket's tags."""
     return _set(ctx, actor, bucket, tags=tags or None)
+
+
+def notifications(ctx: Context, actor: Actor, *, bucket: str) -> dict[str, Any]:
+    """Which topics are told of a bucket's objects: rules of {"id", "topic", "events", "prefix", "suffix"}."""
+    with ctx.db.read() as tx:
+        find(tx, bucket)
+        return {"items": object_notices.rules_in(tx, bucket), "next": None}
+
+
+def set_notifications(ctx: Context, actor: Actor, *, bucket: str, rules: list[dict[str, Any]]) -> dict[str, Any]:
+    """Replace which topics are told of a bucket's objects. ``events`` of a rule: put, copy, upload (in parts), delete,
+    mark (a deletion mark); the first three unless given. ``prefix``, ``suffix``: of the keys."""
+    with ctx.db.transaction(durable=True) as tx:
+        find(tx, bucket)
+        object_notices.replace_in(tx, actor=actor.name, bucket=bucket, rules=rules)
+        return {"items": object_notices.rules_in(tx, bucket), "next": None}
 
 
 def _set(ctx: Context, actor: Actor, bucket: str, **values: Any) -> Row:

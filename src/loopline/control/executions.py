@@ -15,7 +15,7 @@ from loopline.domain import decisions, states
 from loopline.domain.access import Actor
 from loopline.domain.pipelines import ActionStep
 from loopline.domain.states import ExecutionStatus, JobStatus, RunStatus, StepStatus
-from loopline.errors import Conflict, LooplineError, NotFound
+from loopline.errors import Conflict, InvalidInput, LooplineError, NotFound
 from loopline.store import queue, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import attempts, cache, executions, runs, scripts, steps
@@ -372,6 +372,32 @@ def stop(ctx: Context, actor: Actor, *, execution: str, reason: str = "stopped b
                 ended = {"reason": reason, "ended_at": tx.now}
                 records.move(tx, "step", step["id"], StepStatus.STOPPED, actor=actor.name, **ended)
         advance_in(ctx, tx, execution)
+        return records.get(tx, "execution", execution)
+
+
+def update(
+    ctx: Context,
+    actor: Actor,
+    *,
+    execution: str,
+    title: str | None = None,
+    description: str | None = None,
+    max_parallel: int | None = None,
+) -> dict[str, Any]:
+    """Change what people call an execution, what they say of it, and how many of its steps may run at once from now
+    on; what is not given stays."""
+    if max_parallel is not None and max_parallel < 1:
+        raise InvalidInput("max_parallel is at least 1")
+    words = {name: text for name, text in (("title", title), ("description", description)) if text is not None}
+    with ctx.db.transaction(durable=True) as tx:
+        row = records.get(tx, "execution", execution)
+        values: dict[str, Any] = {"trigger": {**(row["trigger"] or {}), **words}} if words else {}
+        if max_parallel is not None:
+            values["max_parallel"] = max_parallel
+        if values:
+            records.set(tx, "execution", execution, actor=actor.name, **values)
+        if max_parallel is not None and not states.is_terminal("execution", row["status"]):
+            advance_in(ctx, tx, execution)
         return records.get(tx, "execution", execution)
 
 

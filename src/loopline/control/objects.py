@@ -477,7 +477,7 @@ def delete_in(
     if kept is None:
         row = tx.fetch_one(_CURRENT, bucket=bucket, key=key)
         if row is not None:
-            records.delete(tx, "object", row["id"], actor=actor)
+            records.delete(tx, "object", row["id"], actor=actor, bucket=bucket, key=key)
         return {"version": None, "marker": False}
     values = {"marker": True, "source": {"kind": "delete"}}
     made = put_in(tx, actor=actor, bucket=bucket, key=key, values=values)
@@ -489,7 +489,7 @@ def _delete_version(tx: Tx, actor: str, bucket: str, key: str, version: str) -> 
     row = tx.row(sa.select(table).where(c.bucket == bucket, c.key == key, c.version == version))
     if row is None:
         return {"version": version, "marker": False}
-    records.delete(tx, "object", row["id"], actor=actor)
+    records.delete(tx, "object", row["id"], actor=actor, bucket=bucket, key=key, version=version)
     if row["current"]:
         rest = sa.select(c.id).where(c.bucket == bucket, c.key == key).order_by(c.number.desc()).limit(1)
         newest = tx.row(rest)

@@ -26,7 +26,12 @@ from loopline.store.schema import scripts as table
 from loopline.store.schema import steps
 
 PROJECT = "jobs"  # of executions that belong to no project's pipeline
-ORDERS = {"created": table.c.created_at, "name": table.c.name, "status": steps.c.status}
+ORDERS = {
+    "created": table.c.created_at,
+    "name": table.c.name,
+    "status": steps.c.status,
+    "ended": sa.func.coalesce(steps.c.ended_at, 1e12),  # what is not over comes last
+}
 
 
 # -- starting ---------------------------------------------------------------------------------------------------------
@@ -104,7 +109,8 @@ def list_(
     limit: int = 50,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    """Jobs in the order of ``created``, ``name`` or ``status``; those of the statuses, names and times that are given.
+    """Jobs in the order of ``created``, ``name``, ``status`` or ``ended``; those of the statuses, names and times that
+    are given.
 
     A job changes when it begins and when it ends.
     """
@@ -215,6 +221,6 @@ def log(ctx: Context, actor: Actor, *, contract: str, name: str, offset: int = 0
         job = records.get(tx, "job", step["job"]) if step["job"] else None
     if job is None:
         over = states.is_terminal("step", step["status"])
-        return {"job": None, "text": "", "offset": 0, "next_offset": 0, "end": over, "began_at": None}
+        return {"job": None, "text": "", "offset": 0, "next_offset": 0, "times": [], "end": over, "began_at": None}
     found = jobs.log(ctx, actor, job=job["id"], offset=offset, limit=limit)
     return {**found, "began_at": job["started_at"]}

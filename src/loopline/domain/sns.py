@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from loopline.domain import cloudwatch
+from loopline.domain import cloudwatch, objectnotices
 from loopline.domain.metrics import NO_UNIT
 
 CONFIRM = "subscription.confirm"
@@ -59,19 +59,28 @@ def message_id(delivery: str) -> str:
 
 
 def subject_and_text(sent: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, str]:
-    """What a message says: what was published, an alarm's change as CloudWatch tells it, else the event as it is."""
+    """What a message says: what was published, an alarm's change as CloudWatch tells it, an object's as S3 does, else
+    the event as it is."""
     data = sent["data"]
     if "message" in data:
         return str(data.get("subject") or ""), str(data["message"])
     if data["noun"] == "alarm" and data.get("definition") and data.get("after"):
         return _alarm(sent, settings)
+    if data["noun"] == "object":
+        return objectnotices.SUBJECT, objectnotices.message(sent, *_region_and_account(settings))
     text = json.dumps({"type": sent["type"], "timestamp": sent["timestamp"], "data": data}, ensure_ascii=False)
     return str(data["summary"])[:100], text
 
 
+def _region_and_account(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Of the topic."""
+    _, _, _, region, account, *_ = [*str(settings.get("topic_arn") or "").split(":"), "", "", "", "", ""]
+    return region, account
+
+
 def _alarm(sent: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, str]:
     data = sent["data"]
-    _, _, _, region, account, *_ = [*str(settings.get("topic_arn") or "").split(":"), "", "", "", "", ""]
+    region, account = _region_and_account(settings)
     name = str(data.get("name") or data["id"])
     shown = cloudwatch.show_alarm(name, data["definition"], data.get("endpoint"))
     statistic = shown.get("Statistic")

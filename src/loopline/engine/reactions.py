@@ -3,7 +3,17 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from loopline.control import audit, endpoint_tests, firings, monitoring, multimodel, retraining, rollouts, topics
+from loopline.control import (
+    audit,
+    endpoint_tests,
+    firings,
+    monitoring,
+    multimodel,
+    object_notices,
+    retraining,
+    rollouts,
+    topics,
+)
 from loopline.control.context import Context
 from loopline.store.db import Row, Tx
 from loopline.store.schema import NOUNS
@@ -25,6 +35,7 @@ REACTIONS = (
     Reaction("release", rollouts.react, frozenset({"evaluation", "version"})),
     Reaction("multimodel", multimodel.react, frozenset({"endpoint", "version"})),
     Reaction("notify", topics.notify, TOLD),
+    Reaction("objects", object_notices.react, frozenset({"object"})),
     Reaction("triggers", firings.react, frozenset({"asset", "object"})),
     Reaction("retraining", retraining.react, frozenset({"execution", "push", "retraining"})),
     Reaction("tests", endpoint_tests.react, frozenset({"endpoint"})),

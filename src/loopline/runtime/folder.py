@@ -14,6 +14,7 @@ SPEC = "spec.json"
 CLAIM = "claim"
 GROUP = "group"
 LOG = "log"
+LOG_TIMES = "log.times"  # lines of "OFFSET SECONDS": when what stands in the log from there on came
 EVENTS = "events"
 OUTPUTS = "outputs"
 MANIFEST = "outputs.json"

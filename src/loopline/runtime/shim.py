@@ -33,6 +33,7 @@ EXIT_RETRY_SECONDS = 60.0
 CHUNK_BYTES = 65536
 READS_A_TURN = 64
 STARS = b"*****"
+STAMP_SECONDS = 0.1  # how near a line's time is known
 
 MESSAGES = {
     "timeout": "it ran longer than its limit of {timeout_seconds} s",
@@ -57,6 +58,9 @@ class Log:
         self.full_disk = False
         self._cap = cap_bytes
         self._line_open = False
+        self._times = -1
+        self._stamped_at = 0.0
+        self._times_path = f"{os.path.dirname(path)}/{files.LOG_TIMES}"
 
     def write(self, data: bytes) -> None:
         """Append what the cap allows. A disk that refuses is noted: the job goes on."""
@@ -107,12 +111,26 @@ class Log:
         if not data:
             return
         self._line_open = not data.endswith(b"\n")
+        self._stamp(time.time())
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(self.descriptor, view) :]
         except OSError as failure:
             self.full_disk = self.full_disk or failure.errno in launch.DISK_ERRNOS
+
+    def _stamp(self, now: float) -> None:
+        """Note when what is written next came: before it is there, so that a line's time never changes."""
+        if now - self._stamped_at < STAMP_SECONDS:
+            return
+        try:
+            if self._times < 0:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                self._times = os.open(self._times_path, flags, 0o600)
+            os.write(self._times, f"{os.fstat(self.descriptor).st_size} {now:.3f}\n".encode())
+        except OSError:
+            return  # the log itself tells of a disk that is full
+        self._stamped_at = now
 
 
 class Standby(NamedTuple):

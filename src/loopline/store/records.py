@@ -155,12 +155,12 @@ def set(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = 
     _record(tx, noun, identifier, "changed", actor, reason=reason, data=values)
 
 
-def delete(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = None) -> None:
-    """Remove a record; its events stay."""
+def delete(tx: Tx, noun: str, identifier: str, *, actor: str, reason: str | None = None, **data: Any) -> None:
+    """Remove a record; its events stay. ``data``: what the last of them says of it."""
     if tx.change(_deleting(noun), where_id=identifier) != 1:
         raise NotFound(f"there is no {noun} {identifier!r}")
     tx.execute(tags.delete().where(tags.c.record == identifier))
-    _record(tx, noun, identifier, "deleted", actor, reason=reason)
+    _record(tx, noun, identifier, "deleted", actor, reason=reason, data=data)
 
 
 def note(tx: Tx, noun: str, identifier: str, kind: str, *, actor: str, reason: str | None = None, **data: Any) -> int:

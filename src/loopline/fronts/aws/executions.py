@@ -126,6 +126,20 @@ def stop_pipeline_execution(call: Call, given: dict[str, Any]) -> dict[str, Any]
     return {"PipelineExecutionArn": given["PipelineExecutionArn"]}
 
 
+def update_pipeline_execution(call: Call, given: dict[str, Any]) -> dict[str, Any]:
+    """UpdatePipelineExecution."""
+    row = _row(call, given["PipelineExecutionArn"])
+    executions.update(
+        call.ctx,
+        call.actor,
+        execution=row["id"],
+        title=given.get("PipelineExecutionDisplayName"),
+        description=given.get("PipelineExecutionDescription"),
+        max_parallel=parallel(given),
+    )
+    return {"PipelineExecutionArn": given["PipelineExecutionArn"]}
+
+
 def retry_pipeline_execution(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """RetryPipelineExecution: what succeeded keeps its results."""
     row = _row(call, given["PipelineExecutionArn"])
@@ -247,6 +261,7 @@ OPERATIONS = {
     "DescribePipelineExecution": Operation(describe_pipeline_execution, Permission.READ),
     "ListPipelineExecutions": Operation(list_pipeline_executions, Permission.READ),
     "StopPipelineExecution": Operation(stop_pipeline_execution, Permission.WRITE),
+    "UpdatePipelineExecution": Operation(update_pipeline_execution, Permission.WRITE),
     "RetryPipelineExecution": Operation(retry_pipeline_execution, Permission.WRITE),
     "ListPipelineParametersForExecution": Operation(list_pipeline_parameters_for_execution, Permission.READ),
     "DescribePipelineDefinitionForExecution": Operation(describe_pipeline_definition_for_execution, Permission.READ),

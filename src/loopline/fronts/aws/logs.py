@@ -1,10 +1,12 @@
 """CloudWatch's logs of jobs: a group for each kind, a stream for each host of a job. They are read, never written.
 
-A line has no time of its own: its event's is when the program began, which is how the SDK tells events apart (it counts
-those of one time).
+An event is a line, and its time is when it came, to a tenth of a second. It never changes, because clients go on where
+they were by a time and the number of events that they have seen of it.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Any
 
 from loopline.control import scripts
@@ -21,6 +23,7 @@ MAX_STREAMS = 50
 MAX_EVENTS = 10_000
 MAX_BYTES = 1 << 20
 PIECE_BYTES = 1 << 20
+LAST = 1 << 40  # behind the end of any log
 
 
 def _group(given: dict[str, Any]) -> str:
@@ -35,12 +38,15 @@ def describe_log_streams(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     group = _group(given)
     prefix = given.get("logStreamNamePrefix") or ""
     by_time = given.get("orderBy") == "LastEventTime"
+    if by_time and prefix:
+        text = "Cannot order by LastEventTime with a logStreamNamePrefix."
+        raise AwsError("InvalidParameterException", text)
     found = scripts.list_(
         call.ctx,
         call.actor,
         contract=GROUPS[group],
         contains=prefix.partition("/")[0] or None,
-        order="created" if by_time else "name",
+        order="ended" if by_time else "name",
         descending=bool(given.get("descending")),
         limit=int(given.get("limit") or MAX_STREAMS),
         cursor=given.get("nextToken"),
@@ -49,6 +55,8 @@ def describe_log_streams(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     wanted = [stream for stream in streams if stream["logStreamName"].startswith(prefix)]
     if not wanted and not _any(call, GROUPS[group]):
         raise AwsError("ResourceNotFoundException", "The specified log group does not exist.")
+    if by_time:
+        wanted.sort(key=lambda stream: int(stream["lastEventTimestamp"]), reverse=bool(given.get("descending")))
     return {"logStreams": wanted, "nextToken": found["next"]}
 
 
@@ -58,84 +66,106 @@ def _any(call: Call, contract: str) -> bool:
     return any(row["job_started_at"] is not None for row in rows)
 
 
-def _streams(call: Call, group: str, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _names(row: dict[str, Any]) -> list[str]:
+    """The streams of a job that has begun, one for each of its hosts."""
     if row["job_started_at"] is None:
+        return []
+    hosts = range(1, row["definition"].get("hosts", 1) + 1)
+    return [f"{row['name']}/algo-{host}-{int(row['job_started_at'])}" for host in hosts]
+
+
+def _streams(call: Call, group: str, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    names = _names(row)
+    if not names:
         return
     began = int(row["job_started_at"] * 1000)
-    for number in range(row["definition"].get("hosts", 1)):
-        name = f"{row['name']}/algo-{number + 1}-{began // 1000}"
+    first, last = (_time(call, row, offset) or began for offset in (0, LAST))
+    for name in names:
         yield {
             "logStreamName": name,
             "creationTime": began,
-            "firstEventTimestamp": began,
-            "lastEventTimestamp": began,
-            "lastIngestionTime": began,
+            "firstEventTimestamp": first,
+            "lastEventTimestamp": last,
+            "lastIngestionTime": last,
             "uploadSequenceToken": "0",
             "arn": call.arn("logs", f"log-group:{group}:log-stream:{name}"),
             "storedBytes": 0,
         }
 
 
+def _time(call: Call, row: dict[str, Any], offset: int) -> int | None:
+    """When what stands there in a program's log came, in milliseconds; None when nothing did."""
+    piece = scripts.log(call.ctx, call.actor, contract=row["contract"], name=row["name"], offset=offset, limit=1)
+    return int(piece["times"][0][1] * 1000) if piece["times"] else None
+
+
 def get_log_events(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """GetLogEvents."""
     contract = GROUPS[_group(given)]
-    began, lines = _lines(call, contract, given["logStreamName"])
-    if not given.get("startTime", 0) <= began < given.get("endTime", began + 1):
-        lines = []
+    lines = _lines(call, contract, given["logStreamName"])
     first, last = _range(lines, given)
-    events = [{"timestamp": began, "ingestionTime": began, "message": line} for line in lines[first:last]]
+    events = [{"timestamp": at, "ingestionTime": at, "message": line} for at, line in lines[first:last]]
     return {"events": events, "nextForwardToken": f"f/{last}", "nextBackwardToken": f"b/{first}"}
 
 
-def _lines(call: Call, contract: str, stream: str) -> tuple[int, list[str]]:
-    """When a stream began, in milliseconds, and its whole lines so far."""
+def _lines(call: Call, contract: str, stream: str) -> list[tuple[int, str]]:
+    """The whole lines of a stream so far, each with its time in milliseconds."""
     absent = AwsError("ResourceNotFoundException", "The specified log stream does not exist.")
     name, _, host = stream.partition("/")
     try:
         row = scripts.show(call.ctx, call.actor, contract=contract, name=name)
     except NotFound:
         raise absent from None
-    known = [entry["logStreamName"] for entry in _streams(call, "", row)]
+    known = _names(row)
     if stream not in known:
         raise absent
 
     def read(offset: int) -> dict[str, Any]:
         return scripts.log(call.ctx, call.actor, contract=contract, name=name, offset=offset, limit=PIECE_BYTES)
 
-    lines = "".join(_pieces(read))
-    whole = lines.split("\n")
+    text, times = _whole(read, row["job_started_at"])
+    whole = text.split("\n")
+    begins = accumulate((len(line) + 1 for line in whole), initial=0)
+    came = [int(times[bisect_right(times, (begin, float("inf"))) - 1][1] * 1000) for begin in begins]
     if row["job_ended_at"] is None or not whole[-1]:
         whole.pop()  # a line that is being written
+    found = list(zip(accumulate(came, max), whole, strict=False))
     if len(known) > 1:
         mark = f"[{host.rpartition('-')[0]}] "
-        whole = [line.removeprefix(mark) for line in whole if line.startswith((mark, "[loopline] "))]
-    return int(row["job_started_at"] * 1000), whole
+        return [(at, line.removeprefix(mark)) for at, line in found if line.startswith((mark, "[loopline] "))]
+    return found
 
 
-def _pieces(read: Callable[[int], dict[str, Any]]) -> Iterator[str]:
+def _whole(read: Callable[[int], dict[str, Any]], began_at: float) -> tuple[str, list[tuple[int, float]]]:
+    """A log, and when what stands from a place in it on came; at least since the program began."""
+    text, times = "", [(0, float(began_at))]
     offset = 0
     while True:
         piece = read(offset)
         if not piece["text"]:
-            return
-        yield piece["text"]
+            return text, times
+        times += [(len(text) + place, at) for place, at in piece["times"]]
+        text += piece["text"]
         offset = piece["next_offset"]
 
 
-def _range(lines: list[str], given: dict[str, Any]) -> tuple[int, int]:
-    """Which lines a request means: as many as it may get after (or before) where the token or the start stands."""
+def _range(lines: list[tuple[int, str]], given: dict[str, Any]) -> tuple[int, int]:
+    """Which lines a request means: as many as it may get after (or before) where the token or the start stands, of
+    those of its times. Tokens are places among all lines."""
+    least = bisect_left(lines, (given.get("startTime") or 0,))
+    end = max(least, bisect_left(lines, (given["endTime"],)) if given.get("endTime") is not None else len(lines))
     most = min(int(given.get("limit") or MAX_EVENTS), MAX_EVENTS)
     kind, _, text = str(given.get("nextToken") or "").partition("/")
     if kind:
         if kind not in ("f", "b") or not text.isdecimal():
             raise AwsError("InvalidParameterException", "The specified nextToken is invalid.")
-        place, forward = min(int(text), len(lines)), kind == "f"
+        place, forward = max(least, min(int(text), end)), kind == "f"
     else:
         forward = bool(given.get("startFromHead"))
-        place = 0 if forward else len(lines)
+        place = least if forward else end
     size, count = 0, 0
-    ordered = lines[place:] if forward else lines[:place][::-1]
-    for line in ordered[:most]:
+    ordered = lines[place:end] if forward else lines[least:place][::-1]
+    for _, line in ordered[:most]:
         size += len(line.encode()) + 26
         if size > MAX_BYTES:
             break

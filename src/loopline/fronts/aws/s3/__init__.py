@@ -2,7 +2,7 @@
 
 from loopline.domain.access import Permission
 from loopline.fronts.aws.call import Handler, Operation
-from loopline.fronts.aws.s3 import buckets, lists, objects, uploads
+from loopline.fronts.aws.s3 import buckets, lists, notifications, objects, uploads
 from loopline.fronts.aws.s3.terms import in_terms
 
 READ, WRITE = Permission.READ, Permission.WRITE
@@ -27,6 +27,10 @@ OPERATIONS = {
     "DeleteBucketTagging": _operation(buckets.delete_bucket_tagging, WRITE),
     "GetBucketAcl": _operation(buckets.get_bucket_acl, READ, "always the owner alone"),
     **{name: _operation(buckets.get_configuration, READ, "says that there is none") for name in buckets.CONFIGURATIONS},
+    "GetBucketNotificationConfiguration": _operation(notifications.get_bucket_notification_configuration, READ),
+    "PutBucketNotificationConfiguration": _operation(
+        notifications.put_bucket_notification_configuration, WRITE, "topics only: no queues, functions or EventBridge"
+    ),
     "PutObject": _operation(objects.put_object, WRITE, _NO_ENCRYPTION),
     "GetObject": _operation(objects.get_object, READ),
     "HeadObject": _operation(objects.head_object, READ),

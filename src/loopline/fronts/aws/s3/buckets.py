@@ -149,7 +149,6 @@ _NEVER = {
 _NONE = (
     "GetBucketAccelerateConfiguration",
     "GetBucketLogging",
-    "GetBucketNotificationConfiguration",
 )
 CONFIGURATIONS = (*_NEVER, *_NONE)
 
