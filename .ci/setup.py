@@ -199,11 +199,14 @@ def set_up_client(requirements):
     """An environment for a client that tests drive loopline with; one whose file has not changed is left.
 
     requirements: NAME.txt for packages of Python, NAME/package.json for those of node, where there is npm.
+    NAME.overrides, where there is one, takes the place of what these packages say that they need.
     """
     of_node = requirements.name == "package.json"
     name = requirements.parent.name if of_node else requirements.stem
     started, folder = time.monotonic(), ROOT / ".clients" / name
-    stamp, wanted = folder / "installed", requirements.read_text()
+    overrides = requirements.with_suffix(".overrides")
+    options = ["--overrides", overrides] if overrides.exists() else []
+    stamp, wanted = folder / "installed", requirements.read_text() + (overrides.read_text() if options else "")
     if stamp.exists() and stamp.read_text() == wanted:
         return
     if of_node and not shutil.which("npm"):
@@ -215,7 +218,7 @@ def set_up_client(requirements):
         run("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", cwd=folder)
     else:
         run(UV, "venv", "--quiet", "--clear", "--python", PYTHON, folder)
-        argv = [UV, "pip", "install", "--quiet", "--python", folder / "bin" / "python", "-r", requirements]
+        argv = [UV, "pip", "install", "--quiet", "--python", folder / "bin" / "python", *options, "-r", requirements]
         if not uv_installs([str(word) for word in argv]):
             sys.exit(f"the packages of {requirements} could not be fetched")
     stamp.write_text(wanted)

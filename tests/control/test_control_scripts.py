@@ -131,6 +131,36 @@ def test_code_brings_packages_of_its_own(shop: World, tmp_path: Path, monkeypatc
     assert unpacked(get(shop, row["result"]["model"])) == {"kit": b"True"}
 
 
+@pytest.mark.parametrize("packs", [False, True])
+def test_the_sdk_3_says_which_file_lists_packages(
+    shop: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packs: bool
+) -> None:
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    wheel(tmp_path, "boxkit")
+    run = "import boxkit, os, pathlib; pathlib.Path(os.environ['SM_MODEL_DIR'], 'kit').write_text(str(boxkit.HERE))"
+    code = {"train.py": run, "needs.txt": "boxkit==1.0\n"}
+    files = {"source.tar.gz": packed(code)} if packs else {name: text.encode() for name, text in code.items()}
+    for name, data in files.items():
+        put(shop, f"in/code/{name}", data)
+    put(shop, "in/drivers/sourcecode.json", b'{"requirements": "./needs.txt", "entry_script": "train.py"}')
+    unpack = "tar -xf source.tar.gz && " if packs else ""
+    submit(
+        shop,
+        "kit",
+        code=None,
+        program=None,
+        entrypoint=["/bin/bash"],
+        arguments=["-c", f"cd /opt/ml/input/data/code && {unpack}python3 train.py"],
+        channels={"code": {"uri": "s3://shop/in/code"}, "sm_drivers": {"uri": "s3://shop/in/drivers"}},
+    )
+
+    row = ended(shop, "kit")
+
+    assert row["status"] == "Succeeded", row["reason"]
+    assert unpacked(get(shop, row["result"]["model"])) == {"kit": b"True"}
+
+
 def wheel(folder: Path, name: str) -> None:
     info = f"{name}-1.0.dist-info"
     files = {

@@ -260,3 +260,26 @@ def test_a_script_is_never_run(tmp_path: object) -> None:
 def test_what_is_no_python_says_where() -> None:
     with pytest.raises(InvalidInput, match="line 2"):
         find("x = 1\ny = = 2\n")
+
+
+def test_scripts_of_version_3_are_not_read_as_those_of_version_2() -> None:
+    script = """
+# pip install sagemaker
+from sagemaker.core import image_uris
+from sagemaker.core.processing import ScriptProcessor
+from sagemaker.core.shapes import ProcessingOutput, ProcessingS3Output
+from sagemaker.mlops.workflow.pipeline import Pipeline
+from sagemaker.train import ModelTrainer
+from sagemaker.train.configs import Compute, SourceCode
+
+trainer = ModelTrainer(training_image=image, source_code=SourceCode(source_dir="source", entry_script="train.py"))
+trainer.train()
+ScriptProcessor(image_uri=image, role=role, instance_count=1, instance_type="ml.m5.large").run(code="prepare.py")
+pipeline = Pipeline(name="p", steps=[])
+pipeline.upsert(role_arn="SageMakerRole")
+pipeline.describe()
+"""
+
+    assert find(script) == []
+    older = script.replace("core", "x").replace("mlops", "x").replace("train", "x")
+    assert {each.code for each in find(older)} == {"role-arn", "sdk-version"}

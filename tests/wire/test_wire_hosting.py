@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ def input_fn(data, content_type):
 def predict_fn(rows, model, context):
     if rows == [["fail"]]:
         raise RuntimeError("no such row")
+    print(f"asked about {len(rows)}")
     custom = context.get_request_header(0, "X-Amzn-SageMaker-Custom-Attributes")
     said = {"factor": os.environ.get("FACTOR"), "custom": custom}
     return [model["slope"] * row[0] + model["offset"] for row in rows], said
@@ -125,6 +127,28 @@ def refused(call: Callable[..., Any], **given: Any) -> dict[str, Any]:
         call(**given)
     found: dict[str, Any] = failure.value.response
     return found
+
+
+def test_what_a_model_prints_is_found_in_its_log(sagemaker: Any, runtime: Any, client: Callable[..., Any]) -> None:
+    logs = client("logs")
+    started(sagemaker, "printing", "v1")
+    for rows in ([[1.0]], [[1.0], [2.0]], [[3.0]]):
+        ask(runtime, "printing", rows)
+    asked = {"logGroupName": "/aws/sagemaker/Endpoints/printing", "logStreamNamePrefix": "AllTraffic/"}
+
+    def look(**more: Any) -> list[str]:
+        pages = logs.get_paginator("filter_log_events").paginate(**{**asked, **more})
+        return [event["message"] for page in pages for event in page["events"]]
+
+    until(lambda: look(filterPattern='"asked about 1"') == ["asked about 1"] * 2, "the lines are there")
+    assert look(filterPattern="asked -2", PaginationConfig={"PageSize": 1}) == ["asked about 1"] * 2
+    assert look(filterPattern="?nothing ?2") == ["asked about 2"]
+    assert look(logStreamNamePrefix="Other/") == []
+    first = logs.filter_log_events(**asked, filterPattern="asked")["events"][0]
+    assert look(startTime=first["timestamp"], endTime=first["timestamp"] - 1) == []
+    assert abs(first["timestamp"] / 1000 - time.time()) < 300
+    absent = refused(logs.filter_log_events, logGroupName="/aws/sagemaker/Endpoints/none")
+    assert absent["Error"]["Code"] == "ResourceNotFoundException"
 
 
 def test_a_model_answers_its_own_prediction(sagemaker: Any, runtime: Any, platform: Platform) -> None:

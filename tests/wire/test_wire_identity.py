@@ -160,3 +160,47 @@ def test_what_would_be_refused_elsewhere_is_answered_and_recorded(platform: Plat
     recorded = platform.call("GET", "/api/warnings?source=sts.")["items"]
     assert [(row["source"], row["count"]) for row in recorded] == [("sts.GetSessionToken", 1)]
     assert "regular expression pattern" in recorded[0]["text"]
+
+
+def test_what_a_role_may_is_told_without_doing_it(platform: Platform, client: Client) -> None:
+    iam = client("iam")
+    iam.create_role(
+        RoleName="Reader",
+        AssumeRolePolicyDocument=TRUST,
+        Path="/service-role/",
+        Tags=[{"Key": "loopline:role", "Value": "viewer"}],
+    )
+    actions = ["sagemaker:DescribeTrainingJob", "sagemaker:CreateTrainingJob", "s3:ListBucket", "s3:PutObject"]
+    actions += ["sagemaker:InvokeEndpoint", "ecr:GetAuthorizationToken", "ec2:DescribeVpcs"]
+
+    def allowed(role: str) -> dict[str, bool]:
+        pages = iam.get_paginator("simulate_principal_policy").paginate(
+            PolicySourceArn=f"arn:aws:iam::123456789012:role/{role}",
+            ActionNames=actions,
+            PaginationConfig={"PageSize": 3},
+        )
+        results = [result for page in pages for result in page["EvaluationResults"]]
+        return {result["EvalActionName"]: result["EvalDecision"] == "allowed" for result in results}
+
+    assert allowed("loopline-editor") == dict.fromkeys(actions, True)
+    assert allowed("service-role/Reader") == {
+        **dict.fromkeys(actions, False),
+        "sagemaker:DescribeTrainingJob": True,
+        "s3:ListBucket": True,
+    }
+    with pytest.raises(ClientError) as refused:
+        allowed("Nobody")
+    assert refused.value.response["Error"]["Code"] == "NoSuchEntity"
+    # and so it is when the call comes
+    lent = client("sts").assume_role(RoleArn="arn:aws:iam::123456789012:role/service-role/Reader", RoleSessionName="me")
+    taken = lent["Credentials"]
+    key = {"id": taken["AccessKeyId"], "secret_key": taken["SecretAccessKey"], "token": taken["SessionToken"]}
+    assert client("sagemaker", key).list_training_jobs()["TrainingJobSummaries"] == []
+    with pytest.raises(ClientError, match="AccessDenied"):
+        client("s3", key).create_bucket(Bucket="not-by-readers")
+
+
+def test_every_role_may_be_given_to_jobs(client: Client) -> None:
+    trusted = client("iam").get_role(RoleName="loopline-editor")["Role"]["AssumeRolePolicyDocument"]
+
+    assert [each["Principal"] for each in trusted["Statement"]] == [{"Service": "sagemaker.amazonaws.com"}]

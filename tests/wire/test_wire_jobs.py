@@ -204,6 +204,9 @@ def test_the_failure_file_is_the_reason(platform: Platform, client: Client) -> N
     assert [row["TrainingJobName"] for row in listed["TrainingJobSummaries"]] == ["broken"]
     native = platform.call("GET", "/api/scripts/training/broken")
     assert native["status"] == "Failed"
+    client("sagemaker").delete_training_job(TrainingJobName="broken")
+    assert platform.ask("GET", "/api/scripts/training/broken").status == 404
+    assert platform.call("GET", f"/api/runs/{native['run']}")["id"] == native["run"]
 
 
 def test_a_channel_without_objects_fails_before_anything_runs(client: Client) -> None:
@@ -232,6 +235,8 @@ def test_a_stopped_training_keeps_what_it_saved(client: Client) -> None:
         return [event["message"] for event in found["events"]] == ["waiting"]
 
     until(waits, "the program waits", 60)
+    with pytest.raises(ClientError, match="only a job that is over"):
+        client("sagemaker").delete_training_job(TrainingJobName="patient")
     client("sagemaker").stop_training_job(TrainingJobName="patient")
 
     found = over(client, "patient")
@@ -262,10 +267,10 @@ def test_two_instances_are_two_processes_that_share_the_data_out(platform: Platf
         ResourceConfig={"InstanceType": "ml.p3.2xlarge", "InstanceCount": 2, "VolumeSizeInGB": 10},
     )
 
-    found = over(client, "pair")
+    job = over(client, "pair")
 
-    assert found["TrainingJobStatus"] == "Completed", found
-    files = unpacked(client, found["ModelArtifacts"]["S3ModelArtifacts"])
+    assert job["TrainingJobStatus"] == "Completed", job
+    files = unpacked(client, job["ModelArtifacts"]["S3ModelArtifacts"])
     ranks = [json.loads(files[f"rank-{rank}.json"]) for rank in range(2)]
     assert [rank["shard"] for rank in ranks] == [["a"], ["b"]]
     assert [rank["current"] for rank in ranks] == ["algo-1", "algo-2"]
@@ -280,6 +285,9 @@ def test_two_instances_are_two_processes_that_share_the_data_out(platform: Platf
     ]
     messages = [[event["message"] for event in page["events"]] for page in said]
     assert ["rank 0" in messages[0], "rank 1" in messages[0], "rank 1" in messages[1]] == [True, False, True]
+    pages = client("logs").get_paginator("filter_log_events").paginate(logGroupName=group, filterPattern="rank")
+    found = [(event["logStreamName"], event["message"]) for page in pages for event in page["events"]]
+    assert sorted(found) == [(streams[0]["logStreamName"], "rank 0"), (streams[1]["logStreamName"], "rank 1")]
 
 
 SLOW = """

@@ -105,3 +105,12 @@ def log(session: Session, name: str, contract: str, follow: bool) -> None:
 def stop(session: Session, name: str, contract: str, reason: str | None) -> None:
     """Stop a job: it is told to end, and ended by force two minutes later."""
     session.done(session.client.post("scripts", contract, name, "stop", reason=reason), f"job {name} is stopped")
+
+
+@scripts.command()
+@click.argument("name")
+@_contract
+@options
+def delete(session: Session, name: str, contract: str) -> None:
+    """Take a job that is over out of the list; its run and what it left stay."""
+    session.done(session.client.delete("scripts", contract, name), f"job {name} is deleted")

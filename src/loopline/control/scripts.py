@@ -213,6 +213,18 @@ def stop(ctx: Context, actor: Actor, *, contract: str, name: str, reason: str = 
     return row
 
 
+def delete(ctx: Context, actor: Actor, *, contract: str, name: str) -> dict[str, Any]:
+    """Take a job that is over out of the list, so that another may have its name; its execution, its run and what it
+    left stay. Raises ``Conflict`` while it goes on."""
+    with ctx.db.transaction() as tx:
+        row = find(tx, contract, name)
+        step = records.get(tx, "step", row["step"])
+        if not states.is_terminal("step", step["status"]):
+            raise Conflict(f"the job {name!r} is {step['status']}: stop it first")
+        records.delete(tx, "script", row["id"], actor=actor.name)
+    return {"contract": contract, "name": name}
+
+
 def log(ctx: Context, actor: Actor, *, contract: str, name: str, offset: int = 0, limit: int = 65536) -> dict[str, Any]:
     """A piece of what a program has printed, from a byte offset; see ``jobs.log``. ``began_at``: when it began."""
     with ctx.db.read() as tx:

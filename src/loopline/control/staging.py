@@ -43,6 +43,9 @@ log_ = logging.getLogger(__name__)
 REQUIREMENTS = "requirements.txt"
 PACKED = "sourcedir.tar.gz"
 CODE = "code"  # a channel of this name holds code
+ARCHIVES = (".tar.gz", ".tgz")
+# How the SageMaker SDK 3 says which file beside the code lists packages (ModelTrainer, SourceCode.requirements).
+DRIVERS, SOURCE_CODE = "sm_drivers", "sourcecode.json"
 MAX_REPORT_BYTES = 1 << 20
 WAIT_SECONDS = 0.5
 TRANSFORM = {part.name: part.default for part in msgspec.structs.fields(scripts.Transform)}
@@ -328,15 +331,32 @@ def _channel(ctx: Context, name: str, channel: scripts.Channel, hosts: int) -> l
 
 def _requirements(ctx: Context, tree: str | None, channels: dict[str, list[str]]) -> str:
     """What the code says that it needs beyond its image: beside it, or in the channel that holds it."""
+    wanted = _requirements_name(ctx, channels)
     places = [tree] if tree else channels.get(CODE, [])[:1]
     for place in places:
         files = {entry.path: entry for entry in folders.read_manifest(ctx.blobs, place)}
-        if PACKED in files and REQUIREMENTS not in files:
-            packed = ctx.blobs.put_tar(ctx.blobs.chunks(files[PACKED].sha256)).digest
-            files = {entry.path: entry for entry in folders.read_manifest(ctx.blobs, packed)}
-        if REQUIREMENTS in files:
-            return ctx.blobs.read(files[REQUIREMENTS].sha256).decode("utf-8", "replace")
+        packed = [path for path in files if path == PACKED or (path.endswith(ARCHIVES) and len(files) == 1)]
+        if packed and wanted not in files:
+            unpacked = ctx.blobs.put_tar(ctx.blobs.chunks(files[packed[0]].sha256)).digest
+            files = {entry.path: entry for entry in folders.read_manifest(ctx.blobs, unpacked)}
+        if wanted in files:
+            return ctx.blobs.read(files[wanted].sha256).decode("utf-8", "replace")
     return ""
+
+
+def _requirements_name(ctx: Context, channels: dict[str, list[str]]) -> str:
+    """The path within the code of the file that lists packages."""
+    for place in channels.get(DRIVERS, [])[:1]:
+        for entry in folders.read_manifest(ctx.blobs, place):
+            if entry.path == SOURCE_CODE and entry.size_bytes <= MAX_REPORT_BYTES:
+                try:
+                    said = msgspec.json.decode(ctx.blobs.read(entry.sha256))
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    break
+                name = said.get("requirements") if isinstance(said, dict) else None
+                if isinstance(name, str) and name.endswith(".txt"):
+                    return name.removeprefix("./")
+    return REQUIREMENTS
 
 
 def _hit(ctx: Context, key: str, seconds: float | None) -> Row | None:

@@ -1,7 +1,8 @@
 """Mistakes in scripts written for SageMaker that no server can mend, because the client itself fails on them, and the
 line to write instead. Scripts are read as text and as a syntax tree; nothing of them is run.
 
-The signatures are those of the SageMaker Python SDK 2.257, which is where scripts with these imports run.
+The signatures are those of the SageMaker Python SDK 2.257, which is where scripts with these imports run; a script that
+imports what only version 3 has (3.27) is read as one of version 3.
 """
 
 import ast
@@ -25,6 +26,7 @@ class Mistake(NamedTuple):
 
 _INLINE = re.compile(r"python3?\s+-c\s+(\"|')(.*?)\1", re.DOTALL)
 _INSTALL = re.compile(r"pip3?\s+install\b[^\n#;&|]*?(?<![\w-])(sagemaker)(?![\w\[=<>~!-])")
+_THIRD = re.compile(r"^\s*(?:from|import)\s+sagemaker\.(?:core|train|mlops)\b", re.MULTILINE)
 _ONNX = re.compile(r"^\s*type:\s*onnx_model\b")
 
 
@@ -66,8 +68,9 @@ def _of_block(source: str) -> list[Mistake]:
 
 
 def _of_text(text: str) -> Iterator[Mistake]:
+    third = _THIRD.search(text) is not None
     for number, line in enumerate(text.splitlines(), 1):
-        installed = _INSTALL.search(line)
+        installed = None if third else _INSTALL.search(line)
         if installed:
             fix = line[: installed.start(1)] + "'sagemaker<3'" + line[installed.end(1) :]
             message = "sagemaker 3 has no sagemaker.workflow, no estimators and no sagemaker.model: keep to 2"
@@ -88,6 +91,7 @@ class _Script:
         self._imported: dict[str, str] = {}
         self._kinds: dict[str, str] = {}
         self.functions: dict[str, ast.FunctionDef] = {}
+        self.third = _THIRD.search("\n".join(lines)) is not None
         for node in ast.walk(tree):
             self._note(node)
 
@@ -133,6 +137,7 @@ class _Call(NamedTuple):
     owner: str  # the class of the object, where it is known
     words: dict[str, ast.expr]
     functions: dict[str, ast.FunctionDef]  # the module's
+    third: bool  # the script is one for version 3 of the SDK
 
     def mistake(self, code: str, message: str, fix: str) -> Mistake:
         return Mistake(self.node.lineno, code, message, fix)
@@ -154,7 +159,7 @@ def _of_tree(tree: ast.Module, lines: list[str]) -> list[Mistake]:
             name = script.dotted(node.func)
             owner = script.kind(attribute.value) if attribute else ""
             words = {word.arg: word.value for word in node.keywords if word.arg}
-            call = _Call(node, name, name.rpartition(".")[2], owner, words, script.functions)
+            call = _Call(node, name, name.rpartition(".")[2], owner, words, script.functions, script.third)
             for rule in _CALLS:
                 found += rule(call)
     for other in _OTHERS:
@@ -181,7 +186,7 @@ _FRAMEWORKS = {
 
 
 def _estimator(call: _Call) -> Iterator[Mistake]:
-    if not call.name.startswith("sagemaker.") or not call.method[:1].isupper():
+    if call.third or not call.name.startswith("sagemaker.") or not call.method[:1].isupper():
         return
     old = {name: new for name, new in _OLD.items() if name in call.words}
     wanted = {} if "image_uri" in call.words or len(call.node.args) > 1 else _FRAMEWORKS.get(call.method, {})
@@ -252,7 +257,7 @@ def _monitoring_schedule(call: _Call) -> Iterator[Mistake]:
 def _upsert(call: _Call) -> Iterator[Mistake]:
     role = call.words.get("role_arn")
     said = role.value if isinstance(role, ast.Constant) else None
-    if call.method == "upsert" and isinstance(said, str) and not said.startswith("arn:"):
+    if call.method == "upsert" and not call.third and isinstance(said, str) and not said.startswith("arn:"):
         arn = f'"arn:aws:iam::123456789012:role/{said}"'
         message = "role_arn must be an ARN: the client refuses a bare name"
         yield call.mistake("role-arn", message, call.but(role_arn=arn))

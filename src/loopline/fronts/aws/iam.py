@@ -13,17 +13,21 @@ from loopline.fronts.aws.call import Call, Operation
 
 ROLE_TAG = "loopline:role"  # of CreateRole: which of loopline's roles the name stands for
 PAGE = 100
+# Of a role that came without a document: jobs may be started under every name. The SageMaker SDK 3 looks for this.
+TRUST = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}],
+}
 
 
 def _role(call: Call, row: dict[str, Any]) -> dict[str, Any]:
-    trust = row["trust"] or {"Version": "2012-10-17", "Statement": []}
     return {
         "Path": row["path"],
         "RoleName": row["name"],
         "RoleId": row["id"].replace("_", "").upper().ljust(16, "0"),
         "Arn": arns.make("iam", "", call.account, f"role{row['path']}{row['name']}"),
         "CreateDate": row["created_at"],
-        "AssumeRolePolicyDocument": quote(json.dumps(trust)),
+        "AssumeRolePolicyDocument": quote(json.dumps(row["trust"] or TRUST)),
         "Description": row["description"],
         "MaxSessionDuration": 12 * 3600,
         "Tags": [{"Key": ROLE_TAG, "Value": row["role"]}],
@@ -72,10 +76,11 @@ def list_roles(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """All names, by pages."""
     prefix = given.get("PathPrefix", "/")
     rows = [row for row in role_aliases.list_(call.ctx, call.actor)["items"] if row["path"].startswith(prefix)]
-    return _page("Roles", [_role(call, row) for row in rows], given)
+    return page("Roles", [_role(call, row) for row in rows], given)
 
 
-def _page(name: str, items: list[Any], given: dict[str, Any]) -> dict[str, Any]:
+def page(name: str, items: list[Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The part of a list that ``Marker`` and ``MaxItems`` ask for."""
     try:
         start = int(given.get("Marker", "0"))
     except ValueError:
@@ -114,7 +119,7 @@ def delete_role_policy(call: Call, given: dict[str, Any]) -> dict[str, Any]:
 def list_role_policies(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """The names of the policies that were kept."""
     row = role_aliases.show(call.ctx, call.actor, name=given["RoleName"])
-    return _page("PolicyNames", sorted(row["policies"] or {}), given)
+    return page("PolicyNames", sorted(row["policies"] or {}), given)
 
 
 def attach_role_policy(call: Call, given: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def list_attached_role_policies(call: Call, given: dict[str, Any]) -> dict[str, 
     """The managed policies that were noted."""
     row = role_aliases.show(call.ctx, call.actor, name=given["RoleName"])
     found = [{"PolicyName": arn.rpartition("/")[2], "PolicyArn": arn} for arn in row["attached"] or ()]
-    return _page("AttachedPolicies", found, given)
+    return page("AttachedPolicies", found, given)
 
 
 _SHOWN = "kept and shown; loopline's roles decide"

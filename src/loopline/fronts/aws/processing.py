@@ -130,12 +130,18 @@ def stop_processing_job(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     return programs.stop(call, CONTRACT, given["ProcessingJobName"], absent(given["ProcessingJobName"]))
 
 
+def delete_processing_job(call: Call, given: dict[str, Any]) -> dict[str, Any]:
+    """DeleteProcessingJob."""
+    return programs.delete(call, CONTRACT, given["ProcessingJobName"], absent(given["ProcessingJobName"]))
+
+
 OPERATIONS = {
     "CreateProcessingJob": Operation(
         create_processing_job,
         Permission.WRITE,
         "the image's name chooses packages, no container is run; inputs are S3Input, folders lie below /opt/ml",
     ),
+    "DeleteProcessingJob": Operation(delete_processing_job, Permission.WRITE),
     "DescribeProcessingJob": Operation(describe_processing_job, Permission.READ),
     "ListProcessingJobs": Operation(list_processing_jobs, Permission.READ),
     "StopProcessingJob": Operation(stop_processing_job, Permission.WRITE),

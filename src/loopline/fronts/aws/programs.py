@@ -73,6 +73,17 @@ def stop(call: Call, contract: str, name: str, absent: str) -> dict[str, Any]:
     return {}
 
 
+def delete(call: Call, contract: str, name: str, absent: str) -> dict[str, Any]:
+    """DeleteTrainingJob and DeleteProcessingJob."""
+    row = show(call, contract, name, absent)
+    try:
+        scripts.delete(call.ctx, call.actor, contract=contract, name=name)
+    except Conflict:
+        text = f"The {contract} job {name} is in status {status(row)}: only a job that is over can be deleted"
+        raise AwsError("ResourceInUse", text) from None
+    return {}
+
+
 def status(row: Mapping[str, Any]) -> str:
     """InProgress, Stopping, Completed, Failed or Stopped; a program that ran too long counts as Stopped."""
     if row["status"] in ENDED:

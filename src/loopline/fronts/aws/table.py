@@ -10,6 +10,7 @@ from loopline.fronts.aws import (
     groups,
     iam,
     logs,
+    logsearch,
     metrics,
     packages,
     pipelines,
@@ -19,6 +20,7 @@ from loopline.fronts.aws import (
     scaling,
     search,
     servables,
+    simulation,
     sns,
     sts,
     tags,
@@ -32,7 +34,7 @@ TABLE: dict[str, dict[str, Operation]] = {
     "cloudwatch": {**metrics.OPERATIONS, **alarms.OPERATIONS, **dashboards.OPERATIONS},
     "ecr": ecr.OPERATIONS,
     "iam": iam.OPERATIONS,
-    "logs": logs.OPERATIONS,
+    "logs": {**logs.OPERATIONS, **logsearch.OPERATIONS},
     "s3": s3.OPERATIONS,
     "sagemaker": {
         **blueprints.OPERATIONS,
@@ -52,3 +54,4 @@ TABLE: dict[str, dict[str, Operation]] = {
     "sns": sns.OPERATIONS,
     "sts": sts.OPERATIONS,
 }
+TABLE["iam"] = {**iam.OPERATIONS, **simulation.operations(TABLE)}

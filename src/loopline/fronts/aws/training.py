@@ -142,7 +142,7 @@ def describe_training_job(call: Call, given: dict[str, Any]) -> dict[str, Any]:
         "StoppingCondition": asked.get("StoppingCondition") or {"MaxRuntimeInSeconds": programs.DEFAULT_SECONDS},
         "TrainingJobName": name,
         "TrainingJobArn": arn_of(call, name),
-        "ModelArtifacts": {"S3ModelArtifacts": result["model"]} if result.get("model") else {},
+        "ModelArtifacts": {"S3ModelArtifacts": result["model"]} if result.get("model") else None,
         "TrainingJobStatus": programs.status(row),
         "SecondaryStatus": _secondary(row),
         "SecondaryStatusTransitions": _transitions(row),
@@ -203,12 +203,18 @@ def stop_training_job(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     return programs.stop(call, CONTRACT, given["TrainingJobName"], ABSENT)
 
 
+def delete_training_job(call: Call, given: dict[str, Any]) -> dict[str, Any]:
+    """DeleteTrainingJob."""
+    return programs.delete(call, CONTRACT, given["TrainingJobName"], ABSENT)
+
+
 OPERATIONS = {
     "CreateTrainingJob": Operation(
         create_training_job,
         Permission.WRITE,
         "the image's name chooses packages, no container is run; no built-in algorithms, Pipe mode or checkpoints",
     ),
+    "DeleteTrainingJob": Operation(delete_training_job, Permission.WRITE),
     "DescribeTrainingJob": Operation(describe_training_job, Permission.READ),
     "ListTrainingJobs": Operation(list_training_jobs, Permission.READ),
     "StopTrainingJob": Operation(stop_training_job, Permission.WRITE),

@@ -159,6 +159,7 @@ _WORK = (
     Route("GET", "/api/scripts", READ, scripts.list_),
     Route("POST", "/api/scripts", WRITE, scripts.submit, status=201),
     Route("GET", "/api/scripts/{contract}/{name}", READ, scripts.show),
+    Route("DELETE", "/api/scripts/{contract}/{name}", WRITE, scripts.delete),
     Route("GET", "/api/scripts/{contract}/{name}/log", READ, scripts.log, max_limit=MAX_LOG_BYTES),
     Route("POST", "/api/scripts/{contract}/{name}/stop", WRITE, scripts.stop),
     Route("GET", "/api/images", READ, images.list_),
