@@ -363,7 +363,7 @@ def test_a_training_outlives_the_death_of_control(platform: Platform, client: Cl
     assert [attempt["status"] for attempt in job["attempts"]] == ["Succeeded"]
 
 
-def test_a_processing_job_reads_inputs_and_leaves_outputs(client: Client) -> None:
+def test_a_processing_job_reads_inputs_and_leaves_outputs(platform: Platform, client: Client) -> None:
     s3 = client("s3")
     s3.put_object(Bucket=BUCKET, Key="rows/rows.csv", Body="\n".join(str(n) for n in range(10)).encode())
     s3.put_object(Bucket=BUCKET, Key="code/split.py", Body=SPLIT.encode())
@@ -414,6 +414,9 @@ def test_a_processing_job_reads_inputs_and_leaves_outputs(client: Client) -> Non
     assert [row["ProcessingJobName"] for row in listed["ProcessingJobSummaries"]] == ["split"]
     with pytest.raises(ClientError, match="Could not find requested job with name: other"):
         sagemaker.describe_processing_job(ProcessingJobName="other")
+    sagemaker.delete_processing_job(ProcessingJobName="split")
+    assert sagemaker.list_processing_jobs()["ProcessingJobSummaries"] == []
+    assert platform.ask("GET", "/api/scripts/processing/split").status == 404
 
 
 def test_a_stopped_processing_job_is_over(platform: Platform, client: Client) -> None:
