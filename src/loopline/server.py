@@ -7,6 +7,7 @@ The composition root: nothing else builds a ``Context``.
 
 import argparse
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -125,7 +126,9 @@ def main(argv: list[str] | None = None) -> int:
     engine = Engine(ctx)
     engine.start()
     try:
-        _serve(build(ctx), settings.run_dir / "control.sock")
+        app = build(ctx)
+        gc.freeze()  # what is there now stays: no collection need look at it again
+        _serve(app, settings.run_dir / "control.sock")
     finally:
         engine.stop()
         ctx.db.close()

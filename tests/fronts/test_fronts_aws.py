@@ -148,6 +148,15 @@ def test_s3_is_told_by_method_path_query_and_headers(
 # -- who may ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_routes_of_a_service_are_made_once(desk: Desk) -> None:
+    desk.ask("GET", "/bucket/key", service="s3")
+    known = services._routes.cache_info()
+
+    desk.ask("PUT", "/bucket/key", b"body", service="s3")
+
+    assert services._routes.cache_info()._replace(hits=0) == known._replace(hits=0)
+
+
 def test_the_role_of_a_key_decides(desk: Desk) -> None:
     viewer = access_keys.create(desk.world.ctx, ADMIN, user="admin", name="look", role="viewer")
 

@@ -30,7 +30,7 @@ from loopline.fronts.aws.writing import Answer
 log = logging.getLogger(__name__)
 
 THREADS, STREAM_THREADS = 16, 8
-BATCH_BYTES = 512 << 10  # of a streamed body, that a thread gets at once
+BATCH_BYTES = 1 << 20  # of a streamed body, that a thread gets at once
 MAX_BODY_BYTES = 8 << 20  # of what is not streamed
 MAX_WARNING_HEADER = 1000
 WARNING_HEADER = "x-loopline-warning"
@@ -99,10 +99,7 @@ class _One:
         self._claim = sigv4.read(self._head)
         self._protocol = services.protocol_of(self._head, self._claim)
         if self._protocol in (REST_JSON, REST_XML):
-            self._target = services.choose(self._head, self._claim, self._protocol, {}, self._is_served)
-
-    def _is_served(self, service: str, operation: str) -> bool:
-        return operation in self._table.get(service, {})
+            self._target = services.choose(self._head, self._claim, self._protocol, {}, self._table)
 
     @property
     def wants_body_first(self) -> bool:
@@ -160,7 +157,7 @@ class _One:
         fields: dict[str, str] = {}
         if self._protocol == QUERY:
             fields = dict(self._head.arguments()) if self._head.method == "GET" else form.decode(content)
-        self._target = services.choose(self._head, self._claim, self._protocol, fields, self._is_served)
+        self._target = services.choose(self._head, self._claim, self._protocol, fields, self._table)
         return self._target
 
     def _check_scope(self, target: Target) -> None:

@@ -6,6 +6,7 @@ asked, without their documentation.
 """
 
 import functools
+import gc
 import gzip
 import threading
 from pathlib import Path
@@ -143,6 +144,7 @@ def service(name: str) -> Service:
             found = _services.get(name)
             if found is None:
                 found = _services[name] = Service(name)
+                gc.freeze()  # it stays, and is large: no collection need look at it again
     return found
 
 

@@ -6,7 +6,7 @@ and headers.
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -94,7 +94,7 @@ def _wire(service: str | None, name: str, claim: Claim | None, said: str) -> mod
 
 # -- by method and path -----------------------------------------------------------------------------------------------
 
-Served = Callable[[str, str], bool]  # (service, operation) -> whether it has a handler
+Served = Mapping[str, Collection[str]]  # the operations of each service that have a handler
 
 
 class _Route(NamedTuple):
@@ -122,7 +122,7 @@ def _rest(head: Request, claim: Claim | None, served: Served) -> Target:
         raise AwsError("NotImplemented", f"{name} is not supported by loopline: {head.method} {head.path}", 501)
     arguments, headers = dict(head.arguments()), frozenset(key for key, _ in head.headers)
     service = models.service(name)
-    for route in _routes(name, served):
+    for route in _routes(name, frozenset(served.get(name, ()))):
         if route.fits(head.method, arguments, headers) and (found := route.path.fullmatch(head.path)):
             labels = {label: unquote(value) for label, value in found.groupdict().items()}
             wire = service.wire(route.name)
@@ -132,7 +132,7 @@ def _rest(head: Request, claim: Claim | None, served: Served) -> Target:
 
 
 @functools.cache
-def _routes(name: str, served: Served) -> list[_Route]:
+def _routes(name: str, served: frozenset[str]) -> list[_Route]:
     """An operation with more to match comes first; of two alike the one that is served, then the one in favour."""
     found: list[tuple[tuple[int, int, bool, bool], _Route]] = []
     for operation, described in models.service(name).description["operations"].items():
@@ -150,7 +150,7 @@ def _routes(name: str, served: Served) -> list[_Route]:
             frozenset(m["locationName"].lower() for m in needed if m.get("location") == "header"),
         )
         constraints = len(route.fixed) + len(route.arguments) + len(route.headers)
-        order = (-constraints, path.count("{"), not served(name, operation), bool(described.get("deprecated")))
+        order = (-constraints, path.count("{"), operation not in served, bool(described.get("deprecated")))
         found.append((order, route))
     return [route for _, route in sorted(found, key=lambda pair: pair[0])]
 
