@@ -53,6 +53,33 @@ def test_a_linear_rollout_adds_the_same_share_in_each_step(versions: Stage) -> N
     assert [note["share"] for note in done["decisions"]] == [25.0, 50.0, 75.0, 100.0]
 
 
+def test_a_rollout_that_takes_too_long_turns_back(versions: Stage) -> None:
+    versions.release(1)
+    versions.until("Succeeded")
+    settings = {"steps": [50], "bake_seconds": 300, "max_seconds": 60}
+    begun = versions.release(2, strategy="canary", settings=settings)
+    versions.until("Baking", count=2)
+    assert versions.fleet.weights("boxes") == {"v1": 50.0, "v2": 50.0}
+    versions.clock.advance(begun["created_at"] + 59 - versions.clock.now())
+    versions.world.step()
+    assert versions.rollouts()[0]["status"] == "Baking"
+    turned = versions.until("RolledBack", count=2)
+    assert turned["reason"] == "it was not over within 60 s"
+    assert versions.clock.now() - begun["created_at"] < 120
+    assert versions.fleet.weights("boxes") == {"v1": 100.0}
+
+
+def test_a_rollout_whose_servers_do_not_come_in_time_fails_and_leaves_what_serves(versions: Stage) -> None:
+    versions.release(1)
+    versions.until("Succeeded")
+    began = versions.release(2, strategy="canary", settings={"max_seconds": 10, "start_timeout_seconds": 600})
+    versions.world.settle(lambda: versions.world.step() or versions.rollouts()[0]["status"] == "Starting")
+    versions.clock.advance(began["created_at"] + 11 - versions.clock.now())
+    versions.world.settle(lambda: versions.rollouts()[0]["status"] == "Failed")
+    assert versions.rollouts()[0]["reason"] == "it was not over within 10 s"
+    assert versions.fleet.weights("boxes") == {"v1": 100.0}
+
+
 def test_servers_are_replaced_one_by_one_and_there_are_never_fewer(fleet: Stage) -> None:
     fleet.release(2)
     seen: list[tuple[int, int, float]] = []

@@ -26,6 +26,7 @@ IN_WORDS = {
     ("scaling", "target_latency_ms"): "none",
     ("scaling", "target_per_minute"): "none",
     ("rollout", "max_p99_ms"): "none",
+    ("rollout", "max_seconds"): "none",
     ("alarms", "datapoints_to_alarm"): "all of them",
     ("triggers", "name"): "made from its content",
     ("notifications", "secret"): "made",

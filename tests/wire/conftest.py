@@ -1,6 +1,9 @@
 """Real clients against a real installation: AWS's own, over the public port."""
 
 import io
+import json
+import os
+import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +12,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from loopline.testing.live import Platform
+from loopline import config
+from loopline.testing.live import Platform, until
 
 REGION = "us-east-1"
 Client = Callable[..., Any]
@@ -39,7 +43,7 @@ def client(platform: Platform, key: dict[str, Any]) -> Client:
 
     def make(service: str, given: dict[str, Any] | None = None, **options: Any) -> Any:
         used = key if given is None else given
-        config = Config(retries={"total_max_attempts": 1}, **options)
+        once = Config(retries={"total_max_attempts": 1}, **options)
         return boto3.client(
             service,
             endpoint_url=platform.url,
@@ -47,7 +51,7 @@ def client(platform: Platform, key: dict[str, Any]) -> Client:
             aws_access_key_id=used["id"],
             aws_secret_access_key=used["secret_key"],
             aws_session_token=used.get("token"),
-            config=config,
+            config=once,
         )
 
     return make
@@ -78,3 +82,137 @@ def archive() -> bytes:
             entry.size = len(text)
             tar.addfile(entry, io.BytesIO(text.encode()))
     return buffer.getvalue()
+
+
+ACCOUNT = "123456789012"
+LINE = """
+import json, os, pathlib, time
+
+def model_fn(model_dir):
+    return json.loads((pathlib.Path(model_dir) / "line.json").read_text())
+
+def transform_fn(model, data, content_type, accept, context):
+    rows = json.loads(data)["rows"]
+    if rows == "fail":
+        time.sleep(float(os.environ.get("SLOW", "0")))
+        raise RuntimeError("no such row")
+    if rows == "status":
+        context.set_response_status(422, "not a row")
+    said = context.get_request_header(0, "X-Amzn-SageMaker-Custom-Attributes")
+    if said:
+        context.set_response_header(0, "X-Amzn-SageMaker-Custom-Attributes", f"heard {said}")
+    return json.dumps({"values": [model["slope"] * row for row in rows] if rows != "status" else []}), accept
+"""
+
+
+class Hosting:
+    """Models whose answer is ``slope * row``, and endpoints of them, made by boto3; names say the slope: ``x2``."""
+
+    image = f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/plain:1"
+    role = f"arn:aws:iam::{ACCOUNT}:role/SageMakerRole"
+    bucket = "hosted"
+
+    def __init__(self, client: Client, platform: Platform) -> None:
+        platform.ask("PUT", "/api/images/plain", {"requirements": ""})
+        self.sagemaker, self.runtime, self.s3 = client("sagemaker"), client("sagemaker-runtime"), client("s3")
+        self.s3.create_bucket(Bucket=self.bucket)
+
+    def put(self, key: str, slope: float) -> str:
+        """A model.tar.gz as an object; gives its address."""
+        buffer = io.BytesIO()
+        files = {"line.json": json.dumps({"slope": slope}), "code/inference.py": LINE}
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            for name, text in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text.encode())
+                tar.addfile(entry, io.BytesIO(text.encode()))
+        self.s3.put_object(Bucket=self.bucket, Key=key, Body=buffer.getvalue())
+        return f"s3://{self.bucket}/{key}"
+
+    def configure(self, *slopes: int, instances: int = 1, variables: dict[str, str] | None = None, **more: Any) -> None:
+        """A model and a configuration ``x<slope>`` for each slope."""
+        for slope in slopes:
+            data = self.put(f"x{slope}/model.tar.gz", float(slope))
+            container = {"Image": self.image, "ModelDataUrl": data, "Environment": variables or {}}
+            self.sagemaker.create_model(ModelName=f"x{slope}", PrimaryContainer=container, ExecutionRoleArn=self.role)
+            self.configured(f"x{slope}", f"x{slope}", instances, **more)
+
+    def configured(self, name: str, model: str, instances: int = 1, **more: Any) -> None:
+        """A configuration of one model."""
+        variant = {"VariantName": "AllTraffic", "ModelName": model, "InstanceType": "ml.m5.large"}
+        self.sagemaker.create_endpoint_config(
+            EndpointConfigName=name, ProductionVariants=[{**variant, "InitialInstanceCount": instances}], **more
+        )
+
+    def start(self, endpoint: str, config: str) -> None:
+        """An endpoint, once it serves."""
+        self.sagemaker.create_endpoint(EndpointName=endpoint, EndpointConfigName=config)
+        self.in_service(endpoint)
+
+    def update(self, endpoint: str, config: str, **deployment: Any) -> None:
+        """Begin an update; ``deployment`` is the DeploymentConfig."""
+        self.sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName=config, DeploymentConfig=deployment)
+
+    def status(self, endpoint: str) -> str:
+        """What DescribeEndpoint says."""
+        return str(self.sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"])
+
+    def in_service(self, endpoint: str) -> dict[str, Any]:
+        """The endpoint once it serves and nothing goes on."""
+
+        def look() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.sagemaker.describe_endpoint(EndpointName=endpoint)
+            assert found["EndpointStatus"] != "Failed", found["FailureReason"]
+            return found if found["EndpointStatus"] == "InService" else None
+
+        return until(look, f"the endpoint {endpoint} is in service", 120.0)
+
+    def ask(self, endpoint: str, rows: Any, **more: Any) -> dict[str, Any]:
+        """An answer, with its body read."""
+        body = json.dumps({"rows": rows}).encode()
+        given = {
+            "EndpointName": endpoint,
+            "Body": body,
+            "ContentType": "application/json",
+            "Accept": "application/json",
+        }
+        answer: dict[str, Any] = self.runtime.invoke_endpoint(**given, **more)
+        return {**answer, "values": json.loads(answer["Body"].read())["values"]}
+
+    def slope(self, endpoint: str, **more: Any) -> float:
+        """The slope of the model that answers."""
+        return float(self.ask(endpoint, [1.0], **more)["values"][0])
+
+
+@pytest.fixture(scope="module")
+def hosting(client: Client, platform: Platform) -> Hosting:
+    """Endpoints by boto3."""
+    return Hosting(client, platform)
+
+
+def _pid_of(platform: Platform, kind: str) -> int:
+    children = json.loads((config.run_dir_for(platform.folder) / "supervisor.json").read_text())["children"]
+    return int(next(child["pid"] for child in children if child["kind"] == kind))
+
+
+Kill = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def kill(platform: Platform) -> Kill:
+    """``kill("control")``, ``kill("gateway")``: by SIGKILL; comes back when its successor answers."""
+
+    def end(kind: str) -> None:
+        killed = _pid_of(platform, kind)
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: _pid_of(platform, kind) != killed, "there is another one", 60)
+        until(lambda: _answers(platform), "it answers", 60)
+
+    return end
+
+
+def _answers(platform: Platform) -> bool:
+    try:
+        return platform.ask("GET", "/api/health").status == 200
+    except OSError:
+        return False

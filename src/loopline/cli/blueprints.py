@@ -26,28 +26,22 @@ def blueprints() -> None:
 @click.option("--weight", "weights", multiple=True, metavar="NAME=WEIGHT", help="Relative; 1 unless said.")
 @click.option("--instances", multiple=True, metavar="NAME=COUNT", help="Servers of a variant; 1 unless said.")
 @click.option("--copies", multiple=True, metavar="NAME=PERCENT", help="The variant is a shadow of the others.")
+@click.option("--memory-mb", multiple=True, metavar="NAME=MB", help="Of all servers of a store of models together.")
 @click.option("--capture", help="Requests and answers become objects below s3://BUCKET/PREFIX.")
 @options
-def create(
-    session: Session,
-    name: str,
-    variants: tuple[str, ...],
-    weights: tuple[str, ...],
-    instances: tuple[str, ...],
-    copies: tuple[str, ...],
-    capture: str | None,
-) -> None:
+def create(session: Session, name: str, variants: tuple[str, ...], capture: str | None, **given: Any) -> None:
     """Make a blueprint of servables."""
     wanted: dict[str, dict[str, Any]] = {}
     for text in variants:
         variant, servable = _pair(text)
         wanted[variant] = {"name": variant, "servable": servable}
-    for key, given in (("weight", weights), ("instances", instances), ("copies", copies)):
-        for text in given:
+    given["weight"] = given.pop("weights")
+    for key, texts in given.items():
+        for text in texts:
             variant, number = _pair(text)
             if variant not in wanted:
                 raise click.BadParameter(f"there is no variant {variant!r} among those named")
-            wanted[variant][key] = int(number) if key == "instances" else float(number)
+            wanted[variant][key] = int(number) if key in ("instances", "memory_mb") else float(number)
     body = {"uri": capture} if capture else None
     made = session.client.post("blueprints", name=name, variants=list(wanted.values()), capture=body)
     session.done(made, f"blueprint {name}: {', '.join(wanted)}")

@@ -24,6 +24,7 @@ def servables() -> None:
 @servables.command()
 @click.argument("name")
 @click.option("--data", help="Model files: s3://BUCKET/KEY of a tar.")
+@click.option("--store", help="Many models instead: s3://BUCKET/PREFIX/, each tar below it is one.")
 @click.option("--version", help="A registered version instead: MODEL:NUMBER.")
 @click.option("--code", help="Code: s3://BUCKET/KEY of a tar; default: code/ of the model files.")
 @click.option("--program", help="The file of the code that is asked.")

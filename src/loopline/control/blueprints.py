@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from loopline.control import captures, endpoints, fleets, registry, servables, variants
+from loopline.control import captures, endpoints, fleets, modelstores, registry, servables, variants
 from loopline.control.context import Context
 from loopline.domain import blueprints as rules
 from loopline.domain import loopfile, names
@@ -66,8 +66,18 @@ def create_in(
     }
     if records.find(tx, "blueprint", name=name) is not None:
         raise Conflict(f"there is a blueprint {name!r} already")
-    found = [{**msgspec.to_builtins(each), "id": servables.servable_row(tx, each.servable)["id"]} for each in wanted]
+    made_of = {each.name: servables.servable_row(tx, each.servable) for each in wanted}
+    for each in wanted:
+        _check_store(each, servables.store_of(made_of[each.name]), len(wanted))
+    found = [{**msgspec.to_builtins(each), "id": made_of[each.name]["id"]} for each in wanted]
     return records.create(tx, "blueprint", actor=actor, name=name, variants=found, given=given, by=actor, **kept)
+
+
+def _check_store(variant: Variant, store: str | None, count: int) -> None:
+    if store is None and variant.memory_mb is not None:
+        raise InvalidInput(f"memory_mb of {variant.name}: it is for a servable that is a store of models")
+    if store is not None and (count > 1 or variant.copies is not None or variant.instances > 1):
+        raise InvalidInput(f"{variant.servable} is a store of models: its variant is alone, with one server a model")
 
 
 def blueprint_row(tx: Tx, name: str) -> Row:
@@ -108,16 +118,39 @@ def start(
     names.check_name(endpoint, "an endpoint")
     loopfile.check_endpoint(endpoint, endpoint, settings or {})
     with ctx.db.transaction(durable=True) as tx:
+        target = blueprint_row(tx, blueprint)
+        store = records.get(tx, "servable", target["variants"][0]["id"])
+        if servables.store_of(store) is not None:
+            return _start_store(ctx, tx, actor, endpoint, target, store, settings or {})
         return start_in(ctx, tx, actor, endpoint=endpoint, blueprint=blueprint, settings=settings)
+
+
+def _start_store(
+    ctx: Context, tx: Tx, actor: Actor, endpoint: str, blueprint: Row, store: Row, settings: dict[str, Any]
+) -> Row:
+    """Create an endpoint that serves the models of a store; gives the endpoint."""
+    _check_new(tx, endpoint)
+    _check_servable(store, blueprint["variants"][0]["name"])
+    variant = blueprint["variants"][0]
+    memory = variant.get("memory_mb") or ctx.settings.job_memory_mb
+    many = modelstores.setting(store, called=variant["name"], memory_mb=memory)
+    own = {**settings, **_settings(blueprint, tx.now), "multi_model": many}
+    row = endpoints.ensure(ctx, tx, name=endpoint, actor=actor.name, project=None, model=None, settings=own)
+    queue.ask(tx, "modelstore.open", endpoint)
+    return row
+
+
+def _check_new(tx: Tx, endpoint: str) -> None:
+    found = records.find(tx, "endpoint", name=endpoint)
+    if found is not None and found["status"] != EndpointStatus.DELETED:
+        raise Conflict(f"there is an endpoint {endpoint!r} already")
 
 
 def start_in(
     ctx: Context, tx: Tx, actor: Actor, *, endpoint: str, blueprint: str, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """As ``start``, in a transaction."""
-    found = records.find(tx, "endpoint", name=endpoint)
-    if found is not None and found["status"] != EndpointStatus.DELETED:
-        raise Conflict(f"there is an endpoint {endpoint!r} already")
+    _check_new(tx, endpoint)
     target = blueprint_row(tx, blueprint)
     own = {**(settings or {}), **_settings(target, tx.now)}
     row = endpoints.ensure(ctx, tx, name=endpoint, actor=actor.name, project=None, model=None, settings=own)
@@ -263,20 +296,27 @@ def _check_free(tx: Tx, endpoint: Row) -> None:
     if active is not None:
         raise Conflict(f"the rollout {active['id']} of {endpoint['name']} is going on; wait for it or roll it back")
     if (endpoint["settings"] or {}).get("multi_model"):
-        raise Conflict(f"{endpoint['name']} serves many models, each by itself")
+        text = "its models come and go by themselves; to change what else it has, make another endpoint"
+        raise Conflict(f"{endpoint['name']} serves many models: {text}")
 
 
 def _servable(tx: Tx, actor: Actor, identifier: str, variant: Variant) -> Row:
     """The servable of a variant, if it may work: its version as any other, where it is made of one."""
     row = records.get(tx, "servable", identifier)
-    if row["status"] == ServableStatus.DELETED:
-        raise NotFound(f"the servable of {variant.name} was deleted")
-    problem = servables.problem(row)
-    if problem is not None:
-        raise Conflict(problem)
+    _check_servable(row, variant.name)
+    if servables.store_of(row) is not None:
+        raise Conflict(f"{variant.servable} is a store of models, which a new endpoint can be started with, alone")
     if row["version"]:
         registry.check_deployable(tx, records.get(tx, "version", row["version"]), actor, force=False, reason="")
     return row
+
+
+def _check_servable(row: Row, variant: str) -> None:
+    if row["status"] == ServableStatus.DELETED:
+        raise NotFound(f"the servable of {variant} was deleted")
+    problem = servables.problem(row)
+    if problem is not None:
+        raise Conflict(problem)
 
 
 def _check_alarms(tx: Tx, alarms: list[str]) -> None:

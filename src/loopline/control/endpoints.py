@@ -93,6 +93,11 @@ def followed(row: Row) -> str | None:
     return row["model"] if (row["settings"] or {}).get("deploy_on_approval") else None
 
 
+def existing() -> sa.Select[Any]:
+    """All endpoints but those that were deleted."""
+    return sa.select(endpoints).where(endpoints.c.status != EndpointStatus.DELETED)
+
+
 def endpoint_row(tx: Tx, name: str) -> Row:
     """The endpoint of this name; raises ``NotFound``."""
     row = records.find(tx, "endpoint", name=name)
@@ -103,7 +108,7 @@ def endpoint_row(tx: Tx, name: str) -> Row:
 
 def list_(ctx: Context, actor: Actor, *, project: str | None = None) -> dict[str, Any]:
     """Endpoints with their variants."""
-    query = sa.select(endpoints).where(endpoints.c.status != EndpointStatus.DELETED).order_by(endpoints.c.name)
+    query = existing().order_by(endpoints.c.name)
     if project is not None:
         query = query.where(endpoints.c.project == project)
     with ctx.db.read() as tx:

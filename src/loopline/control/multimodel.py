@@ -67,7 +67,7 @@ def _resolve(tx: Tx, reference: str) -> Row:
 def _serve(ctx: Context, endpoint: Row, found: list[Row], actor: str) -> list[dict[str, Any]]:
     """Make the variants with their servers on demand; they are there from the next snapshot on."""
     with ctx.db.transaction() as tx:
-        there = tx.rows(_living(endpoint["name"]))
+        there = tx.rows(living(endpoint["name"]))
         if len({row["version"] for row in there} | {version["id"] for version in found}) > MAX_MODELS:
             raise InvalidInput(f"an endpoint serves at most {MAX_MODELS} models")
         made = [variants.ensure(tx, endpoint, version, actor) for version in found]
@@ -82,7 +82,8 @@ def _serve(ctx: Context, endpoint: Row, found: list[Row], actor: str) -> list[di
     return [{"model": row["model"], "version": row["number"], "variant": row["name"]} for row in made]
 
 
-def _living(endpoint: str) -> sa.Select[Any]:
+def living(endpoint: str) -> sa.Select[Any]:
+    """The variants of an endpoint that are there or on their way."""
     c = variants_table.c
     over = (VariantStatus.STOPPED, VariantStatus.FAILED)
     return sa.select(variants_table).where(c.endpoint == endpoint, c.status.not_in(over)).order_by(c.model, c.number)
@@ -90,7 +91,7 @@ def _living(endpoint: str) -> sa.Select[Any]:
 
 def _answers(tx: Tx, variant: Row, actor: str) -> None:
     """From now on this variant answers to its model's name."""
-    for row in tx.rows(_living(variant["endpoint"]).where(variants_table.c.model == variant["model"])):
+    for row in tx.rows(living(variant["endpoint"]).where(variants_table.c.model == variant["model"])):
         weight = 100.0 if row["id"] == variant["id"] else 0.0
         if row["weight"] != weight:
             records.set(tx, "variant", row["id"], actor=actor, weight=weight)
@@ -113,7 +114,7 @@ def remove(ctx: Context, actor: Actor, *, endpoint: str, model: str) -> dict[str
     with ctx.db.transaction(durable=True) as tx:
         row = _endpoint(tx, endpoint)
         gone = [
-            each for each in tx.rows(_living(endpoint)) if each["model"] == name and number in (None, each["number"])
+            each for each in tx.rows(living(endpoint)) if each["model"] == name and number in (None, each["number"])
         ]
         if not gone:
             raise NotFound(f"{endpoint} serves no model {model!r}")
@@ -126,7 +127,7 @@ def _take_away(tx: Tx, gone: list[Row], actor: str, reason: str | None = None) -
     for each in gone:
         records.move(tx, "variant", each["id"], VariantStatus.STOPPED, actor=actor, reason=reason, weight=0.0)
     for endpoint, model in {(each["endpoint"], each["model"]) for each in gone if each["weight"] > 0}:
-        left = tx.rows(_living(endpoint).where(variants_table.c.model == model))
+        left = tx.rows(living(endpoint).where(variants_table.c.model == model))
         if left:
             _answers(tx, left[-1], actor)
 
@@ -135,7 +136,7 @@ def list_(ctx: Context, actor: Actor, *, endpoint: str) -> dict[str, Any]:
     """The models of an endpoint: whether each one's server runs, and its memory (PSS, in MB)."""
     with ctx.db.read() as tx:
         row = _endpoint(tx, endpoint)
-        found = tx.rows(_living(endpoint))
+        found = tx.rows(living(endpoint))
     running = processes.children(ctx)
     items = []
     for variant in found:
@@ -143,7 +144,7 @@ def list_(ctx: Context, actor: Actor, *, endpoint: str) -> dict[str, Any]:
         memory = _pss_mb(child["pid"]) if child.get("pid") else None
         items.append(
             {
-                "model": variant["model"],
+                "model": variant["model"] or _archive(variant),
                 "version": variant["number"],
                 "default": variant["weight"] > 0,
                 "state": child.get("state", "asleep"),
@@ -155,6 +156,13 @@ def list_(ctx: Context, actor: Actor, *, endpoint: str) -> dict[str, Any]:
     used = sum(item["memory_mb"] or 0.0 for item in items)
     limit = row["settings"]["multi_model"]["memory_mb"]
     return {"items": items, "next": None, "memory_mb": round(used, 1), "limit_mb": limit}
+
+
+def _archive(variant: Row) -> str:
+    """What a model of a store is asked for by."""
+    return next(
+        (str(each["answers_to"]) for each in variant["server"] or () if each.get("answers_to")), variant["name"]
+    )
 
 
 def _pss_mb(pid: int) -> float | None:
@@ -198,7 +206,7 @@ def follow(ctx: Context, key: str) -> float | None:
         row = records.find(tx, "endpoint", name=key)
         if row is None or row["status"] == EndpointStatus.DELETED:
             return None
-        there = [each for each in tx.rows(_living(key)) if _follows(row, each["model"])]
+        there = [each for each in tx.rows(living(key)) if _follows(row, each["model"])]
         approved = tx.rows(
             sa.select(versions).where(versions.c.status == VersionStatus.APPROVED).order_by(versions.c.number)
         )
@@ -217,7 +225,7 @@ def follow(ctx: Context, key: str) -> float | None:
             return None
         serving = {version["id"] for version in wanted.values()}
         gone = [
-            each for each in tx.rows(_living(key)) if _follows(row, each["model"]) and each["version"] not in serving
+            each for each in tx.rows(living(key)) if _follows(row, each["model"]) and each["version"] not in serving
         ]
         if gone:
             _take_away(tx, gone, SYSTEM.name, "no longer the newest Approved version")

@@ -9,11 +9,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import artifacts, environments, images, objects, outputs, registry
+from loopline.control import artifacts, buckets, environments, images, objects, outputs, registry
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import names
 from loopline.domain.access import Actor
-from loopline.domain.objects import split_uri
+from loopline.domain.objects import join_uri, split_uri
 from loopline.domain.states import ServableStatus
 from loopline.errors import Conflict, InvalidInput, LooplineError, NotFound
 from loopline.store import folders, queue, records
@@ -38,6 +38,7 @@ def create(
     *,
     name: str,
     data: str | None = None,
+    store: str | None = None,
     version: str | None = None,
     code: str | None = None,
     program: str | None = None,
@@ -47,12 +48,13 @@ def create(
     variables: dict[str, str] | None = None,
     given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Make a servable of files, or of a version.
+    """Make a servable of files, of a version, or of a store of models.
 
     ``data``: the address (s3://BUCKET/KEY) of a tar of model files, as a rule with ``code/`` in it; or ``version``:
-    MODEL:NUMBER. ``code``: the address of a tar of code; ``program``: the file of it that is asked. ``requirements``:
-    the packages of its environment, beside those that its ``image`` stands for; those of ``code/requirements.txt`` are
-    added. ``variables``: of its process. ``given``: what its author wrote, kept as it is.
+    MODEL:NUMBER; or ``store``: a prefix (s3://BUCKET/PREFIX/) below which each tar is a model. ``code``: the address of
+    a tar of code; ``program``: the file of it that is asked. ``requirements``: the packages of its environment, beside
+    those that its ``image`` stands for; those of ``code/requirements.txt`` are added. ``variables``: of its process.
+    ``given``: what its author wrote, kept as it is.
     """
     names.check_name(name, "a servable")
     with ctx.db.transaction() as tx:
@@ -60,8 +62,8 @@ def create(
             raise Conflict(f"there is a servable {name!r} already")
         values: dict[str, Any] = {"program": program, "image": image, "variables": variables or {}, "given": given}
         if version is not None:
-            if data is not None or code is not None:
-                raise InvalidInput("a servable is made of a version or of data, not of both")
+            if data is not None or code is not None or store is not None:
+                raise InvalidInput("a servable is made of a version, of data or of a store, and of no two of them")
             return _public(of_version(tx, actor.name, name, version, values))
         return _public(
             create_in(
@@ -70,6 +72,7 @@ def create(
                 actor=actor.name,
                 name=name,
                 data=data,
+                store=store,
                 code=code,
                 handler=handler,
                 requirements=requirements,
@@ -108,6 +111,7 @@ def create_in(
     actor: str,
     name: str | None,
     data: str | None = None,
+    store: str | None = None,
     code: str | None = None,
     program: str | None = None,
     handler: str = "predict",
@@ -123,11 +127,16 @@ def create_in(
     """
     if handler not in HANDLERS:
         raise InvalidInput(f"{handler!r} is no handler; handlers: {', '.join(HANDLERS)}")
-    if data is None and code is None:
-        raise InvalidInput("a servable needs model files or code: say data or code")
+    if data is None and code is None and store is None:
+        raise InvalidInput("a servable needs model files or code: say data, store or code")
+    if data is not None and store is not None:
+        raise InvalidInput("a servable has data or a store, not both")
     if sum(len(key) + len(value) for key, value in (variables or {}).items()) > MAX_VARIABLES_BYTES:
         raise InvalidInput(f"variables hold at most {MAX_VARIABLES_BYTES} bytes")
     wanted = {"data": data, "code": code}
+    made_of: dict[str, Any] = {what: _source(ctx, tx, uri) for what, uri in wanted.items() if uri is not None}
+    if store is not None:
+        made_of["store"] = _store(tx, store)
     row = records.create(
         tx,
         "servable",
@@ -139,11 +148,40 @@ def create_in(
         image=image,
         handler=handler,
         program=program,
-        source={what: _source(ctx, tx, uri) for what, uri in wanted.items() if uri is not None},
+        source=made_of,
         variables=variables or {},
         given=given,
         requirements=requirements,
         by=actor,
+    )
+    queue.ask(tx, "servable.prepare", row["id"])
+    return row
+
+
+def _store(tx: Tx, uri: str) -> dict[str, Any]:
+    """A prefix with its slash; raises ``NotFound`` without its bucket."""
+    bucket, prefix = split_uri(uri)
+    buckets.find(tx, bucket)
+    return {"uri": join_uri(bucket, prefix if not prefix or prefix.endswith("/") else f"{prefix}/")}
+
+
+def store_of(row: Row) -> str | None:
+    """The prefix below which a servable's models are; None where it is one model."""
+    store = (row["source"] or {}).get("store")
+    return None if store is None else str(store["uri"])
+
+
+def below(tx: Tx, store: Row, model: str, archive: Row) -> Row:
+    """A servable without a name for one archive of a store, with the store's code, packages and variables."""
+    data = {"uri": f"{store_of(store)}{model}", "kind": "tar", "below": model}
+    shared = ("image", "handler", "program", "code", "variables", "requirements", "by")
+    row = records.create(
+        tx,
+        "servable",
+        actor=SYSTEM.name,
+        name=None,
+        source={"data": {**data, "digest": archive["digest"], "size_bytes": archive["size_bytes"]}},
+        **{key: store[key] for key in shared},
     )
     queue.ask(tx, "servable.prepare", row["id"])
     return row
@@ -190,7 +228,7 @@ def _settle(ctx: Context, servable_id: str, status: str, reason: str | None, val
 def _prepared(ctx: Context, row: Row) -> dict[str, Any]:
     source = row["source"]
     artifact = _unpack(ctx, source.get("data"))
-    code = _unpack(ctx, source["code"]) if "code" in source else None
+    code = _unpack(ctx, source["code"]) if "code" in source else row["code"]
     text = merge(_usual(ctx, row), _own_requirements(ctx, artifact, code))
     environment = environments.ensure(ctx, project=None, requirements=text, preload=(), actor=row["by"])
     return {"artifact": artifact, "code": code, "requirements": text, "environment": environment["id"]}

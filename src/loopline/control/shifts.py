@@ -52,7 +52,25 @@ def advance(ctx: Context, rollout_id: str) -> float | None:
         RolloutStatus.ROLLING_BACK: _await_return,
     }
     step = steps.get(row["status"])
-    return None if step is None else step(ctx, row)
+    if step is None:
+        return None
+    reason = _overdue(ctx, row)
+    return step(ctx, row) if reason is None else _give_up(ctx, row, reason)
+
+
+def _overdue(ctx: Context, row: Row) -> str | None:
+    """That a rollout has taken longer than it may; None when it has not, or there is no way back."""
+    limit = (row["plan"] or {}).get("max_seconds")
+    if limit is None or row["predecessor"] is None or row["status"] == RolloutStatus.ROLLING_BACK:
+        return None
+    return f"it was not over within {limit:g} s" if ctx.clock.now() - row["created_at"] > limit else None
+
+
+def _give_up(ctx: Context, row: Row, reason: str) -> float | None:
+    if row["step"] == 0 and row["status"] in (RolloutStatus.PENDING, RolloutStatus.STARTING):
+        _fail(ctx, row, reason)
+        return None
+    return _turn_back(ctx, row, reason, row["decisions"])
 
 
 # -- servers ----------------------------------------------------------------------------------------------------------

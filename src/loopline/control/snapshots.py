@@ -46,7 +46,7 @@ def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
             "max_concurrent": settings.get("max_concurrent", 256),
             "queue_ms": int(settings.get("queue_seconds", 1.0) * 1000),
             **({"sticky": settings["sticky"]} if settings.get("sticky") else {}),
-            **({"multi_model": True} if settings.get("multi_model") else {}),
+            **_many(settings.get("multi_model")),
             "variants": [
                 {
                     "name": variant["name"],
@@ -64,6 +64,11 @@ def _endpoints(ctx: Context, tx: Tx) -> dict[str, Any]:
     return body
 
 
+def _many(table: dict[str, Any] | None) -> dict[str, Any]:
+    """Of an endpoint with many models, that it is one, and whether there may be others than those named."""
+    return {"multi_model": True, **({"fetches": True} if table.get("store") else {})} if table else {}
+
+
 def _takes(entry: dict[str, Any]) -> bool:
     """Whether a server is there for requests: neither leaving, nor added to the others and not ready yet."""
     return not entry.get("leaving") and not entry.get("joining")
@@ -78,9 +83,13 @@ def _demand(variant: Row, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _manner(variant: Row) -> dict[str, Any]:
-    """What callers know a variant as, and whether its model reads bodies by itself."""
-    called = {"called": variant["called"]} if variant["called"] else {}
-    return {**called, "whole": True} if any(entry.get("whole") for entry in variant["server"] or ()) else called
+    """What callers know a variant as, what its model is asked for by, and whether that reads bodies by itself."""
+    entries = variant["server"] or ()
+    found: dict[str, Any] = {"called": variant["called"]} if variant["called"] else {}
+    for entry in entries:
+        if entry.get("answers_to"):
+            found["answers_to"] = entry["answers_to"]
+    return {**found, "whole": True} if any(entry.get("whole") for entry in entries) else found
 
 
 def _functions(ctx: Context, tx: Tx) -> dict[str, Any]:
@@ -171,7 +180,7 @@ def publish(ctx: Context) -> int:
         }
         replace_json(ctx.settings.dir / "snapshot.json", document)
         ctx.cache["published"] = number, day
-    _poke_gateways(ctx)
+    tell_gateways(ctx, {"kind": "snapshot"})
     return number
 
 
@@ -195,14 +204,16 @@ def allowed_hosts(ctx: Context) -> list[str]:
     )
 
 
-def _poke_gateways(ctx: Context) -> None:
+def tell_gateways(ctx: Context, message: dict[str, Any]) -> None:
+    """A datagram to every gateway. One that is lost costs time alone: they look at the file, and ask again."""
+    data = json.dumps(message).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         for path in ctx.settings.run_dir.glob("gateway-*.sock"):
             try:
-                sender.sendto(b'{"kind":"snapshot"}', str(path))
+                sender.sendto(data, str(path))
             except OSError:
-                continue  # it polls the file all the same
+                continue
 
 
 def acknowledged(ctx: Context, number: int) -> bool:

@@ -15,13 +15,14 @@ MAX_INSTANCES = 64
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One variant. ``weight`` is relative; ``copies``: percent of the callers' requests that it gets copies of, and
-    then it has no weight."""
+    then it has no weight. ``memory_mb``: where the servable is a store of models, what all their servers may take."""
 
     name: str
     servable: str
     weight: float = 1.0
     instances: int = 1
     copies: float | None = None
+    memory_mb: int | None = None
 
 
 class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +69,8 @@ def _check(variant: Variant) -> None:
         raise InvalidInput(f"{variant.name} may have 1 to {MAX_INSTANCES} instances, not {variant.instances}")
     if variant.copies is not None and not 0 < variant.copies <= 100:
         raise InvalidInput(f"copies of {variant.name}: a percentage above 0 and at most 100")
+    if variant.memory_mb is not None and not 64 <= variant.memory_mb <= 1 << 24:
+        raise InvalidInput(f"memory_mb of {variant.name}: 64 to {1 << 24}, unlike {variant.memory_mb}")
 
 
 def read_capture(given: Mapping[str, Any]) -> Capture:

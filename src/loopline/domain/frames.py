@@ -6,7 +6,8 @@ caller was told, so that what predict code prints can be found by it. An answer 
 that the server is about to end: the gateway sends it nothing more, and closes when the last answer has come. A function
 asks an endpoint by a call, ``u8 length | endpoint | u16 length | content type | u32 ms | body``, with a number of its
 own; the gateway's reply has that number, and the payload of an answer. To a model that reads bodies by itself the
-content type is followed by a line ``name: value`` for each header that it is given.
+content type is followed by a line ``name: value`` for each header that it is given; its answer's content
+type by a line with what it tells the caller beside the answer.
 
 Requests that leave together are one frame of kind 4, ``u16 length | content type | u16 count | u8 length of an id | ids
 | u32 length of each body | bodies``: the frame's id is the first request's, the others follow it one by one. Answers
@@ -32,7 +33,7 @@ CALL = 3
 MANY = 4
 LEAVING = 0  # the request whose answer says that the server is about to end
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-MAX_TYPE_BYTES = 1024
+MAX_TYPE_BYTES = 2048
 MAX_TOGETHER = 1024  # requests in one frame
 MAX_TOGETHER_BYTES = 1024 * 1024  # larger bodies are not copied once more to stand together
 _REST = HEAD.size - 4
@@ -43,7 +44,7 @@ _LEAST = _REST + 1
 _COUNTS = struct.Struct(">HB")
 _pack_head = HEAD.pack
 _SHORTS = [bytes([length]) for length in range(256)]
-_PRINTABLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+_PRINTABLE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?(?:\n[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?")
 _MAX_TYPES = 256
 _types_out: dict[bytes, bytes] = {}
 _types_in: dict[bytes, bytes] = {}
@@ -177,9 +178,9 @@ def encode_reply(number: int, status: int, content_type: bytes, body: bytes) -> 
 
 
 def _content_type(raw: bytes) -> bytes:
-    """A content type that may stand in a header; the few that models use are kept."""
+    """A content type that may stand in a header, and a line more at most; the few types that models use are kept."""
     if len(raw) > MAX_TYPE_BYTES or not _PRINTABLE.fullmatch(raw):
         raise Corrupt("an answer frame whose content type is none")
-    if len(_types_in) < _MAX_TYPES:
+    if len(_types_in) < _MAX_TYPES and b"\n" not in raw:
         _types_in[raw] = raw
     return raw

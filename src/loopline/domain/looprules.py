@@ -96,6 +96,7 @@ RANGES: dict[tuple[str, str], Range] = {
     ("rollout", "max_latency_ratio"): _POSITIVE,
     ("rollout", "max_p99_ms"): _POSITIVE,
     ("rollout", "start_timeout_seconds"): _POSITIVE,
+    ("rollout", "max_seconds"): _POSITIVE,
     **{key: Range(*bounds) for key, bounds in functionrules.RANGES.items()},
     ("tests", "timeout_seconds"): Range(0, 3600, open_low=True),
     ("tests", "absolute"): Range(0),

@@ -144,6 +144,7 @@ class RolloutTable(_Table, frozen=True):
     max_latency_ratio: float = 2.0  # its p99 against the predecessor's
     max_p99_ms: float | None = None
     start_timeout_seconds: float = 120
+    max_seconds: float | None = None  # of the whole rollout; one that is not over by then turns back
 
 
 class ComparisonTable(_Table, frozen=True):

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from loopline.control import events, jobs, monitoring
+from loopline.control import events, jobs, modelstores, monitoring
 from loopline.control.context import Context
 from loopline.engine.reactions import REACTIONS
 from loopline.engine.tasks import SLOW, TASKS
@@ -119,7 +119,10 @@ class Engine:
         if kind == "attempt" and isinstance(message.get("id"), str):
             jobs.collect(self.ctx, str(message["id"]))
             return  # whatever follows from it has been done, or has been asked for by an event
-        elif kind == "spool":
+        if kind == "wanted":
+            modelstores.wanted(self.ctx, str(message.get("endpoint")), str(message.get("model")))
+            return
+        if kind == "spool":
             monitoring.ingest(self.ctx)
         self.wake()
 

@@ -20,6 +20,7 @@ from loopline.gateway.allowances import Allowances
 from loopline.gateway.answers import RequestIds, error_body
 from loopline.gateway.callers import SPARE_DESCRIPTORS, Callers
 from loopline.gateway.connection import Connection
+from loopline.gateway.fetching import Fetching
 from loopline.gateway.functions import Asker
 from loopline.gateway.head import Head
 from loopline.gateway.headcache import HeadCache
@@ -68,6 +69,7 @@ class Gateway:
             settings.run_dir / "places", index, settings.gateways, time.perf_counter, self._loop.call_later
         )
         self.activation = Activation(settings.run_dir, time.perf_counter)
+        self.fetching = Fetching(settings.run_dir, time.perf_counter)
         self._health = Health(settings.run_dir)
         self._allowances = Allowances(settings.dir / "allowances")
         self._callers = _callers(settings)
@@ -137,8 +139,8 @@ class Gateway:
         assert self._datagrams is not None
         with contextlib.suppress(OSError):
             while True:
-                self._datagrams.recv(4096)  # the content does not matter: the file does
-                self._look.set()
+                self.fetching.heard(self._datagrams.recv(4096))
+                self._look.set()  # for the table the content does not matter: the file does
 
     async def _watch_snapshot(self) -> None:
         while True:
@@ -196,6 +198,7 @@ class Gateway:
         self._limits.keep({(name, v.name) for name, spec in snapshot.served().items() for v in spec.variants})
         self._let_functions_ask(self.table)
         self._allowances.keep(set(snapshot.keys))
+        self.fetching.switched(self.table.endpoints)
         self._acknowledge()
 
     def _let_functions_ask(self, table: Table) -> None:
@@ -257,6 +260,7 @@ class Gateway:
             self._retired = [link for link in self._retired if not link.sweep(moment)]
             self._limits.look()
             self.activation.look()
+            self.fetching.look()
             table = self.table
             if table and self._health.look([*table.endpoints.values(), *table.functions.values()], moment):
                 self._write_state()
@@ -314,6 +318,7 @@ class Gateway:
         while self.connections and self.now() < deadline:
             await asyncio.sleep(0.01)
         self.activation.drop()
+        self.fetching.drop()
         for connection in list(self.connections):
             connection.close_now()
         for task in list(self._tasks):

@@ -178,9 +178,21 @@ class Invocation(Exchange):
             try:
                 self.variant = endpoint.pick(self.head, chance)
             except LooplineError as error:
-                self.refuse(error)
+                if endpoint.spec.fetches and isinstance(error, NotFound):
+                    self._fetch(error)
+                else:
+                    self.refuse(error)
                 return
         self.enter()
+
+    def _fetch(self, unknown: NotFound) -> None:
+        """Wait for a model that the table does not know yet."""
+        try:
+            model = (self.head.model or b"").decode()
+        except UnicodeDecodeError:
+            self.refuse(unknown)
+            return
+        self.connection.gateway.fetching.hold(self, self.endpoint.name, model, self.deadline)
 
     def enter(self) -> None:
         """Take a place at the variant, and go on to ``connect``; where all are taken, wait for one."""
@@ -258,7 +270,7 @@ class Invocation(Exchange):
             admission.leave(self, status < 400)
         if not self.done:
             if content_type != JSON_TYPE:
-                self.told = content_type
+                self.told = content_type = content_type.partition(b"\n")[0]
             if status >= 400:
                 body = with_request_id(body, self.request_id)
             if self.endpoint.shadows and self.purpose != b"test":

@@ -50,7 +50,8 @@ class Variant:
         self._turn = 0
         self.on_demand = spec.on_demand and bool(spec.servers)
         self.cold_start_seconds = spec.cold_start_ms / 1000
-        self.what = f"the model {spec.model} version {spec.version}" if spec.model else f"the variant {spec.name}"
+        named = f"the model {spec.answers_to}" if spec.answers_to else f"the variant {spec.name}"
+        self.what = f"the model {spec.model} version {spec.version}" if spec.model else named
         version = "none" if spec.version is None else str(spec.version)
         self.headers = f"x-loopline-version: {version}\r\nx-loopline-variant: {spec.name}\r\n".encode(
             "ascii", "replace"
@@ -105,6 +106,9 @@ class Models:
         self._made: dict[str, Variant] = {}
         self._known: dict[bytes, VariantSpec] = {}
         for variant in spec.variants:
+            if variant.answers_to:
+                self._known[variant.answers_to.encode()] = variant
+                continue
             self._known[f"{variant.model}:{variant.version}".encode()] = variant
             if variant.weight > 0:
                 self._known[str(variant.model).encode()] = variant
@@ -113,6 +117,10 @@ class Models:
     def made(self) -> Iterable[Variant]:
         """The variants that were asked for so far."""
         return self._made.values()
+
+    def has(self, wanted: bytes) -> bool:
+        """Whether a variant serves ``NAME`` or ``NAME:VERSION``."""
+        return wanted in self._known
 
     def find(self, wanted: bytes | None) -> Variant:
         """The variant that serves ``NAME`` or ``NAME:VERSION``. Raises ``InvalidInput`` for none, ``NotFound``."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SERVICE = "sagemaker"
 MODEL_ERROR = 424
+ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
 MAX_TOLD_BYTES = 2048  # of a model's own words in an error
 
 
@@ -63,7 +64,7 @@ _FAULTS: tuple[tuple[type[LooplineError], int, str], ...] = (
 class SignedInvocation(Invocation):
     """``known``: whether there is an endpoint by that name; who signed well is told that there is none."""
 
-    __slots__ = ("_claim", "_fault", "_known", "_request", "_signer")
+    __slots__ = ("_attributes", "_claim", "_fault", "_known", "_request", "_signer")
 
     def __init__(
         self,
@@ -77,10 +78,11 @@ class SignedInvocation(Invocation):
         gateway = connection.gateway
         super().__init__(connection, head, request_id, endpoint or gateway.nowhere(name), at)
         self._known = endpoint is not None
+        self._attributes = b""  # what the model tells the caller beside its answer
         self._fault: Fault | None = None
         self._claim: sigv4.Claim | None = None
         self._signer: AccessKey | None = None
-        headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in head.headers]
+        headers = [(name.decode("latin-1").lower(), _text(value)) for name, value in head.headers]
         query = head.target.partition(b"?")[2].decode("latin-1")
         self._request = sigv4.Request(head.method.decode(), head.path.decode("latin-1"), query, headers)
         head.take_amzn()
@@ -129,19 +131,28 @@ class SignedInvocation(Invocation):
 
     def choose(self) -> None:
         """A variant by what callers know it as, one that gets traffic before one that gets none."""
-        wanted = self.head.variant
+        wanted, name = self.head.variant, self.endpoint.name
+        if self.head.model is not None and self.endpoint.models is None:
+            text = f"Endpoint {name} is not a multi-model endpoint and does not support target model header."
+            self.refuse(InvalidInput(text))
+            return
         if wanted is None or self.endpoint.models is not None:
             super().choose()
             return
         found = self.endpoint.called(wanted, self.connection.gateway.chance)
         if found is None:
             told = wanted.decode("latin-1")
-            self.refuse(InvalidInput(f"Variant {told} not found for endpoint {self.endpoint.name}"))
+            self.refuse(InvalidInput(f"Variant {told} not found for endpoint {name}"))
             return
         self.variant = found
         self.enter()
 
     # the answer
+
+    def answered(self, status: int, content_type: bytes, body: bytes) -> None:
+        """The model server's answer."""
+        self._attributes = content_type.partition(b"\n")[2]
+        super().answered(status, content_type, body)
 
     def refuse(self, error: LooplineError, headers: bytes = b"") -> None:
         """Answer an error in the SDKs' terms."""
@@ -160,6 +171,8 @@ class SignedInvocation(Invocation):
             fault = self._fault or _model_error(status, body)
             status, content_type, body = fault.status, JSON_TYPE, json.dumps(fault.body).encode()
             headers += b"x-amzn-errortype: %b\r\n" % fault.name.encode()
+        if self._attributes:
+            headers += b"%b: %b\r\n" % (ATTRIBUTES, self._attributes)
         variant = self.variant
         answer = (
             b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-amzn-requestid: %b\r\nx-request-id: %b\r\n%b%b%b\r\n%b"
@@ -176,6 +189,14 @@ class SignedInvocation(Invocation):
             )
         )
         self.connection.deliver(self, answer, last=True)
+
+
+def _text(value: bytes) -> str:
+    """A header's value as its sender signed it: clients sign, and send, what is no ASCII as UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _fault_of(error: LooplineError) -> Fault:

@@ -19,7 +19,7 @@ class VariantSpec(msgspec.Struct, frozen=True):
     ``shadow``: the share of the endpoint's requests that it gets copies of.
     ``on_demand``: the first of them runs only while somebody asks; a request waits ``cold_start_ms`` for it at most.
     ``called``: what callers know it as, where that is not its name. ``whole``: its model reads and writes bodies by
-    itself, and is told what the caller accepts.
+    itself, and is told what the caller accepts. ``answers_to``: what its model is asked for by, where that is no name.
     """
 
     name: str
@@ -32,12 +32,14 @@ class VariantSpec(msgspec.Struct, frozen=True):
     cold_start_ms: Count = 30_000
     called: str = ""
     whole: bool = False
+    answers_to: str = ""
 
 
 class EndpointSpec(msgspec.Struct, frozen=True):
     """One endpoint. ``auth`` is on unless it is switched off in so many words.
 
     ``multi_model``: each request names its model; the variant with a weight serves unless it names the version, too.
+    ``fetches``: control is asked for a model that is not among the variants.
     """
 
     variants: tuple[VariantSpec, ...]
@@ -48,6 +50,7 @@ class EndpointSpec(msgspec.Struct, frozen=True):
     max_concurrent: Count = 256  # of each variant
     queue_ms: Annotated[int, msgspec.Meta(ge=0)] = 1000  # how long a request may wait for its turn
     multi_model: bool = False
+    fetches: bool = False
     sticky: str = ""  # the header by which callers are kept on one variant
 
 

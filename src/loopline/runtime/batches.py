@@ -19,6 +19,7 @@ from .printed import Call
 from .signature import InputError, Signature
 
 DEFAULT_MAX_BATCH_ROWS = 1024
+MAX_ATTRIBUTES_BYTES = 1024
 Answer = tuple[int, bytes]  # HTTP status, JSON body
 _TYPE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 Member = tuple[int, Part]  # position among the calls, its rows
@@ -86,6 +87,8 @@ class Batcher:
                 body.content_type = told.content_type.encode("ascii")
                 if not _TYPE.fullmatch(body.content_type) or not 200 <= told.status <= 599:
                     raise ModelError(f"{told.status} {told.content_type[:80]!r} is no status and content type")
+                if told.attributes:
+                    body.content_type += b"\n" + _attributes(told.attributes)
                 return told.status, body
         except ModelError as error:
             return _failed(error)
@@ -148,6 +151,17 @@ def asked_by(call: Call) -> Asked:
     kind, *lines = call[0].decode("latin-1").split("\n")
     headers = {name: value for name, _, value in (line.partition(": ") for line in lines)}
     return Asked(kind, headers.pop("accept", ""), headers, call[2])
+
+
+def _attributes(text: str) -> bytes:
+    """What a model tells the caller beside its answer, as it may stand in a header. Raises ``ModelError``."""
+    found = text.encode("ascii", "replace")
+    if len(found) > MAX_ATTRIBUTES_BYTES or not _TYPE.fullmatch(found):
+        limit = MAX_ATTRIBUTES_BYTES
+        raise ModelError(
+            f"custom attributes are one line of at most {limit} printable characters, unlike {text[:80]!r}"
+        )
+    return found
 
 
 def _failed(error: ModelError) -> Answer:

@@ -5,7 +5,8 @@ Big-endian. A predict request's payload is ``u16 length | content type | u8 leng
 nobody asked, says that the server is about to end: the gateway sends it nothing more, and closes when the last answer
 has come. A function asks an endpoint by a call, ``u8 length | endpoint | u16 length | content type | u32 ms | body``,
 with a number of its own; the gateway's reply has that number, and the payload of an answer. To a model that
-reads bodies by itself the content type is followed by a line ``name: value`` for each header that it is given.
+reads bodies by itself the content type is followed by a line ``name: value`` for each header that it is given;
+its answer's content type by a line with what it tells the caller beside the answer.
 
 Requests that leave together are one frame of kind 4, ``u16 length | content type | u16 count | u8 length of an id | ids
 | u32 length of each body | bodies``: the frame's id is the first request's, the others follow it one by one. Answers

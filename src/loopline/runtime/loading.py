@@ -25,11 +25,12 @@ class Asked(NamedTuple):
 
 
 class Told(NamedTuple):
-    """An answer as a model made it."""
+    """An answer as a model made it; ``attributes`` is what it tells the caller beside it, one line."""
 
     status: int
     content_type: str
     body: bytes
+    attributes: str = ""
 
 
 class Model:

@@ -44,7 +44,7 @@ def create_endpoint(call: Call, given: Row) -> Row:
         raise _unfound_part(call, wanted, error) from error
     except Conflict as error:
         if not _is_there(call, name):
-            raise
+            raise AwsError("ValidationException", error.message) from error
         text = f'Cannot create already existing endpoint "{arn_of(call, name)}".'
         raise AwsError("ValidationException", text) from error
     tags.put(call.ctx, call.actor, noun="endpoint", name=name, tags=models.tags_of(given))
@@ -73,6 +73,8 @@ def update_endpoint(call: Call, given: Row) -> Row:
     policy = given.get("DeploymentConfig")
     if policy is None and given.get("RetainDeploymentConfig"):
         policy = _last_policy(call, name)
+    if ((policy or {}).get("RollingUpdatePolicy") or {}).get("RollbackMaximumBatchSize"):
+        call.warn("RollbackMaximumBatchSize has no effect: an update that goes back does so at once, with all traffic")
     excluded = {each["VariantPropertyType"] for each in given.get("ExcludeRetainedVariantProperties") or ()}
     retained = {"DesiredWeight": "weight", "DesiredInstanceCount": "instances"}
     try:
@@ -91,6 +93,8 @@ def update_endpoint(call: Call, given: Row) -> Row:
         if "alarm" in error.message:
             raise AwsError("ValidationException", f"Could not find alarm: {error.message}") from error
         raise _unfound_part(call, wanted, error) from error
+    except Conflict as error:
+        raise AwsError("ValidationException", error.message) from error
     return {"EndpointArn": arn_of(call, name)}
 
 
@@ -113,7 +117,7 @@ def _moving(policy: Row, instances: int) -> Row:
     if rolling:
         wait = float(rolling["WaitIntervalInSeconds"])
         batch = math.ceil(_percent(rolling["MaximumBatchSize"], instances) * instances / 100 - 1e-9)
-        settings = {"batch": max(1, batch), "bake_seconds": wait}
+        settings = {"batch": max(1, batch), "bake_seconds": wait, **_longest(rolling)}
         return {"strategy": "rolling", "settings": settings, "alarms": alarms, "last_bake_seconds": wait}
     blue_green = policy.get("BlueGreenUpdatePolicy") or {}
     routing = blue_green.get("TrafficRoutingConfiguration") or {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 0}
@@ -131,7 +135,13 @@ def _moving(policy: Row, instances: int) -> Row:
     elif routing["Type"] == "LINEAR":
         size = _percent(routing.get("LinearStepSize") or {"Type": "CAPACITY_PERCENT", "Value": 10}, instances)
         found.update(strategy="linear", settings={"step_percent": size, "bake_seconds": wait})
+    found["settings"].update(_longest(blue_green))
     return found
+
+
+def _longest(policy: Row) -> Row:
+    limit = policy.get("MaximumExecutionTimeoutInSeconds")
+    return {} if limit is None else {"max_seconds": float(limit)}
 
 
 def _percent(size: Row, instances: int) -> float:
@@ -144,6 +154,10 @@ def update_weights(call: Call, given: Row) -> Row:
     name = given["EndpointName"]
     row = {**_shown(call, name), "weights": _said(_moves(call, name))}
     _refuse_busy(call, row)
+    if _one_of_many(row):
+        raise AwsError(
+            "ValidationException", f"{name} serves many models behind one variant: there is nothing to share"
+        )
     current = {_called(each): each for each in row["variants"] if _is_current(row, each)}
     wanted = {each["name"]: _weight(row, each) for each in current.values()}
     for change in given["DesiredWeightsAndCapacities"]:
@@ -215,7 +229,7 @@ def describe_endpoint(call: Call, given: Row) -> Row:
     row["weights"] = _said(moves)
     last = moves[0] if moves else None
     active = row["rollout"]
-    shown = [each for each in row["variants"] if _is_current(row, each)]
+    shown = _one_of_many(row) or [each for each in row["variants"] if _is_current(row, each)]
     if not shown and active is not None:
         shown = [each for each in row["variants"] if each["id"] in _group(active)]
     settings = row["settings"] or {}
@@ -225,7 +239,7 @@ def describe_endpoint(call: Call, given: Row) -> Row:
         "EndpointArn": arn_of(call, name),
         "EndpointConfigName": settings.get("blueprint"),
         "EndpointStatus": _status(row),
-        "FailureReason": last["reason"] if last and last["status"] in _TURNED and last["kind"] == "release" else None,
+        "FailureReason": _failure(row, last),
         "CreationTime": row["created_at"],
         "LastModifiedTime": max(ended, row["created_at"]),
         "ProductionVariants": [_variant(call, row, each) for each in shown if not each["shadow"]] or None,
@@ -236,6 +250,21 @@ def describe_endpoint(call: Call, given: Row) -> Row:
     if active is not None and active["predecessor"] is not None and active["plan"].get("blueprint"):
         found["PendingDeploymentSummary"] = _pending(call, row, active)
     return found
+
+
+def _failure(row: Row, last: Row | None) -> str | None:
+    if last is None:
+        return str(row["reason"]) if row["status"] == "Failed" else None
+    return str(last["reason"]) if last["status"] in _TURNED and last["kind"] == "release" else None
+
+
+def _one_of_many(row: Row) -> list[Row]:
+    """The variant that the models of a store are together; none where the endpoint has no store."""
+    called = ((row["settings"] or {}).get("multi_model") or {}).get("called")
+    if not called:
+        return []
+    one = {"id": "", "name": called, "called": called, "weight": 1.0, "instances": 1, "shadow": None, "servable": None}
+    return [{**one, "servers": [{"state": "asleep"}]}]
 
 
 def _said(moves: list[Row]) -> dict[str, float]:
@@ -336,7 +365,7 @@ def _summary(call: Call, row: Row) -> Row:
 OPERATIONS = {
     "CreateEndpoint": Operation(create_endpoint, Permission.WRITE),
     "DescribeEndpoint": Operation(describe_endpoint, Permission.READ),
-    "UpdateEndpoint": Operation(update_endpoint, Permission.WRITE, "MaximumExecutionTimeoutInSeconds is not looked at"),
+    "UpdateEndpoint": Operation(update_endpoint, Permission.WRITE, "RollbackMaximumBatchSize: all goes back at once"),
     "UpdateEndpointWeightsAndCapacities": Operation(update_weights, Permission.WRITE, "weights alone"),
     "DeleteEndpoint": Operation(delete_endpoint, Permission.APPROVE),
     "ListEndpoints": Operation(list_endpoints, Permission.READ),

@@ -15,13 +15,15 @@ from loopline.fronts.aws.call import Call, Operation
 
 HANDLER = "sagemaker"
 PROGRAM, DIRECTORY = "SAGEMAKER_PROGRAM", "SAGEMAKER_SUBMIT_DIRECTORY"
-_UNSERVED = ("MultiModelConfig", "AdditionalModelDataSources", "InferenceSpecificationName")
+_UNSERVED = ("AdditionalModelDataSources", "InferenceSpecificationName")
 
 
 def create_model(call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """CreateModel."""
     name, container = given["ModelName"], _container(given)
     arn = call.arn("sagemaker", f"model/{name}")
+    if container.get("MultiModelConfig"):
+        call.warn("MultiModelConfig has no effect here: models stay in memory while there is room")
     try:
         servables.create(call.ctx, call.actor, name=name, **wanted_of(given))
     except Conflict as error:
@@ -49,8 +51,8 @@ def _container(given: dict[str, Any]) -> dict[str, Any]:
         raise AwsError("ValidationException", "A model has one container here: say PrimaryContainer")
     found: dict[str, Any] = containers[0]
     unserved = [key for key in _UNSERVED if found.get(key)]
-    if unserved or found.get("Mode") == "MultiModel":
-        raise AwsError("ValidationException", f"Not supported by loopline: {', '.join(unserved) or 'Mode MultiModel'}")
+    if unserved:
+        raise AwsError("ValidationException", f"Not supported by loopline: {', '.join(unserved)}")
     return found
 
 
@@ -67,6 +69,10 @@ def read_container(container: dict[str, Any]) -> dict[str, Any]:
     if directory.startswith("s3://"):
         found["code"] = directory
     data = _data(container)
+    if container.get("Mode") == "MultiModel":
+        if data is None:
+            raise AwsError("ValidationException", "A container in the mode MultiModel needs ModelDataUrl: a prefix")
+        return {**found, "handler": HANDLER, "image": container.get("Image") or "", "store": data}
     if data is None and "code" not in found:
         raise AwsError("ValidationException", "The container has neither ModelDataUrl nor a program: nothing to serve")
     return {**found, "handler": HANDLER, "image": container.get("Image") or "", "data": data}
@@ -146,7 +152,7 @@ def delete_model(call: Call, given: dict[str, Any]) -> dict[str, Any]:
 
 
 OPERATIONS = {
-    "CreateModel": Operation(create_model, Permission.WRITE, "one container; no multi-model containers"),
+    "CreateModel": Operation(create_model, Permission.WRITE, "one container"),
     "DescribeModel": Operation(describe_model, Permission.READ),
     "ListModels": Operation(list_models, Permission.READ),
     "DeleteModel": Operation(delete_model, Permission.WRITE),

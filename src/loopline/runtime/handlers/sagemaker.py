@@ -25,6 +25,7 @@ from . import joblib
 
 SCRIPT = "inference.py"
 ANY = "*/*"
+ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 _PARTS = ("input_fn", "predict_fn", "output_fn")
 
 
@@ -36,6 +37,7 @@ class Context:
         self.model_name = "model"
         self.manifest: dict[str, Any] = {}
         self._types: list[str | None] = [None]
+        self._headers: list[dict[str, str]] = [{}]
         self._statuses = [200]
         self._asked = asked
 
@@ -52,6 +54,14 @@ class Context:
         """The headers that reach a model: the types, and what the caller passes on."""
         asked = (self._asked,)[idx]
         return {"content-type": asked.content_type, "accept": asked.accept, **asked.headers}
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        """Say something beside the answer; callers are told ``X-Amzn-SageMaker-Custom-Attributes`` and no other."""
+        self._headers[idx][key.lower()] = value
+
+    def get_response_headers(self, idx: int) -> dict[str, str]:
+        """What the script has said beside its answer, names in lower case."""
+        return self._headers[idx]
 
     def set_response_content_type(self, idx: int, value: str) -> None:
         """Say what the answer is."""
@@ -174,7 +184,8 @@ def _answer(transform: Transform, context: Context, asked: Asked) -> Told:
     told = context.get_response_content_type(0) or accept
     if isinstance(result, tuple) and len(result) == 2:
         result, told = result
-    return Told(context.status, str(told), _body(result, str(told)))
+    said = str(context.get_response_headers(0).get(ATTRIBUTES, ""))
+    return Told(context.status, str(told), _body(result, str(told)), said)
 
 
 def _body(result: Any, kind: str) -> bytes:
