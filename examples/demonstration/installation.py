@@ -30,6 +30,7 @@ STOP_SECONDS = 30.0
 POLL_SECONDS = 0.05
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 READY = re.compile(r"loopline is up at (http://\S+)")
+_HIDDEN_LINE = re.compile(r"^…$\n?", re.M)
 _TELLING = ("AWS_ENDPOINT_URL", "AWS_REGION")  # of what is exported, what is worth a line and no secret
 
 
@@ -171,14 +172,15 @@ class Installation:
         self.exported = json.loads(said)
         self.screen.output("\n".join(f"{name}={value}" for name, value in self.exported.items() if name in _TELLING))
 
-    def script(self, python: Path, *words: str, ok: Sequence[int] = (0,), lines: int = 8, show: bool = True) -> str:
+    def script(
+        self, python: Path, *words: str, ok: Sequence[int] = (0,), lines: int = 8, show: bool = True, hide: str = ""
+    ) -> str:
         """Run a script of the project with a Python of its own, as after ``export``, and show what it prints."""
         expect(self.exported, "scripts run after export()")
         environ = {name: value for name, value in self._environ().items() if not name.startswith(("AWS_", "PYTHON"))}
-        argv = [str(python), *words]
-        return self._run(
-            ["python", *words], argv, environ | self.exported, ok=ok, lines=lines, show=show, remarks=False
-        )
+        environ |= self.exported
+        shown, argv = ["python", *words], [str(python), *words]
+        return self._run(shown, argv, environ, ok=ok, lines=lines, show=show, hide=hide, remarks=False)
 
     def _run(
         self,
@@ -199,7 +201,7 @@ class Installation:
         code, output, told = _as_on_a_terminal(argv, cwd, environ)
         said = f"{told}{output}" if remarks or code not in ok else output
         if show:
-            self.screen.output(re.sub(hide, "…", said) if hide else said, lines)
+            self.screen.output(_HIDDEN_LINE.sub("", re.sub(hide, "…", said)) if hide else said, lines)
         expect(code in ok, f"{' '.join(shown)} exited {code}: {said.strip()}")
         return output.strip()
 
