@@ -283,3 +283,33 @@ pipeline.describe()
     assert find(script) == []
     older = script.replace("core", "x").replace("mlops", "x").replace("train", "x")
     assert {each.code for each in find(older)} == {"role-arn", "sdk-version"}
+
+
+def test_what_fails_in_version_3_itself() -> None:
+    script = """
+from sagemaker import image_uris
+from sagemaker.core.resources import Endpoint, ModelPackage
+from sagemaker.serve import ModelBuilder
+from sagemaker.workflow.pipeline import Pipeline
+try:
+    from sagemaker.mlops.workflow import Pipeline as Newer
+except ImportError:
+    from sagemaker.workflow.pipeline import Pipeline as Newer
+
+ModelPackage.create(model_package_group_name="boxes", inference_specification=spec)
+ModelPackage.get(model_package_name=arn)
+builder = ModelBuilder(image_uri=image, s3_model_data_url=uri)
+builder.deploy(endpoint_name="boxes", update_endpoint=True)
+builder.deploy(endpoint_name="boxes", update_endpoint=False)
+"""
+
+    found = find(script)
+
+    assert [(each.line, each.code) for each in found] == [
+        (2, "sdk-mixed"),
+        (5, "sdk-mixed"),
+        (11, "package-create"),
+        (14, "update-endpoint"),
+    ]
+    assert found[0].fix == "from sagemaker.core import image_uris"
+    assert found[2].fix == "ModelBuilder(image_uri=..., ...).register(model_package_group_name='boxes')"

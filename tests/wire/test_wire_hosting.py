@@ -151,6 +151,19 @@ def test_what_a_model_prints_is_found_in_its_log(sagemaker: Any, runtime: Any, c
     assert absent["Error"]["Code"] == "ResourceNotFoundException"
 
 
+def test_model_data_may_be_named_by_its_address_in_s3(sagemaker: Any, platform: Platform) -> None:
+    for number, host in enumerate((f"s3.amazonaws.com/{BUCKET}", f"{BUCKET}.s3-us-east-1.amazonaws.com")):
+        given = {**container("v1"), "ModelDataUrl": f"https://{host}/v1/model.tar.gz"}
+        sagemaker.create_model(ModelName=f"by-url-{number}", PrimaryContainer=given, ExecutionRoleArn=ROLE)
+        native = platform.call("GET", f"/api/servables/by-url-{number}")
+        assert native["source"]["data"]["uri"] == f"s3://{BUCKET}/v1/model.tar.gz"
+        shown = sagemaker.describe_model(ModelName=f"by-url-{number}")["PrimaryContainer"]
+        assert shown["ModelDataUrl"] == given["ModelDataUrl"]
+    other = {**container("v1"), "ModelDataUrl": f"https://example.com/{BUCKET}/v1/model.tar.gz"}
+    told = refused(sagemaker.create_model, ModelName="other", PrimaryContainer=other, ExecutionRoleArn=ROLE)
+    assert "s3://BUCKET/KEY" in told["Error"]["Message"]
+
+
 def test_a_model_answers_its_own_prediction(sagemaker: Any, runtime: Any, platform: Platform) -> None:
     started(sagemaker, "first", "v1")
     answer = ask(runtime, "first", [[21.0], [1.5]], CustomAttributes="trace-7")

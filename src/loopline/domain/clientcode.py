@@ -263,6 +263,20 @@ def _upsert(call: _Call) -> Iterator[Mistake]:
         yield call.mistake("role-arn", message, call.but(role_arn=arn))
 
 
+def _third(call: _Call) -> Iterator[Mistake]:
+    """Methods of version 3 (3.27) that fail in the client."""
+    if call.name == "sagemaker.core.resources.ModelPackage.create":
+        message = "ModelPackage.create makes the version, and then misses a name in the answer: KeyError"
+        group = call.words.get("model_package_group_name")
+        words = f"model_package_group_name={ast.unparse(group)}" if group is not None else "..."
+        yield call.mistake("package-create", message, f"ModelBuilder(image_uri=..., ...).register({words})")
+    update = call.words.get("update_endpoint")
+    if call.third and call.owner == "ModelBuilder" and isinstance(update, ast.Constant) and update.value is True:
+        message = "deploy(update_endpoint=True) asks for an argument that is not there: TypeError"
+        fix = "endpoint.endpoint_config_name = NAME; endpoint.update()  # of EndpointConfig.create(...)"
+        yield call.mistake("update-endpoint", message, fix)
+
+
 def _airflow(call: _Call) -> Iterator[Mistake]:
     if call.method != "PythonOperator":
         return
@@ -283,11 +297,43 @@ _CALLS: tuple[Rule, ...] = (
     _predictor,
     _monitoring_schedule,
     _upsert,
+    _third,
     _airflow,
 )
 
 
 # -- everything else --------------------------------------------------------------------------------------------------
+
+
+# What version 2 has, and where version 3 has it.
+_MOVED = {
+    "sagemaker.workflow": "sagemaker.mlops.workflow has pipelines and steps, sagemaker.core.workflow the rest",
+    "sagemaker.estimator": "from sagemaker.train import ModelTrainer",
+    "sagemaker.sklearn": "from sagemaker.train import ModelTrainer",
+    "sagemaker.pytorch": "from sagemaker.train import ModelTrainer",
+    "sagemaker.xgboost": "from sagemaker.train import ModelTrainer",
+    "sagemaker.huggingface": "from sagemaker.train import ModelTrainer",
+    "sagemaker.tensorflow": "from sagemaker.train import ModelTrainer",
+    "sagemaker.inputs": "from sagemaker.train.configs import InputData",
+    "sagemaker.model": "from sagemaker.serve import ModelBuilder",
+    "sagemaker.predictor": "from sagemaker.core.resources import Endpoint",
+    "sagemaker.processing": "from sagemaker.core.processing import ScriptProcessor",
+    "sagemaker.image_uris": "from sagemaker.core import image_uris",
+    "sagemaker.experiments": "from sagemaker.core.experiments import Run",
+}
+
+
+def _mixed(script: _Script) -> Iterator[Mistake]:
+    """Imports of version 2 in a script of version 3, unless it tries them."""
+    tried = {id(inner) for node in ast.walk(script.tree) if isinstance(node, ast.Try) for inner in ast.walk(node)}
+    for node in ast.walk(script.tree):
+        if not script.third or not isinstance(node, ast.ImportFrom) or not node.module or id(node) in tried:
+            continue
+        names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "sagemaker" else []
+        for old, new in _MOVED.items():
+            if any(f"{each}.".startswith(f"{old}.") for each in (node.module, *names)):
+                message = f"{old} is of version 2, beside imports of version 3: ModuleNotFoundError"
+                yield Mistake(node.lineno, "sdk-mixed", message, new)
 
 
 def _imports(script: _Script) -> Iterator[Mistake]:
@@ -416,6 +462,7 @@ def _judged(keywords: dict[str, Any]) -> alarmlint.Verdict | None:
 
 _OTHERS: tuple[Callable[[_Script], Iterator[Mistake]], ...] = (
     _imports,
+    _mixed,
     _properties,
     _scoring,
     _swallowed,

@@ -4,7 +4,9 @@ Texts that the SageMaker SDK reads: "Could not find" (``Session._deployment_enti
 existing" (``Session.create_model``).
 """
 
+import re
 from typing import Any
+from urllib.parse import unquote
 
 from loopline.control import servables, tags
 from loopline.domain.access import Permission
@@ -15,6 +17,9 @@ from loopline.fronts.aws.call import Call, Operation
 
 HANDLER = "sagemaker"
 PROGRAM, DIRECTORY = "SAGEMAKER_PROGRAM", "SAGEMAKER_SUBMIT_DIRECTORY"
+# Source: the Amazon S3 user guide, "Virtual hosting of buckets".
+_IN_PATH = re.compile(r"https://s3(?:[.-][a-z0-9-]+)?\.amazonaws\.com/(?P<bucket>[^/?#]+)/(?P<key>[^?#]+)")
+_IN_HOST = re.compile(r"https://(?P<bucket>[a-z0-9.-]+?)\.s3(?:[.-][a-z0-9-]+)?\.amazonaws\.com/(?P<key>[^?#]+)")
 _UNSERVED = ("AdditionalModelDataSources", "InferenceSpecificationName")
 
 
@@ -82,12 +87,20 @@ def _data(container: dict[str, Any]) -> str | None:
     source = (container.get("ModelDataSource") or {}).get("S3DataSource")
     if source is None:
         uri: str | None = container.get("ModelDataUrl")
-        if uri is not None and uri.startswith("https://"):
-            raise AwsError("ValidationException", f"ModelDataUrl has to be s3://BUCKET/KEY, unlike {uri}")
-        return uri
+        return uri if uri is None or not uri.startswith("https://") else _object_of(uri)
     folder = source.get("S3DataType") == "S3Prefix" and source.get("CompressionType") == "None"
     found = str(source["S3Uri"])
     return found if not folder or found.endswith("/") else f"{found}/"
+
+
+def _object_of(address: str) -> str:
+    """``s3://BUCKET/KEY`` of an object's address in S3, in path style or with the bucket's name in front. It is only
+    read: nothing is fetched from there."""
+    found = _IN_PATH.fullmatch(address) or _IN_HOST.fullmatch(address)
+    if found is None:
+        text = f"ModelDataUrl has to be s3://BUCKET/KEY, or the https address of an object in S3, unlike {address}"
+        raise AwsError("ValidationException", text)
+    return f"s3://{found['bucket']}/{unquote(found['key'])}"
 
 
 def _unfound(container: dict[str, Any], error: NotFound) -> AwsError:
