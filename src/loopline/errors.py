@@ -127,6 +127,10 @@ class Unavailable(LooplineError):
     status = 503
 
 
+class NotReady(Unavailable):
+    """The model is still being loaded; try again shortly."""
+
+
 class Overloaded(Unavailable):
     """Too many requests are waiting; try again shortly."""
 

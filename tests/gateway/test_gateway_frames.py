@@ -196,3 +196,18 @@ def test_a_functions_call_and_its_reply_are_the_same_to_both_sides():
     for cut in (b"", b"\x08pat", b"\x01e\x00\x10a", b"\x01e\x00\x01a\x00\x00"):
         with pytest.raises(Corrupt):
             near.decode_call(cut)
+
+
+def test_a_line_beside_the_content_type_is_one_line_of_print_and_no_more():
+    told = far.encode_answer(7, 200, b"text/csv\ntrace=7; b", b"1,2")
+    assert near.AnswerReader().feed(told) == [(7, 200, b"text/csv\ntrace=7; b", b"1,2")]
+    for bad in (
+        b"text/csv\na\nb",
+        b"text/csv\n",
+        b"text/csv\r\nx-header: 1",
+        b"\ntext/csv",
+        b"text/csv\n a",
+        b"a\n\x00",
+    ):
+        with pytest.raises(Corrupt):
+            near.AnswerReader().feed(far.encode_answer(7, 200, bad, b""))

@@ -147,3 +147,24 @@ def test_a_script_that_cannot_serve_says_why(tmp_path: Path, files: dict[str, st
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CannotServe, match=r"no file other\.py"):
         served(tmp_path, {"code/inference.py": WHOLE}, program="other.py")
+
+
+TELLS = """
+def transform_fn(model, data, content_type, accept, context):
+    context.set_response_header(0, "X-Amzn-SageMaker-Custom-Attributes", data)
+    context.set_response_header(0, "X-Other", "stays here")
+    assert context.get_response_headers(0)["x-other"] == "stays here"
+    return "{}", accept
+def model_fn(model_dir):
+    return None
+"""
+
+
+def test_what_a_script_tells_beside_its_answer_is_one_line(tmp_path: Path) -> None:
+    model = served(tmp_path, {"code/inference.py": TELLS})
+    assert ask(model, b"trace=7; b") == (200, JSON + b"\ntrace=7; b", b"{}")
+    assert ask(model, b"") == (200, JSON, b"{}")
+    for bad in (b"a\nx-header: 1", b"a\r\nb", b"x" * 1025, b" a"):
+        status, kind, body = ask(model, bad)
+        assert (status, kind) == (500, JSON) and b"custom attributes are one line" in body
+    assert ask(model, "é".encode())[1] == JSON + b"\n?"

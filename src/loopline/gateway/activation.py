@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from loopline.errors import LooplineError, Unavailable
+from loopline.errors import LooplineError, NotReady, Unavailable
 from loopline.gateway.links import Link
 
 MAX_WAITING = 256  # requests for one server
@@ -88,7 +88,7 @@ class Activation:
             late = [held for held in queue.held if held.candidate.done or now >= held.deadline]
             if late:
                 queue.held = deque(held for held in queue.held if held not in late)
-            error = Unavailable(f"{queue.what} did not start in time; try again")
+            error = NotReady(f"{queue.what} did not start in time; try again")
             self._turn_away(late, error, RETRY_SECONDS)
             if queue.held and now - queue.asked_at >= ASK_SECONDS:
                 self._ask(link, queue)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from loopline.errors import LooplineError, NotFound, Unavailable
+from loopline.errors import LooplineError, NotFound, NotReady, Unavailable
 from loopline.gateway.activation import FAILED_RETRY_SECONDS, RETRY_SECONDS, Candidate, Held
 from loopline.gateway.routing import Endpoint
 
@@ -61,7 +61,7 @@ class Fetching:
             late = [held for held in queue.held if held.candidate.done or now >= held.deadline]
             if late:
                 queue.held = deque(held for held in queue.held if held not in late)
-                _turn_away(late, Unavailable(f"the model {model[1]} did not come in time; try again"), RETRY_SECONDS)
+                _turn_away(late, NotReady(f"the model {model[1]} did not come in time; try again"), RETRY_SECONDS)
             if not queue.held:
                 del self._queues[model]
             elif now - queue.asked_at >= ASK_SECONDS:

@@ -20,6 +20,7 @@ from loopline.errors import (
     InvalidInput,
     LooplineError,
     NotFound,
+    NotReady,
     Overloaded,
     Timeout,
     TooLarge,
@@ -57,6 +58,7 @@ _FAULTS: tuple[tuple[type[LooplineError], int, str], ...] = (
     (InvalidInput, 400, "ValidationError"),
     (NotFound, 400, "ValidationError"),
     (Overloaded, 429, "ThrottlingException"),
+    (NotReady, 429, "ModelNotReadyException"),
     (Unavailable, 503, "ServiceUnavailable"),
 )
 
