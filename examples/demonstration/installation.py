@@ -31,6 +31,7 @@ POLL_SECONDS = 0.05
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 READY = re.compile(r"loopline is up at (http://\S+)")
 _HIDDEN_LINE = re.compile(r"^…$\n?", re.M)
+_OTHERS = ("AWS_", "SAGEMAKER_", "PYTHON")  # what a person's shell says to scripts that are about something else
 _TELLING = ("AWS_ENDPOINT_URL", "AWS_REGION")  # of what is exported, what is worth a line and no secret
 
 
@@ -177,7 +178,7 @@ class Installation:
     ) -> str:
         """Run a script of the project with a Python of its own, as after ``export``, and show what it prints."""
         expect(self.exported, "scripts run after export()")
-        environ = {name: value for name, value in self._environ().items() if not name.startswith(("AWS_", "PYTHON"))}
+        environ = {name: value for name, value in self._environ().items() if not name.startswith(_OTHERS)}
         environ |= self.exported
         shown, argv = ["python", *words], [str(python), *words]
         return self._run(shown, argv, environ, ok=ok, lines=lines, show=show, hide=hide, remarks=False)

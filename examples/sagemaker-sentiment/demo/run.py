@@ -9,6 +9,7 @@ What runs are the scripts of this example, as they are, by the SageMaker SDK and
 platform; an expectation that does not hold ends the demo with exit code 1.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from inbox import Inbox
 
 
 def show(screen: Screen, installation: Installation) -> None:
-    """Every stage, with a subscriber of the alarms' topic."""
+    """Every stage, with a subscriber of the alarms' topic, on the reviews of this example whatever else there is."""
+    os.environ.pop("IMDB_DIR", None)
     with Inbox() as inbox:
         play(screen, stages.Story(screen, installation, inbox))
 
