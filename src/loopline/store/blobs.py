@@ -102,8 +102,12 @@ class BlobStore(Protocol):
         """Every digest that is stored, in no particular order."""
         ...
 
-    def collect(self, keep: AbstractSet[str], older_than: float) -> list[Blob]:
-        """Remove what nobody refers to and give what was removed.
+    def head(self, digest: str, length: int) -> bytes:
+        """The first bytes, not verified."""
+        ...
+
+    def collect(self, keep: AbstractSet[str], older_than: float, only: AbstractSet[str] | None = None) -> list[Blob]:
+        """Remove what nobody refers to and give what was removed; with ``only`` of these alone.
 
         ``keep``: the digests in use; the files of a folder in ``keep`` are kept with it. ``older_than``: seconds since
         the epoch; a blob that was put at that time or later stays. Raises ``Corrupt``, and removes nothing, when a
@@ -216,11 +220,16 @@ class LocalBlobs(BlobStore):
                     if _DIGEST.fullmatch(path.name):
                         yield path.name
 
-    def collect(self, keep: AbstractSet[str], older_than: float) -> list[Blob]:
+    def head(self, digest: str, length: int) -> bytes:
+        """See ``BlobStore.head``."""
+        with self._open_raw(digest) as file:
+            return file.read(length)
+
+    def collect(self, keep: AbstractSet[str], older_than: float, only: AbstractSet[str] | None = None) -> list[Blob]:
         """See ``BlobStore.collect``; leftovers of writes that were cut short go too."""
         kept = folders.with_contents(self, keep)
         removed = []
-        for digest in self.iter_digests():
+        for digest in self.iter_digests() if only is None else only:
             if digest not in kept:
                 size = self._remove_if(digest, lambda mtime: mtime < older_than)
                 if size is not None:

@@ -238,7 +238,7 @@ def _chunks(file: BinaryIO) -> Iterable[bytes]:
 
 def _may_be_manifest(blobs: "BlobStore", digest: str) -> bool:
     """Whether the blob begins like a manifest; a few damaged bytes are for ``read_manifest`` to report."""
-    head = next(iter(blobs.chunks(digest)), b"")
+    head = blobs.head(digest, len(_START))
     return sum(a == b for a, b in zip(head, _START, strict=False)) > len(_START) // 2
 
 

@@ -192,7 +192,9 @@ class BlobContract:
         folder = blobs.put_folder(make_folder(tmp_path / "source"))
         kept = blobs.put_bytes(b'{"files":["a document that begins like a manifest"]}')
         dropped = blobs.put_bytes(b"dropped")
+        assert blobs.head(kept.digest, 8) == b'{"files"' and blobs.head(dropped.digest, 100) == b"dropped"
         assert blobs.collect({folder.digest, kept.digest}, older_than=1.0) == []
+        assert blobs.collect({folder.digest}, older_than=_FUTURE, only={folder.digest, _NOBODY}) == []
         assert blobs.collect({folder.digest, kept.digest, _NOBODY}, older_than=_FUTURE) == [dropped]
         blobs.materialise(folder.digest, "folder", tmp_path / "target")
         assert blobs.read(kept.digest)
