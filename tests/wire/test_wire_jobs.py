@@ -330,6 +330,11 @@ def test_lines_of_a_log_have_the_times_when_they_came(platform: Platform, client
     assert [event["message"] for event in back["events"]] == ["second"]
     rest = logs.get_log_events(**place, nextToken=page["nextForwardToken"])
     assert (rest["events"], rest["nextForwardToken"]) == ([], page["nextForwardToken"])
+    searched = logs.filter_log_events(logGroupName=group, logStreamNamePrefix="lines/", filterPattern="-third")
+    assert [(event["message"], event["timestamp"]) for event in searched["events"]][:2] == [
+        ("first", events["first"]),
+        ("second", events["second"]),
+    ]
     ((place_in_text, at), *_) = platform.call("GET", native)["times"]
     assert (place_in_text, int(at * 1000)) == (0, events["first"])
 

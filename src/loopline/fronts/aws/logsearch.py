@@ -96,7 +96,7 @@ def _of_jobs(call: Call, group: str, given: dict[str, Any]) -> Iterator[Event]:
     names = given.get("logStreamNames") or ()
     prefixes = [name.partition("/")[0] for name in names] or [given.get("logStreamNamePrefix")]
     for prefix in dict.fromkeys(prefixes):
-        more = {"logStreamNamePrefix": prefix} if prefix else {}
+        more = {"logStreamNamePrefix": prefix, "orderBy": "LogStreamName"} if prefix else {}
         for stream in logs.describe_log_streams(call, {**asked, **more})["logStreams"]:
             if _is_chosen(stream["logStreamName"], given):
                 yield from _lines(call, group, stream["logStreamName"])
