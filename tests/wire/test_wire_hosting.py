@@ -129,28 +129,6 @@ def refused(call: Callable[..., Any], **given: Any) -> dict[str, Any]:
     return found
 
 
-def test_what_a_model_prints_is_found_in_its_log(sagemaker: Any, runtime: Any, client: Callable[..., Any]) -> None:
-    logs = client("logs")
-    started(sagemaker, "printing", "v1")
-    for rows in ([[1.0]], [[1.0], [2.0]], [[3.0]]):
-        ask(runtime, "printing", rows)
-    asked = {"logGroupName": "/aws/sagemaker/Endpoints/printing", "logStreamNamePrefix": "AllTraffic/"}
-
-    def look(**more: Any) -> list[str]:
-        pages = logs.get_paginator("filter_log_events").paginate(**{**asked, **more})
-        return [event["message"] for page in pages for event in page["events"]]
-
-    until(lambda: look(filterPattern='"asked about 1"') == ["asked about 1"] * 2, "the lines are there")
-    assert look(filterPattern="asked -2", PaginationConfig={"PageSize": 1}) == ["asked about 1"] * 2
-    assert look(filterPattern="?nothing ?2") == ["asked about 2"]
-    assert look(logStreamNamePrefix="Other/") == []
-    first = logs.filter_log_events(**asked, filterPattern="asked")["events"][0]
-    assert look(startTime=first["timestamp"], endTime=first["timestamp"] - 1) == []
-    assert abs(first["timestamp"] / 1000 - time.time()) < 300
-    absent = refused(logs.filter_log_events, logGroupName="/aws/sagemaker/Endpoints/none")
-    assert absent["Error"]["Code"] == "ResourceNotFoundException"
-
-
 def test_model_data_may_be_named_by_its_address_in_s3(sagemaker: Any, platform: Platform) -> None:
     for number, host in enumerate((f"s3.amazonaws.com/{BUCKET}", f"{BUCKET}.s3-us-east-1.amazonaws.com")):
         given = {**container("v1"), "ModelDataUrl": f"https://{host}/v1/model.tar.gz"}
@@ -159,6 +137,7 @@ def test_model_data_may_be_named_by_its_address_in_s3(sagemaker: Any, platform: 
         assert native["source"]["data"]["uri"] == f"s3://{BUCKET}/v1/model.tar.gz"
         shown = sagemaker.describe_model(ModelName=f"by-url-{number}")["PrimaryContainer"]
         assert shown["ModelDataUrl"] == given["ModelDataUrl"]
+        sagemaker.delete_model(ModelName=f"by-url-{number}")
     other = {**container("v1"), "ModelDataUrl": f"https://example.com/{BUCKET}/v1/model.tar.gz"}
     told = refused(sagemaker.create_model, ModelName="other", PrimaryContainer=other, ExecutionRoleArn=ROLE)
     assert "s3://BUCKET/KEY" in told["Error"]["Message"]
@@ -184,6 +163,28 @@ def test_a_model_answers_its_own_prediction(sagemaker: Any, runtime: Any, platfo
     assert told["DeployedImages"][0]["SpecifiedImage"] == IMAGE
     servable = platform.call("GET", "/api/servables/v1")
     assert (servable["gated"], servable["status"], servable["endpoints"]) == (False, "Ready", ["first"])
+
+
+def test_what_a_model_prints_is_found_in_its_log(sagemaker: Any, runtime: Any, client: Callable[..., Any]) -> None:
+    logs = client("logs")
+    started(sagemaker, "printing", "v1")
+    for rows in ([[1.0]], [[1.0], [2.0]], [[3.0]]):
+        ask(runtime, "printing", rows)
+    asked = {"logGroupName": "/aws/sagemaker/Endpoints/printing", "logStreamNamePrefix": "AllTraffic/"}
+
+    def look(**more: Any) -> list[str]:
+        pages = logs.get_paginator("filter_log_events").paginate(**{**asked, **more})
+        return [event["message"] for page in pages for event in page["events"]]
+
+    until(lambda: look(filterPattern='"asked about 1"') == ["asked about 1"] * 2, "the lines are there")
+    assert look(filterPattern="asked -2", PaginationConfig={"PageSize": 1}) == ["asked about 1"] * 2
+    assert look(filterPattern="?nothing ?2") == ["asked about 2"]
+    assert look(logStreamNamePrefix="Other/") == []
+    first = logs.filter_log_events(**asked, filterPattern="asked")["events"][0]
+    assert look(startTime=first["timestamp"], endTime=first["timestamp"] - 1) == []
+    assert abs(first["timestamp"] / 1000 - time.time()) < 300
+    absent = refused(logs.filter_log_events, logGroupName="/aws/sagemaker/Endpoints/none")
+    assert absent["Error"]["Code"] == "ResourceNotFoundException"
 
 
 def test_what_fails_inside_is_a_model_error(sagemaker: Any, runtime: Any) -> None:
