@@ -125,6 +125,47 @@ def test_requests_are_captured_under_the_variant_that_callers_know(many: Any) ->
     assert json.loads(line["captureData"]["endpointOutput"]["data"])["values"] == [66.0]
 
 
+def test_a_pipeline_brings_such_an_endpoint_up(many: Any) -> None:
+    model = {
+        "PrimaryContainer": {
+            "Image": many.image,
+            "Mode": "MultiModel",
+            "ModelDataUrl": f"s3://{many.bucket}/{PREFIX}/",
+        },
+        "ExecutionRoleArn": many.role,
+    }
+    variant = {
+        "VariantName": "AllTraffic",
+        "ModelName": {"Get": "Steps.Make.ModelName"},
+        "InitialInstanceCount": 1,
+        "InstanceType": "ml.m5.large",
+    }
+    steps = [
+        {"Name": "Make", "Type": "Model", "Arguments": model},
+        {"Name": "Configure", "Type": "EndpointConfig", "Arguments": {"ProductionVariants": [variant]}},
+        {
+            "Name": "Serve",
+            "Type": "Endpoint",
+            "Arguments": {
+                "EndpointName": "from-pipeline",
+                "EndpointConfigName": {"Get": "Steps.Configure.EndpointConfigName"},
+            },
+        },
+    ]
+    definition = json.dumps({"Version": "2020-12-01", "Metadata": {}, "Parameters": [], "Steps": steps})
+    many.sagemaker.create_pipeline(
+        PipelineName="many", PipelineDefinition=definition, RoleArn=many.role, ClientRequestToken="t" * 32
+    )
+    arn = many.sagemaker.start_pipeline_execution(PipelineName="many")["PipelineExecutionArn"]
+
+    def over() -> str | None:
+        found = many.sagemaker.describe_pipeline_execution(PipelineExecutionArn=arn)
+        return found["PipelineExecutionStatus"] if found["PipelineExecutionStatus"] != "Executing" else None
+
+    assert until(over, "the pipeline is over", 90.0) == "Succeeded"
+    assert many.slope("from-pipeline", TargetModel="north/x4.tar.gz") == 4.0
+
+
 def test_what_such_an_endpoint_cannot_do_is_said(many: Any, platform: Platform) -> None:
     many.configure(5)
     for call, given in (

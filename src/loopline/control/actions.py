@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from loopline.control import blueprints, claims, registry, servables, versions
+from loopline.control import blueprints, claims, endpoints, registry, servables, versions
 from loopline.control.context import Context
 from loopline.domain.pipelines import ActionStep
 from loopline.domain.states import EndpointStatus, RolloutStatus, ServableStatus, VersionStatus, is_terminal
@@ -75,6 +75,7 @@ class ServableArguments(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str | None = None
     data: str | None = None
+    store: str | None = None
     version: str | None = None
     code: str | None = None
     program: str | None = None
@@ -201,20 +202,30 @@ def _begin_endpoint(ctx: Context, tx: Tx, execution: Row, _step: Row, given: End
     row = records.find(tx, "endpoint", name=given.name)
     if row is None or row["status"] == EndpointStatus.DELETED:
         names = {"endpoint": given.name, "blueprint": given.blueprint}
-        rollout = blueprints.start_in(ctx, tx, actor, **names, settings=given.settings)
+        begun = blueprints.start_in(ctx, tx, actor, **names, settings=given.settings)
+        rollout = endpoints.active_rollout(tx, given.name) and begun["id"]
     else:
         wanted = blueprints.blueprint_row(tx, given.blueprint)
-        rollout = blueprints.begin(tx, actor, row, wanted, strategy="all-at-once")
-    return {"name": given.name, "rollout": rollout["id"]}
+        rollout = blueprints.begin(tx, actor, row, wanted, strategy="all-at-once")["id"]
+    return {"name": given.name, "rollout": rollout}
 
 
 def _endpoint(_ctx: Context, tx: Tx, begun: dict[str, Any]) -> dict[str, Any] | None:
+    if begun["rollout"] is None:  # it serves a store of models, which moves no traffic
+        return _opened(tx, begun["name"])
     row = records.get(tx, "rollout", begun["rollout"])
     if row["status"] == RolloutStatus.SUCCEEDED:
         return {"name": begun["name"]}
     if is_terminal("rollout", row["status"]):
         raise LooplineError(f"the rollout {row['id']} of {begun['name']} {row['status']}: {row['reason']}")
     return None
+
+
+def _opened(tx: Tx, name: str) -> dict[str, Any] | None:
+    row = endpoints.endpoint_row(tx, name)
+    if row["status"] == EndpointStatus.FAILED:
+        raise LooplineError(f"the endpoint {name} failed: {row['reason']}")
+    return {"name": name} if row["status"] == EndpointStatus.IN_SERVICE else None
 
 
 ACTIONS: Mapping[str, Action] = {

@@ -118,10 +118,6 @@ def start(
     names.check_name(endpoint, "an endpoint")
     loopfile.check_endpoint(endpoint, endpoint, settings or {})
     with ctx.db.transaction(durable=True) as tx:
-        target = blueprint_row(tx, blueprint)
-        store = records.get(tx, "servable", target["variants"][0]["id"])
-        if servables.store_of(store) is not None:
-            return _start_store(ctx, tx, actor, endpoint, target, store, settings or {})
         return start_in(ctx, tx, actor, endpoint=endpoint, blueprint=blueprint, settings=settings)
 
 
@@ -129,7 +125,6 @@ def _start_store(
     ctx: Context, tx: Tx, actor: Actor, endpoint: str, blueprint: Row, store: Row, settings: dict[str, Any]
 ) -> Row:
     """Create an endpoint that serves the models of a store; gives the endpoint."""
-    _check_new(tx, endpoint)
     _check_servable(store, blueprint["variants"][0]["name"])
     variant = blueprint["variants"][0]
     memory = variant.get("memory_mb") or ctx.settings.job_memory_mb
@@ -138,6 +133,12 @@ def _start_store(
     row = endpoints.ensure(ctx, tx, name=endpoint, actor=actor.name, project=None, model=None, settings=own)
     queue.ask(tx, "modelstore.open", endpoint)
     return row
+
+
+def _store(tx: Tx, blueprint: Row) -> Row | None:
+    """The servable of a blueprint that is a store of models."""
+    row = records.get(tx, "servable", blueprint["variants"][0]["id"])
+    return None if servables.store_of(row) is None else row
 
 
 def _check_new(tx: Tx, endpoint: str) -> None:
@@ -149,9 +150,12 @@ def _check_new(tx: Tx, endpoint: str) -> None:
 def start_in(
     ctx: Context, tx: Tx, actor: Actor, *, endpoint: str, blueprint: str, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """As ``start``, in a transaction."""
+    """As ``start``, in a transaction; gives the rollout, or the endpoint where it serves a store of models."""
     _check_new(tx, endpoint)
     target = blueprint_row(tx, blueprint)
+    store = _store(tx, target)
+    if store is not None:
+        return _start_store(ctx, tx, actor, endpoint, target, store, settings or {})
     own = {**(settings or {}), **_settings(target, tx.now)}
     row = endpoints.ensure(ctx, tx, name=endpoint, actor=actor.name, project=None, model=None, settings=own)
     return begin(tx, actor, row, target, strategy="all-at-once")

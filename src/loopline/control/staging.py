@@ -251,6 +251,8 @@ def _transform(ctx: Context, script: Script) -> _Work | None:
     with ctx.db.read() as tx:
         row = servables.servable_row(tx, script.servable)
         version = records.get(tx, "version", row["version"]) if row["version"] else None
+        if servables.store_of(row) is not None:
+            raise Conflict(f"{script.servable} is a store of models; a transform asks one model")
         if row["source"] is not None or version is None:
             own = row
         else:  # the version's own files, which may be a servable, too
