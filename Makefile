@@ -40,7 +40,7 @@ EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check format lock clean clients compatibility bench-aws
+.PHONY: help venv test check format lock clean clients compatibility images bench-aws
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | grep -vE '^($(subst $(SPACE),|,$(ABSENT))):' | sed -E 's/:.*## /\t/' | expand -t 18
@@ -141,6 +141,9 @@ endif
 
 clients: $(RUNTIME) ## what tests drive loopline with beside boto3, each in .clients/NAME
 	@for file in tests/wire/clients/*.txt tests/wire/clients/*/package.json; do $(PYTHON) .ci/setup.py client $$file; done
+
+images: $(DEV) ## the packages of AWS's framework images: built, trained with and asked; gigabytes
+	@LOOPLINE_IMAGES=1 $(RUN) -m pytest tests/wire/test_wire_images.py $(ARGS)
 
 compatibility: $(DEV) ## docs/compatibility/sagemaker.md from the code
 	@$(RUN) -m loopline.fronts.aws.compatibility > docs/compatibility/sagemaker.md.new

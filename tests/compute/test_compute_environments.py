@@ -119,6 +119,17 @@ def test_a_refresh_resolves_anew(environments: Environments, wheels: Path) -> No
     assert "==2.0" in environments.lock("loopline-probe\n")
 
 
+def test_constraints_of_the_administrator_hold(
+    tmp_path: Path, environments: Environments, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(wheels, "2.0", "ANSWER = 43\ndef main():\n    print(ANSWER)\n")
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("loopline-probe<2\n")
+    monkeypatch.setenv("UV_CONSTRAINT", str(constraints))
+
+    assert "==1.0" in environments.lock("loopline-probe\n")
+
+
 def test_a_requirement_that_cannot_be_met_tells_what_uv_said(environments: Environments) -> None:
     with pytest.raises(InvalidInput, match="loopline-probe"):
         environments.lock("loopline-probe==9\n")

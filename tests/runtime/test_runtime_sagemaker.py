@@ -12,6 +12,8 @@ import pytest
 from loopline.runtime.batches import Batcher
 from loopline.runtime.loading import CannotServe, Model, load_model
 
+pytest.importorskip("numpy")  # now: a second time in one process is once too often for it
+
 JSON = b"application/json"
 WHOLE = """
 import json
@@ -168,3 +170,76 @@ def test_what_a_script_tells_beside_its_answer_is_one_line(tmp_path: Path) -> No
         status, kind, body = ask(model, bad)
         assert (status, kind) == (500, JSON) and b"custom attributes are one line" in body
     assert ask(model, "é".encode())[1] == JSON + b"\n?"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a.ubj": "", "b.ubj": ""}, "which of a.ubj, b.ubj is the model? call it xgboost-model"),
+        ({"a.pt": "", "b.pth": ""}, "which of a.pt, b.pth is the model? call it model.pt"),
+        ({"config.json": '{"architectures": ["MarianMTModel"]}'}, "names MarianMTModel: HF_TASK says what it is for"),
+        ({"config.json": "[]"}, "not the configuration of a model of transformers"),
+        ({}, "no model file"),
+    ],
+)
+def test_what_cannot_be_loaded_without_a_script_is_told(tmp_path: Path, files: dict[str, str], words: str) -> None:
+    with pytest.raises(CannotServe) as refused:
+        served(tmp_path, files)
+
+    assert words in str(refused.value) and "define model_fn(model_dir)" in str(refused.value)
+
+
+FRAMEWORKS = {
+    "xgboost.py": """
+class DMatrix:
+    def __init__(self, table):
+        self.table = table
+
+class Booster:
+    def load_model(self, path):
+        self.factor = float(open(path).read())
+
+    def predict(self, given, validate_features):
+        assert validate_features is False
+        return (given.table * self.factor).sum(axis=1)
+""",
+    "transformers.py": """
+class Pipeline:
+    def __init__(self, task, folder):
+        self.said = f"{task} of {folder}"
+
+    def __call__(self, inputs, top_k=1):
+        return [{"inputs": inputs, "top_k": top_k}]
+
+def pipeline(task, model, tokenizer):
+    assert model == tokenizer
+    return Pipeline(task, model)
+""",
+}
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Modules that have the names and the calls of the frameworks; the real ones are asked by ``make images``."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    for name, text in FRAMEWORKS.items():
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    return tmp_path / "model"
+
+
+def test_a_booster_is_asked_with_a_matrix(stand_ins: Path) -> None:
+    model = served(stand_ins, {"xgboost-model": "2"})
+
+    assert json.loads(ask(model, b"[[1, 2], [3, 4]]")[2]) == [6.0, 14.0]
+    assert json.loads(ask(model, b"1,2\n", b"text/csv")[2]) == [6.0]
+    assert json.loads(ask(model, b"[1, 2]")[2]) == [6.0]
+
+
+def test_a_pipeline_is_asked_with_inputs_and_parameters(stand_ins: Path) -> None:
+    model = served(stand_ins, {"config.json": '{"architectures": ["BertForSequenceClassification"]}'})
+
+    body = json.dumps({"inputs": "good", "parameters": {"top_k": 2}}).encode()
+    assert json.loads(ask(model, body)[2]) == [{"inputs": "good", "top_k": 2}]
+    assert json.loads(ask(model, b'["good", "bad"]')[2]) == [{"inputs": ["good", "bad"], "top_k": 1}]

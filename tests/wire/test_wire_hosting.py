@@ -162,7 +162,7 @@ def test_a_model_answers_its_own_prediction(sagemaker: Any, runtime: Any, platfo
     assert (told["VariantName"], told["CurrentWeight"], told["CurrentInstanceCount"]) == ("AllTraffic", 1.0, 1)
     assert told["DeployedImages"][0]["SpecifiedImage"] == IMAGE
     servable = platform.call("GET", "/api/servables/v1")
-    assert (servable["gated"], servable["status"], servable["endpoints"]) == (False, "Ready", ["first"])
+    assert (servable["gated"], servable["status"], "first" in servable["endpoints"]) == (False, "Ready", True)
 
 
 def test_what_a_model_prints_is_found_in_its_log(sagemaker: Any, runtime: Any, client: Callable[..., Any]) -> None:
@@ -260,7 +260,7 @@ def test_lists_and_descriptions_say_what_was_given(sagemaker: Any, platform: Pla
     shown = sagemaker.describe_endpoint_config(EndpointConfigName="v2")
     assert shown["ProductionVariants"] == [variant("v2")]
     names = [each["ModelName"] for each in sagemaker.list_models(SortBy="Name", SortOrder="Ascending")["Models"]]
-    assert names == ["v1", "v2"]
+    assert names == sorted(names) and {"v1", "v2"} <= set(names)
     pages = sagemaker.get_paginator("list_endpoint_configs").paginate(PaginationConfig={"PageSize": 1})
     found = [each["EndpointConfigName"] for page in pages for each in page["EndpointConfigs"]]
     assert {"v1", "v2"} <= set(found)

@@ -33,6 +33,16 @@ KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
 RECORD = "loopline-environment.json"
 OUTPUT_LINES = 20
 MAX_REQUIREMENTS_BYTES = 1024 * 1024
+_SOURCES = (
+    "UV_FIND_LINKS",
+    "UV_INDEX",
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "UV_CONSTRAINT",
+    "UV_BUILD_CONSTRAINT",
+    "UV_OVERRIDE",
+)
 # What uv says when it cannot reach an index; then its cache may still know enough.
 UNREACHABLE = re.compile(r"error sending request|dns error|failed to fetch|timed out|connect|network", re.IGNORECASE)
 
@@ -271,9 +281,9 @@ class Environments:
 
 
 def _local_indexes() -> list[Path]:
-    """Folders that an administrator named as package sources."""
+    """Folders that an administrator named as package sources, and files of constraints."""
     found = []
-    for name in ("UV_FIND_LINKS", "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"):
+    for name in _SOURCES:
         for part in re.split(r"[\s,]+", package_environment().get(name, "")):
             path = part.partition("=")[2] if "=file:" in part else part
             path = path.removeprefix("file://")

@@ -3,8 +3,8 @@
 
 The contract is that of the SageMaker Inference Toolkit (``transformer.py``, ``default_inference_handler.py``): the
 script is ``code/inference.py`` among the model files unless the servable names another; JSON and CSV bodies are given
-as text, others as bytes; what the script does not define is done by ``formats``, and a model that it does not load
-is the one pickle among the files. An answer is a body, or (body, content type).
+as text, others as bytes; what the script does not define is done as is usual for its model (``frameworks``). An
+answer is a body, or (body, content type).
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from .. import formats
 from ..answers import ModelError
 from ..loading import Asked, CannotServe, Model, Told, explain
 from ..signature import InputError
-from . import joblib
+from . import frameworks
 
 SCRIPT = "inference.py"
 ANY = "*/*"
@@ -90,7 +90,7 @@ def load(spec: dict[str, Any]) -> Model:
     try:
         loader = own.get("model_fn")
         if loader is None:
-            model = joblib.read_model(model_dir, code_dir)
+            model = frameworks.read_model(model_dir, code_dir)
         else:
             model = _call(loader, (model_dir,), Context(model_dir, nothing))
     except CannotServe as error:
@@ -140,22 +140,16 @@ def _transform_of(own: dict[str, Callable[..., Any]], model: Any) -> Transform:
     whole = own.get("transform_fn")
     if whole is not None:
         return lambda body, kind, accept, context: _call(whole, (model, body, kind, accept), context)
-    read = own.get("input_fn", formats.decode)
-    ask = own.get("predict_fn", _predict)
-    write = own.get("output_fn", formats.encode)
+    usual = frameworks.usual(model)
+    read = own.get("input_fn", usual.read)
+    ask = own.get("predict_fn", usual.ask)
+    write = own.get("output_fn", usual.write)
 
     def transform(body: Any, kind: str, accept: str, context: Context) -> Any:
         given = _call(read, (body, kind), context)
         return _call(write, (_call(ask, (given, model), context), accept), context)
 
     return transform
-
-
-def _predict(given: Any, model: Any) -> Any:
-    predict = getattr(model, "predict", model)
-    if not callable(predict):
-        raise ModelError(f"a {type(model).__name__} cannot be asked; define predict_fn(data, model) in {SCRIPT}")
-    return predict(given)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], context: Context) -> Any:
