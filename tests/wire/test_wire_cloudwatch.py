@@ -238,7 +238,13 @@ def test_a_script_is_linted_without_a_server(platform: Platform, tmp_path: Path)
     assert platform.cli("doctor", str(script)).returncode == 0
 
 
-def test_alarms_page_filter_and_switch(cw: Any) -> None:
+def natively(platform: Platform, name: str) -> Any:
+    """An alarm as loopline's own list has it; None where there is none."""
+    found = platform.call("GET", "/api/alarms")["items"]
+    return next((row for row in found if row["name"] == name), None)
+
+
+def test_alarms_page_filter_and_switch(cw: Any, platform: Platform) -> None:
     for n in range(5):
         cw.put_metric_alarm(
             AlarmName=f"page-{n}",
@@ -259,9 +265,12 @@ def test_alarms_page_filter_and_switch(cw: Any) -> None:
     (shown,) = cw.describe_alarms(AlarmNames=["page-0"])["MetricAlarms"]
     assert shown["DatapointsToAlarm"] == 2 and shown["Unit"] == "Count" and shown["ActionsEnabled"] is False
     assert shown["ComparisonOperator"] == "LessThanOrEqualToThreshold" and shown["TreatMissingData"] == "missing"
+    assert natively(platform, "page-0")["definition"]["actions_enabled"] is False
     cw.enable_alarm_actions(AlarmNames=["page-0"])
+    assert "actions_enabled" not in natively(platform, "page-0")["definition"]
     assert cw.describe_alarms(AlarmNames=["page-0"])["MetricAlarms"][0]["ActionsEnabled"] is True
     cw.disable_alarm_actions(AlarmNames=["page-0"])
+    assert natively(platform, "page-0")["definition"]["actions_enabled"] is False
     assert cw.describe_alarms(AlarmNames=["page-0"])["MetricAlarms"][0]["ActionsEnabled"] is False
     cw.set_alarm_state(AlarmName="page-0", StateValue="ALARM", StateReason="a drill")
     (shown,) = cw.describe_alarms(AlarmNamePrefix="page-", StateValue="ALARM")["MetricAlarms"]
@@ -269,6 +278,7 @@ def test_alarms_page_filter_and_switch(cw: Any) -> None:
     assert code(cw.delete_alarms, AlarmNames=["page-1", "nothing"]) == "ResourceNotFound"
     assert len(cw.describe_alarms(AlarmNamePrefix="page-")["MetricAlarms"]) == 5
     cw.delete_alarms(AlarmNames=[f"page-{n}" for n in range(5)])
+    assert natively(platform, "page-0") is None
 
 
 def test_what_is_no_alarm_is_refused(cw: Any) -> None:

@@ -72,7 +72,7 @@ def test_the_bucket_that_the_sagemaker_sdk_makes_for_itself(s3: Any, platform: P
     assert refused(s3.get_bucket_location, Bucket=name) == ("NoSuchBucket", 404)
 
 
-def test_buckets_elsewhere_and_what_they_do_not_have(s3: Any) -> None:
+def test_buckets_elsewhere_and_what_they_do_not_have(s3: Any, platform: Platform) -> None:
     s3.create_bucket(Bucket="elsewhere", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     assert s3.get_bucket_location(Bucket="elsewhere")["LocationConstraint"] == "eu-west-1"
     assert s3.head_bucket(Bucket="elsewhere")["BucketRegion"] == "eu-west-1"
@@ -85,7 +85,10 @@ def test_buckets_elsewhere_and_what_they_do_not_have(s3: Any) -> None:
     assert s3.get_bucket_acl(Bucket="elsewhere")["Grants"][0]["Permission"] == "FULL_CONTROL"
     s3.put_bucket_tagging(Bucket="elsewhere", Tagging={"TagSet": [{"Key": "team", "Value": "ml"}]})
     assert s3.get_bucket_tagging(Bucket="elsewhere")["TagSet"] == [{"Key": "team", "Value": "ml"}]
+    native = platform.call("GET", "/api/buckets/elsewhere")
+    assert (native["region"], native["tags"]) == ("eu-west-1", {"team": "ml"})
     s3.delete_bucket_tagging(Bucket="elsewhere")
+    assert platform.call("GET", "/api/buckets/elsewhere")["tags"] is None
     assert refused(s3.get_bucket_tagging, Bucket="elsewhere") == ("NoSuchTagSet", 404)
 
 
