@@ -5,6 +5,7 @@ import json
 import tarfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ SCRIPT = """
 import json, os, pathlib, time
 
 def model_fn(model_dir):
-    return json.loads((pathlib.Path(model_dir) / "weights.json").read_text())
+    return {**json.loads((pathlib.Path(model_dir) / "weights.json").read_text()), "folder": model_dir}
 
 def input_fn(data, content_type):
     if content_type == "text/csv":
@@ -32,6 +33,9 @@ def predict_fn(rows, model, context):
     if rows == [["fail"]]:
         raise RuntimeError("no such row")
     print(f"asked about {len(rows)}")
+    if rows == [["where"]]:
+        root = "/opt/ml/model"
+        return [], {"there": sorted(os.listdir(root)), "same": os.path.samefile(root, model["folder"])}
     custom = context.get_request_header(0, "X-Amzn-SageMaker-Custom-Attributes")
     said = {"factor": os.environ.get("FACTOR"), "custom": custom}
     return [model["slope"] * row[0] + model["offset"] for row in rows], said
@@ -163,6 +167,13 @@ def test_a_model_answers_its_own_prediction(sagemaker: Any, runtime: Any, platfo
     assert told["DeployedImages"][0]["SpecifiedImage"] == IMAGE
     servable = platform.call("GET", "/api/servables/v1")
     assert (servable["gated"], servable["status"], "first" in servable["endpoints"]) == (False, "Ready", True)
+
+
+def test_a_script_finds_its_model_where_a_container_has_it(sagemaker: Any, runtime: Any) -> None:
+    found = ask(runtime, "first", [["where"]])["said"]
+
+    assert (found["there"], found["same"]) == (["code", "weights.json"], True)
+    assert not Path("/opt/ml").exists()  # nothing outside of the server has changed
 
 
 def test_what_a_model_prints_is_found_in_its_log(sagemaker: Any, runtime: Any, client: Callable[..., Any]) -> None:

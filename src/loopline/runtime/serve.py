@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import accelerator, function, printed, sandbox
+from . import accelerator, function, mounts, printed, sandbox
 from .answers import ModelError
 from .batches import DEFAULT_MAX_BATCH_ROWS, Answer, Batcher
 from .listener import Listener
@@ -43,6 +43,7 @@ from .loading import CannotServe, load_model
 from .signature import InputError, Signature
 
 STATUS_BYTES = 4096
+CONTAINER_ROOT = "/opt/ml"
 Answerer = Callable[[Sequence[printed.Call]], list[Answer]]
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -106,6 +107,24 @@ def make_scratch(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700)
     os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"] = os.environ["MPLCONFIGDIR"] = tempfile.tempdir = str(path)
+
+
+def show_model(spec: dict[str, Any], scratch: Path) -> None:
+    """Let an inference script find its model files at ``/opt/ml/model``, as in a container, where the kernel allows a
+    process mounts of its own; it comes before the process gives up its rights."""
+    if spec.get("handler") != "sagemaker" or not spec.get("model_dir"):
+        return
+    root = scratch / "ml"
+    (root / "model").mkdir(parents=True, mode=0o700)
+    try:
+        mounts.detach()
+        if Path(CONTAINER_ROOT).is_dir():
+            mounts.show(str(root), CONTAINER_ROOT)
+        else:
+            mounts.show_below(str(root), CONTAINER_ROOT, str(scratch / "opt"))
+        mounts.show(str(spec["model_dir"]), f"{CONTAINER_ROOT}/model")
+    except OSError as error:
+        print(f"[loopline] the model is not at {CONTAINER_ROOT}/model ({error}): model_fn is told where it is")
 
 
 def confine(spec: dict[str, Any], scratch: Path) -> None:
@@ -192,6 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         listener = Listener(bind(given.socket), parent, memory_mb)
         core = accelerator.load(spec.get("accelerator"))
         make_scratch(scratch)
+        show_model(spec, scratch)
         confine(spec, scratch)
         offer_package()
         os.environ.update(spec.get("variables") or {})  # after the door was closed: they may lead an interpreter astray
