@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loopline.control import access
+from loopline.control import access, access_keys
 from loopline.domain.access import Actor
 from loopline.errors import Forbidden, InvalidInput, Unauthenticated
 from loopline.testing.clock import ManualClock
@@ -122,3 +122,34 @@ def test_a_key_may_be_for_functions(world: World) -> None:
     assert made["endpoints"] == ["e", "function:resize"]
     with pytest.raises(InvalidInput):
         access.create_key(world.ctx, world.actor, user="ann", role="invoker", endpoints=["function:a/b"])
+
+
+def test_an_attempt_has_one_key_however_often_it_is_asked_for(world: World) -> None:
+    ctx = world.ctx
+    loan = {"user": "admin", "alias": "loopline-editor", "role": "editor", "session": "boxes"}
+    key = access_keys.of_attempt(ctx, attempt="at_1", loan=loan, seconds=60)
+    again = access_keys.of_attempt(ctx, attempt="at_1", loan=loan, seconds=60)
+    other = access_keys.of_attempt(ctx, attempt="at_2", loan=loan, seconds=60)
+
+    assert key == again != other
+    holder = access_keys.find(ctx, key["id"])
+    assert holder is not None and access_keys.token_matches(holder, key["token"])
+    assert (holder.actor.role, holder.alias, holder.session) == ("editor", "loopline-editor", "boxes")
+    lent = access_keys.lend(ctx, holder.actor, alias="loopline-viewer", role="viewer", session="boxes", seconds=900)
+
+    with ctx.db.transaction() as tx:
+        access_keys.end_with(ctx, tx, "at_1")
+
+    assert access_keys.find(ctx, key["id"]) is None and access_keys.find(ctx, lent["id"]) is None
+    assert access_keys.find(ctx, other["id"]) is not None
+
+
+def test_temporary_keys_end_with_the_api_key_that_took_them(world: World) -> None:
+    made = make_key(world)
+    actor = access.authenticate(world.ctx, made["key"])
+    lent = access_keys.lend(world.ctx, actor, alias="loopline-viewer", role="viewer", session="nightly", seconds=900)
+    assert access_keys.find(world.ctx, lent["id"]) is not None
+
+    access.revoke_key(world.ctx, world.actor, key=made["id"])
+
+    assert access_keys.find(world.ctx, lent["id"]) is None
