@@ -40,7 +40,7 @@ EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check format lock clean clients compatibility images bench-aws
+.PHONY: help venv test check format lock clean clients huggingface compatibility images bench-aws
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | grep -vE '^($(subst $(SPACE),|,$(ABSENT))):' | sed -E 's/:.*## /\t/' | expand -t 18
@@ -144,6 +144,10 @@ clients: $(RUNTIME) ## what tests drive loopline with beside boto3, each in .cli
 
 images: $(DEV) ## the packages of AWS's framework images: built, trained with and asked; gigabytes
 	@LOOPLINE_IMAGES=1 $(RUN) -m pytest tests/wire/test_wire_images.py $(ARGS)
+
+huggingface: ## torch and transformers for the test of fine-tuning: 1.2 GB, by pip
+	@test -x .clients/huggingface/bin/python || $(PYTHON) -m venv .clients/huggingface
+	@.clients/huggingface/bin/python -m pip install --quiet -r tests/scenarios/huggingface.txt
 
 compatibility: $(DEV) ## docs/compatibility/sagemaker.md from the code
 	@$(RUN) -m loopline.fronts.aws.compatibility > docs/compatibility/sagemaker.md.new

@@ -9,10 +9,11 @@ HF_MODEL_DIR=FOLDER python 02_pipeline.py --huggingface
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 import sagemaker
-from sagemaker.huggingface import HuggingFace, HuggingFaceModel
+from sagemaker.huggingface import HuggingFace, HuggingFaceModel, HuggingFaceProcessor
 from sagemaker.inputs import TrainingInput
 from sagemaker.model_metrics import MetricsSource, ModelMetrics
 from sagemaker.processing import FrameworkProcessor, ProcessingInput, ProcessingOutput
@@ -39,6 +40,7 @@ session = sagemaker.Session()
 pipeline_session = PipelineSession(settings=SessionSettings(encrypt_repacked_artifacts=False))  # the bucket encrypts
 role = os.environ.get("SAGEMAKER_ROLE") or sagemaker.get_execution_role(sagemaker_session=session)
 reviews = upload_reviews(session, args.reviews, args.name)
+instance_type = "ml.g4dn.xlarge" if args.huggingface else "ml.m5.large"  # GPU 加速
 
 # Pipeline 參數(執行時可覆蓋)
 model_approval_status = ParameterString(
@@ -58,7 +60,7 @@ channels = {
     "test": TrainingInput(Join(on="/", values=[reviews_s3_uri, "test"])),
 }
 if args.huggingface:
-    code = HERE / "train_hf"
+    code, processor_of = HERE / "train_hf", HuggingFaceProcessor
     versions = {"transformers_version": "4.26", "pytorch_version": "1.13", "py_version": "py39"}
     pretrained = f"s3://{session.default_bucket()}/sentiment/pretrained"
     channels["pretrained"] = TrainingInput(
@@ -69,7 +71,7 @@ if args.huggingface:
         source_dir=str(code),
         role=role,
         instance_count=1,
-        instance_type=os.environ.get("TRAINING_INSTANCE_TYPE", "ml.g4dn.xlarge"),  # GPU 加速
+        instance_type=instance_type,
         **versions,
         hyperparameters={
             "num_train_samples": num_train_samples,
@@ -80,14 +82,14 @@ if args.huggingface:
         sagemaker_session=pipeline_session,
     )
 else:
-    code = HERE / "train"
+    code, processor_of = HERE / "train", partial(FrameworkProcessor, estimator_cls=SKLearn)
     versions = {"framework_version": "1.2-1", "py_version": "py3"}
     estimator = SKLearn(
         entry_point="train.py",
         source_dir=str(code),
         role=role,
         instance_count=1,
-        instance_type="ml.m5.large",
+        instance_type=instance_type,
         **versions,
         hyperparameters={
             "num_train_samples": num_train_samples,
@@ -100,13 +102,11 @@ else:
 step_train = TrainingStep(name="TrainModel", step_args=estimator.fit(channels))
 
 # Evaluation Step(評估後才登記)
-processor = FrameworkProcessor(
-    estimator_cls=HuggingFace if args.huggingface else SKLearn,
-    framework_version=versions["transformers_version" if args.huggingface else "framework_version"],
-    **{name: value for name, value in versions.items() if name not in ("transformers_version", "framework_version")},
+processor = processor_of(
+    **versions,
     role=role,
     instance_count=1,
-    instance_type="ml.m5.large",
+    instance_type=instance_type,
     base_job_name="evaluate-sentiment",
     sagemaker_session=pipeline_session,
 )
@@ -153,7 +153,7 @@ step_register = ModelStep(
     step_args=model.register(
         content_types=["application/json"],
         response_types=["application/json"],
-        inference_instances=["ml.m5.large"],
+        inference_instances=[instance_type],
         model_package_group_name="mlops-sentiment-model-group",
         approval_status=model_approval_status,
         model_metrics=ModelMetrics(

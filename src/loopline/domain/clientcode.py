@@ -189,7 +189,8 @@ def _estimator(call: _Call) -> Iterator[Mistake]:
     if call.third or not call.name.startswith("sagemaker.") or not call.method[:1].isupper():
         return
     old = {name: new for name, new in _OLD.items() if name in call.words}
-    wanted = {} if "image_uri" in call.words or len(call.node.args) > 1 else _FRAMEWORKS.get(call.method, {})
+    unseen = len(call.node.args) > 1 or any(word.arg is None for word in call.node.keywords)  # `**options`
+    wanted = {} if "image_uri" in call.words or unseen else _FRAMEWORKS.get(call.method, {})
     missing = {name: value for name, value in wanted.items() if name not in call.words}
     if not old and not missing:
         return
