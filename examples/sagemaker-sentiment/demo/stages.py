@@ -97,6 +97,9 @@ def registry(story: Story) -> None:
     screen = story.screen
     said = story.script("01_model_registry.py", lines=-4)
     expect(said.endswith("版本 1: [Approved]"), "the first version is not listed as Approved")
+    built = story.loopline.get("environments")["items"][-1]
+    size = f"{built['packages']} packages, {built['size_mb']:.0f} MB"
+    screen.good(f"the image's name stands for an environment of {size}, built by uv in {built['seconds']:.1f} s")
     first = story.version(1)
     expect(first["status"] == "Approved", f"loopline itself says that v1 is {first['status']}")
     screen.good(f"a training job on this machine, registered and approved: accuracy {accuracy(first):.3f}")
