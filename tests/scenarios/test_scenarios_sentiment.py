@@ -18,6 +18,7 @@ from loopline.testing.live import Platform
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "sagemaker-sentiment"
 PYTHON = ROOT / ".clients" / "sagemaker2" / "bin" / "python"
+REAL_AWS = Path(__file__).with_name("real_aws.py")
 GROUP, ENDPOINT, PIPELINE = "mlops-sentiment-model-group", "mlops-sentiment-endpoint", "mlops-sentiment-pipeline"
 SECONDS = 600
 GOOD, BAD = "A wonderful film, I loved every minute of it.", "太無聊了,演技很差,浪費時間。"
@@ -164,6 +165,44 @@ def test_what_ci_runs_triggers_waits_and_deploys(environ: dict[str, str]) -> Non
     said = shell(environ, "\n".join(steps[1:]))
     assert re.search(rf"Pipeline started: arn:aws:\S+/{PIPELINE}/execution/", said)
     assert "Pipeline Succeeded" in said
+
+
+@with_sdk
+def test_nothing_of_it_is_anything_that_aws_would_refuse(
+    platform: Platform, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Without AWS_ENDPOINT_URL and without loopline's module, every request goes to AWS and keeps to its models."""
+    seen = tmp_path / "seen"
+    given = {name: value for name, value in environ.items() if name not in ("AWS_ENDPOINT_URL", "PYTHONPATH")}
+    given |= {"REAL_AWS_STANDS_IN": platform.url, "REAL_AWS_SEEN": str(seen)}
+    run = f'python "{REAL_AWS}"'
+    shell(given, f"{run} 01_model_registry.py")
+    shell(given, f"{run} 02_pipeline.py")
+    shell(given, f"{run} trigger_pipeline.py")
+    shell(given, f"{run} wait_for_pipeline.py")
+    newest = max(versions(platform))
+    for number in (newest, newest - 1):
+        decide(environ, number, "Approved")
+    shell(given, f"{run} deploy_if_approved.py")
+    assert labels(shell(given, f'{run} predict.py "{GOOD}"')) == ["positive"]
+    shell(given, f"{run} 05_cloudwatch_alarms.py")
+    shell(given, f"{run} 06_dashboard.py")
+
+    requests = [json.loads(line) for line in seen.read_text().splitlines()]
+    assert [request for request in requests if request["problems"]] == []
+    assert [request for request in requests if not request["host"].endswith(".amazonaws.com")] == []
+    asked = {request["operation"] for request in requests}
+    assert {
+        "sagemaker.CreateModelPackage",
+        "sagemaker.CreatePipeline",
+        "sagemaker.StartPipelineExecution",
+        "sagemaker.CreateEndpointConfig",
+        "sagemaker-runtime.InvokeEndpoint",
+        "cloudwatch.PutMetricAlarm",
+        "cloudwatch.PutDashboard",
+        "sts.GetCallerIdentity",
+    } <= asked
+    assert platform.call("GET", "/api/warnings")["items"] == []
 
 
 @with_sdk
