@@ -130,6 +130,8 @@ class Unavailable(LooplineError):
 class NotReady(Unavailable):
     """The model is still being loaded; try again shortly."""
 
+    code = "not_ready"
+
 
 class Overloaded(Unavailable):
     """Too many requests are waiting; try again shortly."""

@@ -17,11 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .. import formats
+from .. import formats, frameworks
 from ..answers import ModelError
 from ..loading import Asked, CannotServe, Model, Told, explain
 from ..signature import InputError
-from . import frameworks
 
 SCRIPT = "inference.py"
 ANY = "*/*"
