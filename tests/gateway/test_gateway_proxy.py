@@ -101,6 +101,15 @@ def test_without_control_the_answer_is_503_and_invocations_go_on(shared_rig):
     assert shared_rig.ask({"x": 1}, client)[0] == 200  # on the same connection
 
 
+def test_a_request_waits_while_control_is_started_again(shared_rig, control):
+    client = shared_rig.client()
+    client.request("POST", "/api/v1/models", body=b"x" * 100)
+    assert shared_rig.ask({"x": 1})[0] == 200  # a later connection: the first one's request has come
+    control(lambda sock, *_: sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+    answer = client.getresponse()
+    assert (answer.status, answer.read()) == (200, b"ok")
+
+
 def test_headers_travel_except_those_of_one_hop_and_those_of_trust(shared_rig, control):
     heads = []
 

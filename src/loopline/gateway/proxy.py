@@ -17,6 +17,9 @@ from loopline.gateway.head import Head
 if TYPE_CHECKING:
     from loopline.gateway.connection import Connection
 
+HOLD_SECONDS = 3.0  # that a request waits for a control plane that does not listen
+FIRST_RETRY_SECONDS = 0.02
+LAST_RETRY_SECONDS = 0.25
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
@@ -59,10 +62,20 @@ class Proxied(Exchange):
         gateway.spawn(self._connect(upstream, str(gateway.control_socket)))
 
     async def _connect(self, upstream: "Upstream", path: str) -> None:
-        try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: upstream, path)
-        except OSError:
-            self.fail(503, "the control plane is not running at the moment; endpoints go on answering", RETRY_AFTER)
+        """Open the connection; while control is being started again, which takes about a second, the request waits."""
+        loop, pause = asyncio.get_running_loop(), FIRST_RETRY_SECONDS
+        end = loop.time() + HOLD_SECONDS
+        while not self.done:
+            try:
+                await loop.create_unix_connection(lambda: upstream, path)
+            except OSError:
+                if loop.time() < end and not self.connection.closing_soon:
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LAST_RETRY_SECONDS)
+                    continue
+                told = "the control plane is not running at the moment; endpoints go on answering"
+                self.fail(503, told, RETRY_AFTER)
+            return
 
     def _request_head(self) -> bytes:
         head = self.head
