@@ -3,7 +3,7 @@
 
 The contract is that of the SageMaker Inference Toolkit (``transformer.py``, ``default_inference_handler.py``): the
 script is ``code/inference.py`` among the model files unless the servable names another; JSON and CSV bodies are given
-as text, others as bytes; what the script does not define is done as is usual for its model (``frameworks``). An
+as text, others as bytes; what the script does not define is done as is usual for its model (``_frameworks``). An
 answer is a body, or (body, content type).
 """
 
@@ -17,10 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .. import formats, frameworks
+from .. import formats
 from ..answers import ModelError
 from ..loading import Asked, CannotServe, Model, Told, explain
 from ..signature import InputError
+from . import _frameworks as frameworks
 
 SCRIPT = "inference.py"
 ANY = "*/*"

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import formats
-from .answers import ModelError
-from .handlers import joblib
-from .loading import CannotServe
+from .. import formats
+from ..answers import ModelError
+from ..loading import CannotServe
+from . import joblib
 
 BOOSTER = "xgboost-model"  # the file that AWS's own algorithm writes
 BOOSTERS = (".ubj", ".bst")
