@@ -120,7 +120,7 @@ def test_who_waits_too_long_is_told_to_come_again(rig, make_variant, supervisor,
     rig.publish(sleeping(rig, make_variant, "a", cold_start_ms=400), wait=False)
     rig.start_gateway()
     status, document, answer = rig.ask({"x": 1})
-    assert (status, document["error"]["code"], answer.headers["retry-after"]) == (503, "unavailable", "1")
+    assert (status, document["error"]["code"], answer.headers["retry-after"]) == (503, "not_ready", "1")
     assert "did not start in time" in document["error"]["message"]
     assert rig.ask({"x": 1}, x_loopline_timeout_ms="50")[0] == 503
     until(lambda: supervisor.asked.count("a") >= 2)
