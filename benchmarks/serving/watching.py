@@ -16,7 +16,7 @@ import numpy as np
 
 from loopline import config
 from loopline.domain.baselines import baseline_from_columns
-from loopline.domain.capture import encode_compact
+from loopline.domain.capture import Captured, encode_captured
 from loopline.monitor.process import Monitor
 
 CONTEXT = {
@@ -29,6 +29,7 @@ CONTEXT = {
     "join": None,
 }
 SEGMENT_RECORDS = 16_000
+BLOCK_RECORDS = 100  # that leave a gateway together
 
 
 def write(folder: Path, requests: int, rate: int, width: int, named: bool) -> None:
@@ -56,19 +57,24 @@ def write(folder: Path, requests: int, rate: int, width: int, named: bool) -> No
         return json.dumps(told, separators=(",", ":")).encode()
 
     for first in range(0, requests, SEGMENT_RECORDS):
-        records = [
-            encode_compact(
-                context(number),
+        groups: dict[bytes, list[Captured]] = {}
+        blocks = []
+        for number in range(first, min(first + SEGMENT_RECORDS, requests)):
+            taken = 1000 + number % 4000
+            captured = (
                 b"rq_%020d" % number,
                 start + number / rate,
                 200,
-                1000 + number % 4000,
+                taken,
                 bodies[number % 64],
                 answers[number % 64],
             )
-            for number in range(first, min(first + SEGMENT_RECORDS, requests))
-        ]
-        (spool / f"{int(1000 * start) + first:015d}.seg").write_bytes(b"".join(records))
+            groups.setdefault(context(number), []).append(captured)
+            if (number + 1) % BLOCK_RECORDS == 0:
+                blocks += [encode_captured(shared, together) for shared, together in groups.items()]
+                groups = {}
+        blocks += [encode_captured(shared, together) for shared, together in groups.items()]
+        (spool / f"{int(1000 * start) + first:015d}.seg").write_bytes(b"".join(blocks))
 
 
 def main() -> int:
