@@ -3,15 +3,18 @@
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loopline.testing.live import Platform
+from loopline.testing.live import Platform, until
 
 PYTHON = Path(__file__).resolve().parents[2] / ".clients" / "sagemaker2" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the SageMaker SDK is not there: make clients")
+Kill = Callable[..., None]
+ENDED = ("Succeeded", "Failed", "Skipped")
 SECONDS = 600  # importing the SDK alone takes many on a busy machine
 
 TRAIN = """
@@ -107,7 +110,7 @@ register = ModelStep(
         response_types=["text/csv"],
         inference_instances=["ml.m5.large"],
         transform_instances=["ml.m5.large"],
-        model_package_group_name="limits",
+        model_package_group_name=sys.argv[1],
         approval_status=approval,
         model_metrics=ModelMetrics(model_statistics=statistics),
     ),
@@ -117,7 +120,7 @@ small = ConditionLessThanOrEqualTo(
 )
 fail = FailStep("TooLarge", error_message=Join(on=" ", values=["the limit is above", most]))
 decide = ConditionStep("SmallEnough", conditions=[small], if_steps=[register], else_steps=[fail])
-pipeline = Pipeline("limits", parameters=[approval, count, most], steps=[prepare, train, measure, decide],
+pipeline = Pipeline(sys.argv[1], parameters=[approval, count, most], steps=[prepare, train, measure, decide],
                     sagemaker_session=session)
 
 arns = [pipeline.upsert(role_arn=role)["PipelineArn"] for _ in range(2)]
@@ -148,16 +151,36 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_upsert_start_wait_and_list_steps(platform: Platform, project: Path) -> None:
+def begin(platform: Platform, project: Path, name: str) -> subprocess.Popen[str]:
+    """The user's script, with a pipeline and a group of models of that name."""
     platform.call("PUT", "/api/images/plain", {"requirements": ""})
     values = json.loads(platform.cli("env", "--json").stdout)
     environ = {"PATH": os.environ["PATH"], "HOME": str(project), **values}
+    argv = [str(PYTHON), "pipeline.py", name]
+    return subprocess.Popen(
+        argv, cwd=project, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
 
-    argv = [str(PYTHON), "pipeline.py"]
-    done = subprocess.run(argv, cwd=project, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
 
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+def printed(script: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the script printed last, once it has ended well."""
+    try:
+        out, complaints = script.communicate(timeout=SECONDS)
+    finally:
+        script.kill()
+    assert script.returncode == 0, complaints[-4000:]
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def versions(platform: Platform, model: str) -> list[tuple[Any, ...]]:
+    items = platform.call("GET", f"/api/models/{model}/versions")["items"]
+    return [(row["number"], row["status"], row["metrics"]) for row in items]
+
+
+def test_upsert_start_wait_and_list_steps(platform: Platform, project: Path) -> None:
+    found = printed(begin(platform, project, "limits"))
+
     assert found["arns"] == ["arn:aws:sagemaker:us-east-1:123456789012:pipeline/limits"] * 2
     good, bad = found["executions"]
     assert (good["status"], bad["status"]) == ("Succeeded", "Failed")
@@ -168,6 +191,33 @@ def test_upsert_start_wait_and_list_steps(platform: Platform, project: Path) -> 
         "StepStatus": "Failed",
         "FailureReason": "the limit is above 5.0",
     }
-    versions = platform.call("GET", "/api/models/limits/versions")["items"]
-    assert [(row["number"], row["status"], row["metrics"]) for row in versions] == [(1, "Approved", {"limit": 3.0})]
+    assert versions(platform, "limits") == [(1, "Approved", {"limit": 3.0})]
     assert platform.call("GET", "/api/pipelines/limits")["version"] == 1
+
+
+def test_the_script_waits_through_every_death_of_control(platform: Platform, project: Path, kill: Kill) -> None:
+    script = begin(platform, project, "survivors")
+    ended, deaths = 0, 0
+    until(lambda: script.poll() is not None or executions(platform, "survivors"), "an execution has begun", SECONDS)
+    while script.poll() is None:
+        until(lambda n=ended: script.poll() is not None or steps_ended(platform, "survivors") > n, "a step ends", 180)  # type: ignore[misc]
+        if script.poll() is None:
+            ended = steps_ended(platform, "survivors")
+            kill("control")
+            deaths += 1
+    found = printed(script)
+
+    assert deaths >= 5
+    assert [execution["status"] for execution in found["executions"]] == ["Succeeded", "Failed"], found
+    assert versions(platform, "survivors") == [(1, "Approved", {"limit": 3.0})]
+
+
+def executions(platform: Platform, pipeline: str) -> list[Any]:
+    items = platform.call("GET", "/api/executions")["items"]
+    return [each["id"] for each in items if each["pipeline"] == pipeline]
+
+
+def steps_ended(platform: Platform, pipeline: str) -> int:
+    """How many steps of all its executions have come to their end."""
+    found = [platform.call("GET", f"/api/executions/{each}")["steps"] for each in executions(platform, pipeline)]
+    return sum(step["status"] in ENDED for steps in found for step in steps)
