@@ -135,6 +135,31 @@ def test_an_invokers_key_submits_to_its_endpoints_and_sees_its_own_alone(platfor
     assert platform.ask("GET", "/api/async-invocations", key=own).status == 403
 
 
+def test_what_is_asked_for_later_counts_against_the_limits_of_its_key(platform: Platform) -> None:
+    limits = {"rate": 0.001, "burst": 3, "quota": "4/day"}
+    made = platform.call("POST", "/api/keys", {"role": "invoker", "endpoints": ["boxes"], "name": "few", **limits})
+    key, now, later = made["key"], "/endpoints/boxes/invocations", "/endpoints/boxes/async-invocations"
+    until(lambda: platform.ask("POST", now, {"size": 1}, key=key).status == 200, "gateways know the key")
+    taken = [submit(platform, {"size": 1}, key=key) for _ in range(2)]
+    assert [answer.status for answer in taken] == [202, 202]
+    refused = [
+        platform.ask("POST", f"{prefix}{path}", {"size": 1}, key=key)
+        for prefix, path in (("", now), ("", later), ("/api", later), ("", "/endpoints/boxes/async%2Dinvocations"))
+    ]
+    for answer in refused:
+        assert (answer.status, answer.error["code"]) == (429, "rate_limited")
+        assert answer.error["message"] == "this key may send 0.001 requests a second"
+        assert 900 <= int(answer.headers["retry-after"]) <= 1000
+    stored = platform.call("GET", "/api/async-invocations?limit=1000")["items"]
+    assert {row["id"] for row in stored if row["key"] == made["id"]} == {answer.json["id"] for answer in taken}
+    assert not list((platform.folder / "invocations").glob("*.new"))
+    platform.call("PUT", f"/api/keys/{made['id']}/limits", {"quota": "4/day"})
+    assert submit(platform, {"size": 1}, key=key).status == 202
+    over_quota = submit(platform, {"size": 1}, key=key)
+    assert (over_quota.status, over_quota.error["code"]) == (429, "quota_exceeded")
+    assert int(over_quota.headers["retry-after"]) > 0
+
+
 def test_the_queue_is_bounded_and_what_waits_survives_the_death_of_control(platform: Platform) -> None:
     answers = [submit(platform, {"size": 50}) for _ in range(8)]
     assert [answer.status for answer in answers].count(202) == 6

@@ -19,12 +19,13 @@ import sqlalchemy as sa
 
 from loopline.control import endpoints, events, invoking, objects
 from loopline.control.context import SYSTEM, Context
-from loopline.domain import access
+from loopline.domain import access, allowances
 from loopline.domain.access import Actor, Permission
 from loopline.domain.objects import check_key, split_uri
 from loopline.domain.states import EndpointStatus, InvocationStatus
 from loopline.errors import Conflict, Forbidden, InvalidInput, LooplineError, NotFound, Overloaded, TooLarge
 from loopline.store import queue, records
+from loopline.store.allowances import spend
 from loopline.store.db import Row, Tx
 from loopline.store.schema import invocations
 
@@ -55,9 +56,11 @@ def submit(
 ) -> dict[str, Any]:
     """Take a request for an endpoint, to be answered later; it is on disk when this returns.
 
-    Raises ``Overloaded`` when ``async_queue`` requests wait for the endpoint already. ``inference_id`` joins labels
-    that arrive later, as the header of the same name does for a direct request. ``output``: the object (an address
-    s3://BUCKET/KEY) that the answer goes to; ``failure``: the one that says why there is none.
+    It counts against the rate and the quota of its key as a direct request does. Raises ``RateLimited`` or
+    ``QuotaExceeded`` when those are used up, and ``Overloaded`` when ``async_queue`` requests wait for the endpoint
+    already. ``inference_id`` joins labels that arrive later, as the header of the same name does for a direct request.
+    ``output``: the object (an address s3://BUCKET/KEY) that the answer goes to; ``failure``: the one that says why
+    there is none.
     """
     destination = {"uri": output, "failure_uri": failure} if output or failure else None
     _check_may_invoke(ctx, actor, endpoint)
@@ -66,6 +69,9 @@ def submit(
         raise InvalidInput(f"the content type must be at most {MAX_CONTENT_TYPE} printable ASCII characters")
     with ctx.db.read() as tx:
         _check_room(ctx, tx, endpoint)
+        key = None if actor.key is None else records.find(tx, "key", id=actor.key)
+    if key is not None:
+        _count_for(ctx, key)
     identifier = ctx.ids.new("in")
     size = _keep(_input(ctx, identifier), stream, min(ctx.settings.async_body_mb, MAX_BODY_MB) << 20)
     try:
@@ -127,6 +133,13 @@ def _check_room(ctx: Context, tx: Tx, endpoint: str) -> None:
     waiting = _count(tx, endpoint, InvocationStatus.PENDING, InvocationStatus.RUNNING)
     if waiting >= ctx.settings.async_queue:
         raise Overloaded(f"{waiting} asynchronous requests wait for {endpoint} already; try again later")
+
+
+def _count_for(ctx: Context, key: Row) -> None:
+    """Count a request against its key's limits, where the gateways count those that wait for their answers."""
+    limits = allowances.terms(key["rate"], key["burst"], key["quota"], key["quota_seconds"])
+    if limits != allowances.NONE:
+        spend(ctx.settings.dir / allowances.FOLDER / key["id"], limits, ctx.clock.now())
 
 
 def _count(tx: Tx, endpoint: str, *statuses: InvocationStatus) -> int:

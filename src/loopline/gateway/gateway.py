@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopline.config import Settings, check_exposure, is_loopback
+from loopline.domain.allowances import FOLDER
 from loopline.errors import InvalidInput, LooplineError, NotFound, Unavailable
 from loopline.gateway.accepting import Acceptor
 from loopline.gateway.activation import Activation
@@ -71,7 +72,7 @@ class Gateway:
         self.activation = Activation(settings.run_dir, time.perf_counter)
         self.fetching = Fetching(settings.run_dir, time.perf_counter)
         self._health = Health(settings.run_dir)
-        self._allowances = Allowances(settings.dir / "allowances")
+        self._allowances = Allowances(settings.dir / FOLDER)
         self._callers = _callers(settings)
         self.account = settings.aws_account
         self.exposed = False  # whether other machines can reach the public port

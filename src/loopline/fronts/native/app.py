@@ -129,7 +129,7 @@ def error_response(error: Exception, request_id: str) -> Response:
         log.warning("request %s: %s: %s", request_id, error.code, error.message)
     headers = {}
     if isinstance(error, Unavailable):
-        headers["retry-after"] = "1"
+        headers["retry-after"] = str(error.details.get("retry_after_seconds", 1))
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     body = documents.encode({"error": {**error.to_dict(), "request_id": request_id}})
