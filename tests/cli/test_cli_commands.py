@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,11 @@ from typing import Any
 
 import click
 import pytest
-import uvicorn
 
 from loopline.cli import root, session, tree
 from loopline.cli.check import problems_of
 from loopline.control import access
-from loopline.fronts.native import build
 from loopline.store import records
-from loopline.testing.live import until
 from loopline.testing.world import World
 
 SOURCE = Path(root.__file__).parents[2]
@@ -56,13 +52,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def server(world: World) -> Iterator[str]:
-    listening = uvicorn.Server(uvicorn.Config(build(world.ctx), port=0, log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=listening.run)
-    thread.start()
-    until(lambda: listening.started, "the server listens")
-    yield f"http://127.0.0.1:{listening.servers[0].sockets[0].getsockname()[1]}"
-    listening.should_exit = True
-    thread.join()
+    with world.listening() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

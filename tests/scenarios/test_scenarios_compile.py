@@ -1,17 +1,25 @@
-"""A version is converted to ONNX where it answers the same, and served in that form; else it is served as it is."""
+"""A version is converted to ONNX where it answers the same, and served in that form; else it is served as it is.
 
+The first version is converted when somebody asks for it, by the command line; the second one because loop.toml says so.
+"""
+
+import http.client
 import json
 import random
+import re
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loopline.control import artifacts, compilations, pushes, registry
+from loopline.cli import root
+from loopline.config import package_environment
+from loopline.control import access, artifacts, compilations, fleets, pushes, registry
 from loopline.runtime import serve
 from loopline.runtime.frames import ANSWER, PREDICT, FrameReader, encode_frame
 from loopline.store import records
@@ -81,9 +89,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     opened.close()
 
 
-def released(world: World, kind: str) -> dict[str, Any]:
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def server(world: World) -> Iterator[str]:
+    with world.listening() as address:
+        yield address
+
+
+@pytest.fixture
+def command(world: World, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """A command of loopline: its exit code, and what it said."""
+    monkeypatch.setenv("LOOPLINE_URL", server)
+    monkeypatch.setenv("LOOPLINE_KEY", str(access.bootstrap(world.ctx, server)))
+
+    def run(*argv: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = root.run(list(argv))
+        out, err = capsys.readouterr()
+        return code, out + err
+
+    return run
+
+
+def registered(world: World, kind: str, loop: str = LOOP) -> dict[str, Any]:
     """The version that a run registered, once its conversion has ended."""
-    tree = world.tree(FILES)
+    tree = world.tree({**FILES, "loop.toml": loop})
     push = pushes.run(world.ctx, world.actor, tree=tree, parameters={"kind": kind})["id"]
     world.settle(lambda: pushes.show(world.ctx, world.actor, push=push)["status"] != "Building", timeout=300)
     shown = pushes.show(world.ctx, world.actor, push=push)
@@ -91,6 +123,12 @@ def released(world: World, kind: str) -> dict[str, Any]:
         pytest.skip(f"the packages cannot be had here: {shown['reason'][:200]}")
     follow(world, push)
     number = registry.show_model(world.ctx, world.actor, model="boxes")["last_version"]
+
+    return converted(world, number)
+
+
+def converted(world: World, number: int) -> dict[str, Any]:
+    """A version, once no conversion of it is going on."""
 
     def version() -> dict[str, Any]:
         return registry.show_version(world.ctx, world.actor, model="boxes", number=number)
@@ -154,8 +192,45 @@ class Served:
         self.process.wait()
 
 
-def test_a_model_that_converts_is_served_in_that_form_and_one_that_does_not_as_it_is(world: World, tmp_path: Path):
-    version = released(world, "linear")
+def converted_by_hand(world: World, command: Command) -> dict[str, Any]:
+    """A version whose project asked for no conversion, converted by a person; its servers are told."""
+    version = registered(world, "linear", LOOP.replace('compile = "onnx"\n', ""))
+    assert version["compilation"] is None
+    code, said = command("export", "boxes:1", "--docker", "nowhere", "--compiled", "--force", "--reason", "a trial")
+    assert (code, said) == (1, "error: boxes version 1 has no compiled form; run: loopline versions compile boxes 1\n")
+    code, said = command("versions", "compile", "boxes", "1", "--tolerance", "7")
+    assert (code, said) == (2, "error: tolerance: a number from 0 to 0.1, unlike 7\n")
+
+    entry = running(world, version)
+    code, said = command("versions", "compile", "boxes", "1", "--no-wait")
+    assert (code, said) == (0, "boxes v1: onnx Converting: not done yet\n")
+    first = registry.show_version(world.ctx, world.actor, model="boxes", number=1)["compilation"]
+    assert first["tolerance"] == 1e-6 and first["by"] == "admin"
+    version = converted(world, 1)
+    said_again = (0, "boxes v1: onnx Passed: the same answers on 120 rows, in float64\n")
+    assert command("versions", "compile", "boxes:1") == said_again
+    assert version["compilation"]["id"] == first["id"], "what has passed is not converted again"
+    spec = json.loads(Path(entry["process"]["argv"][entry["process"]["argv"].index("--spec") + 1]).read_text())
+    assert spec["compiled"]["handler"] == "onnx", "a server that runs already has it when it is started again"
+    return version
+
+
+def running(world: World, version: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a server of the version behind an endpoint; nobody starts it here."""
+    with world.ctx.db.transaction() as tx:
+        records.create(tx, "endpoint", actor="ada", name="boxes", model="boxes", settings={}, created_by="ada")
+        given = {"endpoint": "boxes", "name": "v1", "version": version["id"], "model": "boxes", "number": 1}
+        row = records.create(tx, "variant", actor="ada", weight=100.0, instances=1, digest="", **given)
+    entries = fleets.grown(world.ctx, row, 1)
+    with world.ctx.db.transaction() as tx:
+        records.set(tx, "variant", row["id"], actor="ada", server=entries)
+    return entries[0]
+
+
+def test_a_model_that_converts_is_served_in_that_form_and_one_that_does_not_as_it_is(
+    world: World, command: Command, tmp_path: Path
+) -> None:
+    version = converted_by_hand(world, command)
     made = version["compilation"]
     assert made["status"] == "Passed", made
     assert made["reason"] == "the same answers on 120 rows, in float64"
@@ -183,11 +258,12 @@ def test_a_model_that_converts_is_served_in_that_form_and_one_that_does_not_as_i
         assert "onnxruntime" in fast.modules() and "sklearn" not in fast.modules()
         assert "sklearn" in fallen.modules()
         assert "the compiled model cannot be used, so the model itself serves" in fallen.log.read_text()
+        assert_it_leaves(command, tmp_path / "export", rows, expected)
     finally:
         for server in (native, fast, fallen):
             server.close()
 
-    other = released(world, "boosting")
+    other = registered(world, "boosting")
     made = other["compilation"]
     assert made["status"] == "Refused", made
     assert [attempt["precision"] for attempt in made["report"]["attempts"]] == ["float64", "float32"]
@@ -195,3 +271,44 @@ def test_a_model_that_converts_is_served_in_that_form_and_one_that_does_not_as_i
     with world.ctx.db.read() as tx:
         assert compilations.served(world.ctx, registry.version_row(tx, "boxes", other["number"])) is None
     assert other["evaluations"][0]["status"] == "Passed"  # the gate has judged it all the same
+    code, said = command("export", "boxes:2", "--docker", "nowhere", "--compiled", "--force", "--reason", "a trial")
+    assert code == 1 and "boxes version 2 has no compiled form; its conversion was Refused: float64: " in said
+
+
+def assert_it_leaves(command: Command, folder: Path, rows: list[list[float]], expected: list[dict[str, Any]]) -> None:
+    """The exported folder answers the same, in an environment with nothing but what its requirements name."""
+    asked = ("export", "boxes:1", "--docker", str(folder), "--compiled", "--force", "--reason", "a trial")
+    code, said = command(*asked)
+    assert code == 0, said
+    assert not (folder / "code").exists() and [path.name for path in (folder / "model").iterdir()] == ["model.onnx"]
+    assert "compiled form (ONNX, float64)" in (folder / "README.md").read_text()
+    packages = set(re.findall(r"^[a-z0-9-]+(?===)", (folder / "requirements.txt").read_text(), re.MULTILINE))
+    assert {"numpy", "onnxruntime"} <= packages and not packages & {"scikit-learn", "skl2onnx", "joblib"}
+
+    python, uv = str(folder / ".venv" / "bin" / "python"), str(Path(sys.executable).with_name("uv"))
+    for argv in (
+        [uv, "venv", "--quiet", "--python", sys.executable, str(folder / ".venv")],
+        [uv, "pip", "install", "--quiet", "--python", python, "-r", str(folder / "requirements.txt")],
+    ):
+        subprocess.run(argv, check=True, env=package_environment())
+    process = subprocess.Popen(
+        [python, "server.py", "--port", "0"],
+        cwd=folder,
+        env={"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix("serving at http://").partition("/")[0]
+        connection = http.client.HTTPConnection(address, timeout=60)
+        kind = {"content-type": "application/json"}
+        connection.request("POST", "/invocations", json.dumps({"instances": rows}), kind)
+        answers = json.loads(connection.getresponse().read())["predictions"]
+        connection.close()
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert [answer["prediction"] for answer in answers] == [answer["prediction"] for answer in expected]
+    for one, other in zip(expected, answers, strict=True):
+        assert other["probabilities"] == pytest.approx(one["probabilities"], abs=1e-6)

@@ -21,17 +21,23 @@ from loopline.errors import Conflict, Corrupt
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder to write: Dockerfile, requirements, server, model, code.",
 )
+@click.option("--compiled", is_flag=True, help="The ONNX form, where the version has one: loopline versions compile.")
 @click.option("--force", is_flag=True, help="Although the version is not Approved; needs --reason, is audited.")
 @click.option("--reason")
 @options
-def export(session: Session, model: str, folder: Path, force: bool, reason: str | None) -> None:
+def export(session: Session, model: str, folder: Path, *, compiled: bool, force: bool, reason: str | None) -> None:
     """Write a version (default: the champion) as a folder that serves it without loopline."""
     name, _, number = model.partition(":")
     if number and not number.removeprefix("v").isdecimal():
         raise click.UsageError(f"{model!r} is not MODEL or MODEL:3")
     if folder.exists() and any(folder.iterdir()):
         raise Conflict(f"{folder} exists and is not empty; nothing was written")
-    asked = {"number": int(number.removeprefix("v")) if number else None, "force": force or None, "reason": reason}
+    asked = {
+        "number": int(number.removeprefix("v")) if number else None,
+        "compiled": compiled or None,
+        "force": force or None,
+        "reason": reason,
+    }
     with tempfile.TemporaryFile() as file:
         for piece in session.client.download("models", name, "export", **asked):
             file.write(piece)

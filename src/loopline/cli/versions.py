@@ -73,8 +73,7 @@ def show(session: Session, model: str, version: int | None) -> None:
     told = found.get("metadata") or {}
     found |= {key: told[key] for key in ("description", "properties") if told.get(key)}
     if found.get("compilation"):
-        made = found["compilation"]
-        found["compiled"] = f"{made['format']} {made['status']}: {made['reason'] or 'not done yet'}"
+        found["compiled"] = _compiled(found["compilation"])
     session.record(found, None if session.as_json else SHOWN)
 
 
@@ -114,6 +113,29 @@ def evaluate(session: Session, model: str, version: int | None, wait: bool, time
     reason = f": {found['reason']}" if found.get("reason") else ""
     session.done(found, f"evaluation {found['id']} {found['status']}{reason}")
     return {"Refused": GateRefused.exit_code, "Failed": 1}.get(found["status"], 0)
+
+
+@versions.command("compile")
+@click.argument("model")
+@click.argument("version", type=VERSION, required=False)
+@click.option("--tolerance", type=float, help="How far a number may be from the model's own (default: 1e-6).")
+@click.option("--wait/--no-wait", default=True, help="Wait for the comparison.")
+@click.option("--timeout", type=float, help="Seconds to wait.")
+@options
+def compile_(
+    session: Session, model: str, version: int | None, tolerance: float | None, wait: bool, timeout: float | None
+) -> int:
+    """Convert a version's model to ONNX, used where it answers the same; exits 3 when it does not."""
+    name, number = model_and_number(model, version)
+    found = session.client.post("models", name, "versions", number, "compile", tolerance=tolerance)
+    if wait:
+        found = session.client.wait_compilation(found["id"], timeout)
+    session.done(found, f"{name} v{number}: {_compiled(found)}")
+    return {"Refused": GateRefused.exit_code, "Failed": 1}.get(found["status"], 0)
+
+
+def _compiled(made: dict[str, Any]) -> str:
+    return f"{made['format']} {made['status']}: {made['reason'] or 'not done yet'}"
 
 
 @versions.command()

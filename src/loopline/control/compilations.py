@@ -2,6 +2,7 @@
 
 The conversion is a job in the version's own environment (``runtime.conversion``). It compares both forms on the gate's
 test asset: only one that answers the same is kept. It holds up no approval; a version without it is served as it is.
+A project asks for it in loop.toml, for each version that is registered, or a person for one version at any time.
 """
 
 from pathlib import Path
@@ -9,23 +10,36 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import artifacts, jobs, outputs, registry, specs
+from loopline.control import artifacts, jobs, outputs, processes, registry, servables, specs
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import names, states
+from loopline.domain.access import Actor
+from loopline.domain.projects import COMPILE_TOLERANCE
 from loopline.domain.states import CompilationStatus, JobStatus
-from loopline.errors import Conflict, LooplineError
+from loopline.errors import Conflict, InvalidInput, LooplineError
 from loopline.store import records
 from loopline.store.db import Row, Tx
-from loopline.store.schema import compilations
+from loopline.store.schema import variants
 
 HANDLERS = {"onnx": "onnx"}  # format -> the handler that serves it
+FORMAT = "onnx"  # unless somebody says otherwise
+CONVERTIBLE = "joblib"  # the handler whose models can be converted: they are served by themselves, without code
+LARGEST_TOLERANCE = 0.1
 TIMEOUT_SECONDS = 900
 WAIT_SECONDS = 1.0
 
 
 def begin(ctx: Context, tx: Tx, version: Row, wanted: dict[str, Any], *, actor: str) -> Row:
     """Begin to convert a version's model; ``wanted``: {"format", "tolerance"}. What is missing makes it fail."""
-    row = records.create(
+    row = _create(tx, version, wanted, actor)
+    try:
+        return _convert(ctx, tx, row, version)
+    except LooplineError as error:
+        return _end(tx, row, CompilationStatus.FAILED, error.message)
+
+
+def _create(tx: Tx, version: Row, wanted: dict[str, Any], actor: str) -> Row:
+    return records.create(
         tx,
         "compilation",
         actor=actor,
@@ -36,10 +50,10 @@ def begin(ctx: Context, tx: Tx, version: Row, wanted: dict[str, Any], *, actor: 
         tolerance=wanted["tolerance"],
         by=actor,
     )
-    try:
-        job = _submit(ctx, tx, row, version)
-    except LooplineError as error:
-        return _end(tx, row, CompilationStatus.FAILED, error.message)
+
+
+def _convert(ctx: Context, tx: Tx, row: Row, version: Row) -> Row:
+    job = _submit(ctx, tx, row, version)
     return records.move(tx, "compilation", row["id"], CompilationStatus.CONVERTING, actor=SYSTEM.name, job=job["id"])
 
 
@@ -104,6 +118,7 @@ def job_ended(ctx: Context, tx: Tx, job: Row) -> None:
     }
     reason = f"the same answers on {report['rows']} rows, in {report['precision']}"
     _end(tx, row, CompilationStatus.PASSED, reason, report, artifact)
+    tx.after_commit.append(lambda: _tell_servers(ctx, row["version"]))
 
 
 def _end(
@@ -118,25 +133,92 @@ def _end(
     return records.move(tx, "compilation", row["id"], status, actor=SYSTEM.name, **ended)
 
 
-def latest(tx: Tx, version: Row) -> Row | None:
-    """The newest compilation of a version; of a copy, that of the original."""
-    known = [version["id"], *([version["copied_from"]["version"]] if version["copied_from"] else [])]
-    query = sa.select(compilations).where(compilations.c.version.in_(known))
-    return tx.row(query.order_by(compilations.c.created_at.desc(), compilations.c.id.desc()).limit(1))
+def _tell_servers(ctx: Context, version_id: str) -> None:
+    """Let the servers that a version has already use its compiled form from their next start on."""
+    with ctx.db.read() as tx:
+        version = records.find(tx, "version", id=version_id)
+        rows = tx.rows(sa.select(variants).where(variants.c.version == version_id))
+        entries = [entry for row in rows if servables.of_variant(tx, row) is None for entry in row["server"] or ()]
+    if version is not None and entries:
+        compiled = served(ctx, version)
+        for entry in entries:
+            processes.amend(entry, {"compiled": compiled})
 
 
 def is_going_on(ctx: Context, version_id: str) -> bool:
     """Whether a version's model is being converted, so that its servers are better started a little later."""
     with ctx.db.read() as tx:
-        row = latest(tx, records.get(tx, "version", version_id))
+        row = registry.compilation_of(tx, records.get(tx, "version", version_id))
     return row is not None and not states.is_terminal("compilation", row["status"])
 
 
 def served(ctx: Context, version: Row) -> dict[str, str] | None:
     """What a model server's spec says of the compiled form: {"handler", "model_dir"}; None where there is none."""
     with ctx.db.read() as tx:
-        row = latest(tx, version)
+        row = registry.compilation_of(tx, version)
     if row is None or row["status"] != CompilationStatus.PASSED:
         return None
-    folder = artifacts.model_dir(ctx, {**version, "artifact": row["artifact"]})
+    folder = artifacts.model_dir(ctx, in_form(version, row))
     return {"handler": HANDLERS[row["format"]], "model_dir": str(folder)}
+
+
+def accepted(tx: Tx, version: Row) -> Row:
+    """The compilation whose form may stand for a version. Raises ``Conflict``, saying what there is instead."""
+    row = registry.compilation_of(tx, version)
+    if row is not None and row["status"] == CompilationStatus.PASSED:
+        return row
+    what = f"{version['model']} version {version['number']}"
+    if row is None:
+        command = f"loopline versions compile {version['model']} {version['number']}"
+        raise Conflict(f"{what} has no compiled form; run: {command}")
+    if not states.is_terminal("compilation", row["status"]):
+        raise Conflict(f"{what} is being converted; try again when that has ended")
+    raise Conflict(f"{what} has no compiled form; its conversion was {row['status']}: {row['reason']}")
+
+
+def in_form(version: Row, compilation: Row) -> Row:
+    """A version with the compiled model in the place of its own."""
+    return {**version, "artifact": compilation["artifact"], "handler": HANDLERS[compilation["format"]]}
+
+
+# -- what people do ---------------------------------------------------------------------------------------------------
+
+
+def compile_(ctx: Context, actor: Actor, *, model: str, number: int, tolerance: float | None = None) -> dict[str, Any]:
+    """Convert a version's model, whatever its project asked for when it was registered.
+
+    ``tolerance``: how far a number of the compiled form may be from the model's own (default: that of the version's
+    last conversion, else 1e-6). A conversion that is going on, or that has passed with this tolerance, is given back
+    as it is. Raises ``Conflict`` for a model that cannot be converted, and where there is nothing to compare it on.
+    """
+    if tolerance is not None and not 0 <= tolerance <= LARGEST_TOLERANCE:
+        raise InvalidInput(f"tolerance: a number from 0 to {LARGEST_TOLERANCE}, unlike {tolerance:g}")
+    with ctx.db.transaction() as tx:
+        version = registry.version_row(tx, model, number)
+        last = registry.compilation_of(tx, version)
+        if last is not None:
+            same = tolerance in (None, last["tolerance"]) and last["status"] == CompilationStatus.PASSED
+            if same or not states.is_terminal("compilation", last["status"]):
+                return last
+            tolerance = last["tolerance"] if tolerance is None else tolerance
+        _check_convertible(ctx, version)
+        wanted = {"format": FORMAT, "tolerance": COMPILE_TOLERANCE if tolerance is None else tolerance}
+        return _convert(ctx, tx, _create(tx, version, wanted, actor.name), version)
+
+
+def _check_convertible(ctx: Context, version: Row) -> None:
+    what = f"{version['model']} version {version['number']}"
+    if version["handler"] == HANDLERS[FORMAT]:
+        raise Conflict(f"{what} is an ONNX model already")
+    if version["handler"] != CONVERTIBLE or not version["environment"]:
+        raise Conflict(
+            f"{what} is served by code (handler {version['handler']!r}); only a model that is served by itself can be "
+            f"converted: [model] handler = {CONVERTIBLE!r}"
+        )
+    artifacts.check_trust(ctx, version["artifact"])
+
+
+def show(ctx: Context, actor: Actor, *, compilation: str) -> dict[str, Any]:
+    """A compilation with its report."""
+    with ctx.db.read() as tx:
+        return records.get(tx, "compilation", compilation)

@@ -147,6 +147,14 @@ def server(
     return {"id": name, "socket": path, "status": status, "process": process}
 
 
+def amend(entry: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Change the spec of a model server that is there; it goes by it from its next start on."""
+    argv = entry["process"]["argv"]
+    path = Path(argv[argv.index("--spec") + 1])
+    with suppress(FileNotFoundError):  # it is wanted no longer
+        replace_json(path, {**json.loads(path.read_bytes()), **changes})
+
+
 def _surroundings(ctx: Context, variant: str) -> dict[str, Any]:
     """The settings of a variant's endpoint, with the endpoint's ``name``."""
     with ctx.db.read() as tx:

@@ -55,7 +55,7 @@ def begin(ctx: Context, tx: Tx, execution: Row, row: Row, step: RegisterStep, gi
         step=row["name"],
         run=row["run"],
     )
-    if targets.get("compile") and compilations.latest(tx, version) is None:
+    if targets.get("compile") and registry.compilation_of(tx, version) is None:
         compilations.begin(ctx, tx, version, targets["compile"], actor=execution["by"])
     if gates.begin(ctx, tx, version, actor=execution["by"]) is None:
         gates.decide(tx, version)

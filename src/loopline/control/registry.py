@@ -242,8 +242,7 @@ def show_version(ctx: Context, actor: Actor, *, model: str, number: int) -> dict
         query = sa.select(evaluations).where(evaluations.c.version == row["id"]).order_by(evaluations.c.created_at)
         row["evaluations"] = tx.rows(query)
         verification.add(tx, [row])
-        converted = sa.select(compilations).where(compilations.c.version == row["id"])
-        row["compilation"] = tx.row(converted.order_by(compilations.c.created_at.desc()).limit(1))
+        row["compilation"] = compilation_of(tx, row)
         named = aliases_of(tx, model)
         history = events.list_(ctx, actor, noun="version", record=row["id"], limit=100)["items"]
     _shorten(row, named)
@@ -251,6 +250,13 @@ def show_version(ctx: Context, actor: Actor, *, model: str, number: int) -> dict
         {key: event[key] for key in ("at", "actor", "kind", "before", "after", "reason")} for event in reversed(history)
     ]
     return row
+
+
+def compilation_of(tx: Tx, version: Row) -> Row | None:
+    """The newest compilation of a version; of a copy, also those of the original."""
+    known = [version["id"], *([version["copied_from"]["version"]] if version["copied_from"] else [])]
+    query = sa.select(compilations).where(compilations.c.version.in_(known))
+    return tx.row(query.order_by(compilations.c.created_at.desc(), compilations.c.id.desc()).limit(1))
 
 
 def _shorten(row: Row, named: dict[str, int]) -> None:

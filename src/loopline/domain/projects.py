@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+COMPILE_TOLERANCE = 1e-6
+
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of loop.toml: unknown keys are mistakes."""
@@ -64,7 +66,7 @@ class Model(_Table, frozen=True):
     name: str
     handler: Literal["predict", "joblib", "onnx"] = "predict"
     compile: Literal["", "onnx"] = ""  # "" serves the model as it is
-    compile_tolerance: float = 1e-6  # how far a number of the compiled form may be from the original's
+    compile_tolerance: float = COMPILE_TOLERANCE  # how far a number of the compiled form may be from the original's
     description: str = ""
 
 

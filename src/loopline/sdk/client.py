@@ -126,6 +126,12 @@ class Client:
         """The gate's judgement once there is one."""
         return self._wait(("evaluations", evaluation), "evaluation", timeout, on_change)
 
+    def wait_compilation(
+        self, compilation: str, timeout: float | None = None, on_change: Changed | None = None
+    ) -> dict[str, Any]:
+        """The conversion of a version's model once it is over."""
+        return self._wait(("compilations", compilation), "compilation", timeout, on_change)
+
     def wait_test_run(self, run: str, timeout: float | None = None, on_change: Changed | None = None) -> dict[str, Any]:
         """The run of tests once there is a verdict."""
         return self._wait(("test-runs", run), "test_run", timeout, on_change)

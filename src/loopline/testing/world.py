@@ -5,10 +5,14 @@ Jobs are real processes. ``World.settle`` does what the engine's threads do, in 
 
 import io
 import tarfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import uvicorn
 
 from loopline import config
 from loopline.control import events
@@ -17,8 +21,10 @@ from loopline.domain.access import Actor
 from loopline.engine.reactions import REACTIONS
 from loopline.engine.tasks import TASKS
 from loopline.engine.ticks import TICKS
+from loopline.fronts import native
 from loopline.server import open_context
 from loopline.store import queue
+from loopline.testing.live import until
 
 ADMIN = Actor("admin", "admin")
 
@@ -71,6 +77,20 @@ class World:
                 raise TimeoutError(f"not done after {timeout:g} s; the queue's next task is due at {self._next()}")
             if not self.step():
                 time.sleep(0.005)
+
+    @contextmanager
+    def listening(self) -> Iterator[str]:
+        """The address at which the native front answers meanwhile."""
+        app = native.build(self.ctx)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            until(lambda: server.started, "the server listens")
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
     def _next(self) -> float | None:
         return queue.next_due(self.ctx.db)

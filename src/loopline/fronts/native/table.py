@@ -11,6 +11,7 @@ from loopline.control import (
     blueprints,
     buckets,
     comparisons,
+    compilations,
     confirmations,
     dashboards,
     deliveries,
@@ -196,6 +197,7 @@ _REGISTRY = (
     Route("POST", "/api/models/{model}/versions/{number}/reopen", APPROVE, versions.reopen),
     Route("POST", "/api/models/{model}/versions/{number}/copy", WRITE, versions.copy, status=201),
     Route("POST", "/api/models/{model}/versions/{number}/evaluate", WRITE, gates.evaluate, status=201),
+    Route("POST", "/api/models/{model}/versions/{number}/compile", WRITE, compilations.compile_, status=201),
     Route("GET", "/api/models/{model}/versions/{number}/lineage", READ, registry.lineage),
     # The champion is what the gate compares with: who moves aliases decides what passes.
     Route("PUT", "/api/models/{model}/aliases/{alias}", APPROVE, aliases.set_alias),
@@ -203,6 +205,7 @@ _REGISTRY = (
     Route("GET", "/api/models/{model}/export", WRITE, exports.export, download=True),
     Route("GET", "/api/evaluations", READ, gates.list_),
     Route("GET", "/api/evaluations/{evaluation}", READ, gates.show),
+    Route("GET", "/api/compilations/{compilation}", READ, compilations.show),
 )
 
 _TAGS = (
