@@ -186,7 +186,7 @@ def test_a_functions_call_and_its_reply_are_the_same_to_both_sides():
     sent = far.encode_call(7, b"patients", b"application/json", 1500, b'{"x": 1}')
     reader = near.AnswerReader()
     assert reader.feed(sent[:9]) == [] and reader.feed(sent[9:]) == []
-    ((number, payload),) = reader.calls
+    ((number, payload, _),) = reader.calls
     assert number == 7
     assert near.decode_call(payload) == (b"patients", b"application/json", 1500, b'{"x": 1}')
     reply = near.encode_reply(7, 404, b"application/json", b"{}")

@@ -1,7 +1,10 @@
 """Functions behind a real gateway: what they see, what they answer, what they may ask, and what their failures are."""
 
+import asyncio
 import base64
+import http.client
 import json
+import socket
 import struct
 import subprocess
 import sys
@@ -11,7 +14,9 @@ import zlib
 
 import pytest
 
+from loopline.gateway.links import Link
 from loopline.runtime import serve
+from loopline.runtime.frames import encode_answer, encode_call
 
 ECHO = """
     def load(model_dir): return None
@@ -144,6 +149,27 @@ class World:
         client.close()
         return answer.status, found, raw
 
+    def stage(self, make_variant) -> None:
+        """A second version behind ``e``, which answers three times the number, and has no traffic."""
+        document = json.loads((self.rig.folder / "snapshot.json").read_text())
+        document["number"] += 1
+        second = self.rig.start_server("second", ECHO.replace("* 2", "* 3"))
+        document["endpoints"]["e"]["variants"].append(make_variant("v2", second, weight=0.0, version=2))
+        self.rig.write_snapshot(json.dumps(document))
+        self.until(lambda: self.rig.state().get("number") == document["number"])
+
+    def test(self, path: str, body: object, **headers: str):
+        """(status, document) of what the platform itself asks for a test, over the private socket."""
+        client = http.client.HTTPConnection("private", timeout=60)
+        client.sock = socket.socket(socket.AF_UNIX)
+        client.sock.connect(str(self.rig.run / "gateway-0.http.sock"))
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        client.request("POST", f"/functions/{path}", json.dumps(body), {"x-loopline-purpose": "test", **sent})
+        answer = client.getresponse()
+        document = json.loads(answer.read())
+        client.close()
+        return answer.status, document
+
 
 @pytest.fixture
 def world(rig, make_variant, until):
@@ -275,6 +301,78 @@ def test_requests_at_the_same_time_all_get_their_own_answer(world):
     for thread in threads:
         thread.join()
     assert answers == {number: [2.0 * number] for number in range(24)}
+
+
+def test_what_a_test_asks_through_a_function_reaches_the_version_under_test_and_nothing_else_does(world, make_variant):
+    world.publish("reshape")
+    world.stage(make_variant)
+    tested = {"x_loopline_tested": "e/v2"}
+    assert world.test("reshape", {"columns": {"x": [5]}}, **tested) == (200, {"predictions": [15.0]})
+    answers: dict[int, list] = {}
+
+    def ask(number: int) -> None:
+        body = {"columns": {"x": [number]}}
+        if number % 2:
+            answers[number] = world.test("reshape", body, **tested)[1]["predictions"]
+        else:  # what a caller says of tests counts nothing
+            said = {"x_loopline_tested": "e/v2", "x_loopline_purpose": "test"}
+            answers[number] = json.loads(world.ask("reshape", body, **said)[2])["predictions"]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {number: [(3.0 if number % 2 else 2.0) * number] for number in range(24)}
+    world.until(lambda: len(world.rig.records()) == 50)
+    asked = [record.meta for record in world.rig.records() if record.meta["endpoint"] == "e"]
+    assert {(each["variant"], each["purpose"]) for each in asked} == {("v1", "function"), ("v2", "test")}
+    assert world.test("reshape", {"columns": {"x": [5]}})[1] == {"predictions": [10.0]}
+    assert world.test("reshape", {"columns": {"x": [5]}}, x_loopline_tested="other/v2")[1] == {"predictions": [10.0]}
+    status, document = world.test("reshape", {"columns": {"x": [5]}}, x_loopline_tested="e/v3")
+    assert status == 502 and "404" in document["error"]["message"]
+    assert world.test("reshape", {}, x_loopline_tested="v2")[0] == 400
+
+
+def test_a_question_belongs_to_the_request_that_the_process_is_at_work_on():
+    asyncio.run(attributed())
+
+
+async def attributed() -> None:
+    class Request:
+        deadline, expired = 1e12, False
+
+        def answered(self, *_):
+            pass
+
+        def lost(self):
+            pass
+
+    class Pipe(asyncio.Transport):
+        def write(self, data):
+            pass
+
+    link = Link("nowhere", on_demand=True)
+    link._transport = Pipe()
+    told = []
+    link.on_call = lambda number, payload, serving, write: told.append(serving)
+    requests = [Request() for _ in range(4)]
+    for request in requests:
+        link.submit(request, b"a/b", b"rq", b"")
+    call, done = encode_call(9, b"e", b"a/b", 10, b""), [encode_answer(n, 200, b"a/b", b"") for n in range(5)]
+    link.data_received(call)
+    link.data_received(call + done[1] + call + call)
+    link.data_received(done[2])
+    assert told == [requests[0], requests[0], requests[1], requests[1]]
+    link.eject()  # the process goes on with the third and the fourth, for which nobody waits any more
+    link.take_back()
+    late = Request()
+    link.submit(late, b"a/b", b"rq", b"")
+    link.data_received(call + done[3])
+    link.data_received(call)
+    link.data_received(done[4])
+    link.data_received(call)
+    assert told[4:] == [None, None, late]
 
 
 def test_a_process_that_is_busy_keeps_nobody_from_one_that_is_not(world):

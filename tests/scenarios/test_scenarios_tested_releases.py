@@ -42,8 +42,17 @@ kind = "load"
 body = { instances = [{ size = 9.0 }] }
 rate = 50
 seconds = 0.5
+
+[[functions]]
+name = "judge"
+file = "judge.py"
+endpoints = ["boxes"]
 """
 )
+JUDGE = """
+def handler(event, context):
+    return {"kind": context.invoke("boxes", {"instances": [event["body"]]})["predictions"][0]}
+"""
 KNOWN = '{"request": {"instances": [{"size": 9.0}]}, "expected": ["large"]}\n'
 WRONG = PREDICT.replace('"large" if', '"huge" if')
 # It answers 55 when a file is there.
@@ -54,7 +63,12 @@ WAITING = PREDICT.replace(
     while any(row["size"] == 55 for row in batch) and not os.path.exists("GO"):
         time.sleep(0.01)""",
 )
-SLOWLY = PREDICT.replace("def predict(model, batch):", "def predict(model, batch):\n    import time; time.sleep(0.2)")
+SLOWLY = PREDICT.replace(
+    "def predict(model, batch):",
+    """def predict(model, batch):
+    import time; time.sleep(0.2)
+    if batch[0]["size"] == 77: return ["odd"]""",
+)
 
 
 class Chat(HTTPServer):
@@ -111,7 +125,7 @@ def go(platform: Platform) -> Path:
 def released(platform: Platform, predict: str, delivery: str) -> dict[str, Any]:
     """The rollout of a version with this code, once it is over."""
     before = len(platform.call("GET", "/api/rollouts")["items"])
-    files = {**project(loop_toml=TESTED, predict_py=predict), "known.jsonl": KNOWN}
+    files = {**project(loop_toml=TESTED, predict_py=predict), "known.jsonl": KNOWN, "judge.py": JUDGE}
     assert platform.run(files, delivery=delivery)["status"] == "Succeeded"
 
     def begun() -> Any:
@@ -222,9 +236,18 @@ def test_a_load_test_from_outside_is_kept_and_has_limits(platform: Platform, tmp
     assert done.returncode == 0 and "x 404" in done.stdout
 
 
-def test_a_slow_version_fails_under_load_and_never_serves(platform: Platform) -> None:
+def judged(platform: Platform, size: float) -> Any:
+    answer = platform.ask("POST", "/functions/judge", {"size": size})
+    return answer.json if answer.status == 200 else None
+
+
+def test_a_version_that_is_slow_and_wrong_behind_a_function_never_serves(platform: Platform) -> None:
     definition = {"kind": "load", "body": {"instances": [{"size": 9.0}]}, "rate": 20, "seconds": 1, "max_p50_ms": 150}
     platform.call("PUT", "/api/endpoints/boxes/tests/quick", {"definition": definition})
+    call = {"path": "/functions/judge", "body": {"size": 77.0}, "json": {"kind": "large"}}
+    platform.call("PUT", "/api/endpoints/boxes/tests/judged", {"definition": {"kind": "call", "calls": [call]}})
+    until(lambda: judged(platform, 77.0) == {"kind": "large"}, "the function answers, by the version that serves")
     rollout = released(platform, SLOWLY, "slowly")
     assert rollout["status"] == "RolledBack" and "quick, p50: expected at most 150 ms" in rollout["reason"]
-    assert shares(platform) == {1: 1.0}
+    assert 'judged, call 1, kind: expected "large", got "odd"' in rollout["reason"]
+    assert shares(platform) == {1: 1.0} and judged(platform, 77.0) == {"kind": "large"}

@@ -57,10 +57,12 @@ def invoke(
     headers: Mapping[str, str] | None = None,
     method: str = "POST",
     path: str | None = None,
+    tested: str | None = None,
 ) -> Answer:
     """One request and its answer, whatever its status.
 
-    ``variant`` and ``model`` choose by name; ``path`` asks a function's route in place of the endpoint's own.
+    ``variant`` and ``model`` choose by name; ``path`` asks a function's route in place of the endpoint's own;
+    ``tested`` names the variant that answers what the function asks the endpoint on behalf of this request.
     Raises ``Unavailable`` when no gateway answers (the request may have reached a model server all the same, and is
     not sent again) and ``Timeout`` when there is no answer within ``timeout_seconds``.
     """
@@ -70,6 +72,7 @@ def invoke(
         "x-loopline-variant": variant,
         "x-loopline-model": model,
         "x-loopline-inference-id": inference_id,
+        "x-loopline-tested": f"{endpoint}/{tested}" if tested is not None else None,
     }
     sent = {name.lower(): value for name, value in (headers or {}).items()}
     sent.update({name: value for name, value in chosen.items() if value is not None})

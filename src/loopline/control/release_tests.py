@@ -318,8 +318,9 @@ class _Asking:
 
     def ask(self, body: bytes, content_type: str, **options: Any) -> rules.Reply:
         """One answer. An endpoint that has no room at the moment (429), and a gateway that dies, are asked again: that
-        is not the version's fault. Another route (``path``) is answered by whatever takes traffic behind it."""
-        variant = None if "path" in options else self.variant
+        is not the version's fault. A function (``path``) answers by itself; what it asks the endpoint meanwhile goes to
+        the variant."""
+        variant, tested = (None, self.variant) if "path" in options else (self.variant, None)
         patience = time.monotonic() + min(self.left, GATEWAY_SECONDS)
         while True:
             began = time.perf_counter()
@@ -330,6 +331,7 @@ class _Asking:
                     body,
                     content_type=content_type,
                     variant=variant,
+                    tested=tested,
                     purpose="test",
                     timeout_seconds=max(self.left, 0.1),
                     **options,

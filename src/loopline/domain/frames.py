@@ -91,7 +91,8 @@ class AnswerReader:
     """Cuts what a model server sends into answers: (request, HTTP status, content type, body)."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, bytes]] = []  # what a function asks; whoever reads takes it from here
+        self.calls: list[tuple[int, bytes, int]] = []  # what a function asks, each with how many answers of the same
+        # bytes came before it; whoever reads takes it from here
         self._parts: list[bytes] = []
         self._size = 0
         self._need = 0
@@ -125,7 +126,7 @@ class AnswerReader:
             elif kind == MANY:
                 answers += _together(data, at + HEAD.size, end)
             elif kind == CALL:
-                self.calls.append((number, data[at + HEAD.size : end]))
+                self.calls.append((number, data[at + HEAD.size : end], len(answers)))
             at = end
         _check_rest(data, at)
         self._parts, self._size, self._need = ([data[at:]] if at < size else []), size - at, need

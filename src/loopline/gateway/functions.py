@@ -16,7 +16,7 @@ from loopline.gateway.answers import error_body, with_request_id
 from loopline.gateway.exchange import Exchange
 from loopline.gateway.head import Head
 from loopline.gateway.invocation import JSON_TYPE, Invocation
-from loopline.gateway.links import Link
+from loopline.gateway.links import Link, Waiting
 from loopline.gateway.routing import Endpoint, Table
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROUTE = b"/functions/"
 METHODS = frozenset((b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"))
+TEST = b"test"  # the purpose of what the platform asks before traffic moves
 EVENT_TYPE = b"application/vnd.loopline.event"
 MAX_ASKING = 64  # open questions of one process of a function
 MAX_HEADERS = 64
@@ -48,13 +49,18 @@ _VALUE = re.compile(r"[\x20-\x7e\xa0-\xff]{0,4096}")
 
 
 class FunctionInvocation(Invocation):
-    """A request to a function. Its key must open ``function:NAME``, which is the name of its endpoint here."""
+    """A request to a function. Its key must open ``function:NAME``, which is the name of its endpoint here.
 
-    __slots__ = ("_path",)
+    ``tested``: the endpoint and the variant that the platform's own request tests; what the function asks that endpoint
+    on its behalf goes to that variant.
+    """
+
+    __slots__ = ("_path", "tested")
 
     def __init__(self, connection: "Connection", head: Head, request_id: bytes, table: Table, name: bytes) -> None:
         super().__init__(connection, head, request_id, table.functions[name], time.time())
         self._path = head.path[len(ROUTE) + len(name) :] or b"/"
+        self.tested = head.tested() if self.purpose == TEST else None
 
     def _follow(self, table: Table) -> bool:
         name = self.endpoint.name.partition(":")[2].encode()
@@ -199,8 +205,9 @@ class Asker:
         self.asking = 0
         self._function = function
 
-    def ask(self, number: int, payload: bytes, write: Callable[[bytes], None]) -> None:
-        """The function's process asks an endpoint. Raises ``Corrupt`` for what is no call."""
+    def ask(self, number: int, payload: bytes, serving: Waiting | None, write: Callable[[bytes], None]) -> None:
+        """The function's process asks an endpoint while it is at work on ``serving``, whose purpose and variant under
+        test it goes on with. Raises ``Corrupt`` for what is no call."""
         name, kind, milliseconds, body = decode_call(payload)
 
         def reply(status: int, content_type: bytes, answer: bytes) -> None:
@@ -213,7 +220,7 @@ class Asker:
             reply(error.status, JSON_TYPE, error_body(error.code, error.message, request_id))
             return
         self.asking += 1
-        call = FunctionCall(self, endpoint, _call_head(name, kind, milliseconds), reply)
+        call = FunctionCall(self, endpoint, _call_head(name, kind, milliseconds, serving), reply)
         call.received = True
         call.start()
         call.body(body)
@@ -232,15 +239,14 @@ class Asker:
         return table.endpoints[name]
 
 
-def _call_head(name: bytes, kind: bytes, milliseconds: int) -> Head:
-    return Head(
-        b"POST",
-        b"/endpoints/%b/invocations" % name,
-        "1.1",
-        [
-            (b"host", b"function"),
-            (b"content-type", kind[:256]),
-            (b"x-loopline-purpose", b"function"),
-            (b"x-loopline-timeout-ms", b"%d" % min(max(1, milliseconds), 999_999_999)),
-        ],
-    )
+def _call_head(name: bytes, kind: bytes, milliseconds: int, serving: Waiting | None) -> Head:
+    test = isinstance(serving, FunctionInvocation) and serving.purpose == TEST
+    headers = [
+        (b"host", b"function"),
+        (b"content-type", kind[:256]),
+        (b"x-loopline-purpose", TEST if test else b"function"),
+        (b"x-loopline-timeout-ms", b"%d" % min(max(1, milliseconds), 999_999_999)),
+    ]
+    if isinstance(serving, FunctionInvocation) and serving.tested is not None and serving.tested[0] == name:
+        headers.append((b"x-loopline-variant", serving.tested[1]))
+    return Head(b"POST", b"/endpoints/%b/invocations" % name, "1.1", headers)

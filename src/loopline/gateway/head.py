@@ -146,6 +146,17 @@ class Head:
             raise malformed(f"x-loopline-purpose is one of {', '.join(PURPOSES)}")
         return said[0]
 
+    def tested(self) -> tuple[bytes, bytes] | None:
+        """The endpoint and the variant that a request of the purpose ``test`` stands for, wherever it goes; None where
+        it says nothing. Raises ``InvalidInput`` for what is no ``ENDPOINT/VARIANT``."""
+        said = [value for name, value in self.headers if name.lower() == b"x-loopline-tested"]
+        if not said:
+            return None
+        endpoint, _, variant = said[0].partition(b"/")
+        if len(said) > 1 or not endpoint or not variant:
+            raise malformed("x-loopline-tested is ENDPOINT/VARIANT")
+        return endpoint, variant
+
     def check_host(self, hosts: frozenset[bytes]) -> None:
         """Raises ``InvalidInput`` unless the Host header is exactly one of ``hosts``."""
         if self._host not in hosts and self._host.lower() not in hosts:

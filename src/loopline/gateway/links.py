@@ -35,6 +35,10 @@ class Waiting(Protocol):
         """Answer 504 when its deadline has passed."""
 
 
+# What a function asks: the call's number and payload, the request that it is at work on, and how to reply.
+OnCall = Callable[[int, bytes, Waiting | None, Callable[[bytes], None]], None]
+
+
 class Links(dict[str, "Link"]):
     """The links of a gateway by the paths of their sockets. One to a server on demand is made when it is asked for."""
 
@@ -62,7 +66,7 @@ class Link(asyncio.Protocol):
         self.sick = False
         self.looked_at = self.quiet_since = self.asked_at = self.well_at = -math.inf
         self.pending: dict[int, Waiting] = {}
-        self.on_call: Callable[[int, bytes, Callable[[bytes], None]], None] | None = None  # of a function's server
+        self.on_call: OnCall | None = None  # of a function's server
         self.tried = asyncio.Event()  # the first attempt to connect is over, well or badly
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -70,6 +74,7 @@ class Link(asyncio.Protocol):
         self._soonest = math.inf  # no later than the first deadline of those that wait
         self._next_id = 0
         self._unasked = 0  # answers on this connection that nobody waited for
+        self._forgotten = 0  # up to this request, the server may be at work on what nobody waits for any more
         self._process = 0  # the pid at the other end
         self._sick_process = 0
         self._kind = b""  # the content type of what leaves at the end of this turn of the event loop: `_ids`, `_bodies`
@@ -138,7 +143,7 @@ class Link(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._reader = AnswerReader()
         self.congested = self._leaving = False
-        self._unasked = 0
+        self._unasked = self._forgotten = 0
         before, self._process = self._process, _peer(self._transport)
         if self._process != before:
             self.broke, self.failures = False, 0
@@ -200,9 +205,11 @@ class Link(asyncio.Protocol):
         self._ids.clear()
         self._bodies.clear()
 
-    def _count_unasked(self) -> None:
+    def _count_unasked(self, number: int) -> None:
         """Pass over an answer that nobody waits for any more. Raises ``Corrupt`` for a flood of them, which would keep
         the gateway from other servers."""
+        if number >= self._forgotten:
+            self._forgotten = 0
         self._unasked += 1
         if self._unasked > MAX_UNASKED:
             raise Corrupt(f"more than {MAX_UNASKED} answers that nobody asked for")
@@ -210,7 +217,10 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             take, failures = self.pending.pop, self.failures
-            for number, status, content_type, body in self._reader.feed(data):
+            answers = self._reader.feed(data)
+            if self._reader.calls:
+                self._take_calls([answer[0] for answer in answers])
+            for number, status, content_type, body in answers:
                 failures = failures + 1 if status >= 500 else 0
                 waiting = take(number, None)
                 if waiting is not None:
@@ -218,10 +228,8 @@ class Link(asyncio.Protocol):
                 elif number == LEAVING:
                     self._leaving, self.connected = True, False
                 else:
-                    self._count_unasked()
+                    self._count_unasked(number)
             self.heard, self.failures = True, failures
-            if self._reader.calls:
-                self._take_calls()
         except Corrupt as error:
             log("model server broke the framing", path=self.path, error=error.message)
             self.broke = True
@@ -246,20 +254,26 @@ class Link(asyncio.Protocol):
             return True
         return False
 
-    def _take_calls(self) -> None:
-        """Pass on what a function asks. Raises ``Corrupt`` where a server is no function."""
+    def _take_calls(self, answered: list[int]) -> None:
+        """Pass on what a function asks, each with the request that it is at work on: functions answer one request after
+        the other, so that it is the first of those that are not answered. ``answered``: what came with the calls.
+        Raises ``Corrupt`` where a server is no function."""
         calls, self._reader.calls = self._reader.calls, []
         transport = self._transport
         if self.on_call is None or transport is None:
             raise Corrupt("a call from a server that is no function")
-        for number, payload in calls:
-            self.on_call(number, payload, transport.write)
+        for number, payload, before in calls:
+            over = answered[:before]
+            serving = next((waiting for each, waiting in self.pending.items() if each not in over), None)
+            self.on_call(number, payload, None if self._forgotten else serving, transport.write)
 
     def eject(self) -> None:
         """Take no requests until another process is there, or ``take_back``; those that wait are lost."""
         self.sick, self.connected, self.heard = True, False, False
         self._sick_process = self._process
         pending, self.pending = self.pending, {}
+        if pending:
+            self._forgotten = self._next_id
         for waiting in pending.values():
             waiting.lost()
 
