@@ -41,9 +41,17 @@ def fleet(world: World) -> Fleet:
     return Fleet(world.ctx)
 
 
-def apply(world: World, *, project: str = "p", timeout: float = 5, code: str = CODE, loop: str | None = None) -> Any:
+def apply(
+    world: World,
+    *,
+    project: str = "p",
+    timeout: float = 5,
+    code: str = CODE,
+    loop: str | None = None,
+    more: dict[str, str] | None = None,
+) -> Any:
     text = LOOP.format(project=project, timeout=timeout) if loop is None else loop
-    files = {"loop.toml": text, "fn.py": code, "pipeline.py": "", "requirements.txt": ""}
+    files = {"loop.toml": text, "fn.py": code, "pipeline.py": "", "requirements.txt": "", **(more or {})}
     return projects.apply(world.ctx, world.actor, tree=world.tree(files))["changes"]
 
 
@@ -81,6 +89,36 @@ def test_a_new_tree_takes_over_when_its_processes_are_ready(world: World, fleet:
     (after,) = fleet.processes()
     assert after["id"] != before["id"]
     assert fleet.snapshot()["functions"]["resize"]["variants"][0]["servers"] == [after["socket"]]
+
+
+def test_processes_go_on_while_nothing_that_they_see_changes(world: World, fleet: Fleet) -> None:
+    narrow = LOOP.format(project="p", timeout=5) + 'code = ["shared/*"]\n'
+    files = {"shared/a.py": "A = 1\n", "other/b.py": "", "packages.txt": ""}
+    apply(world, loop=narrow, more=files)
+    settled(world, fleet)
+    (before,) = fleet.processes()
+    seen = Path(before["cwd"])
+    assert {str(path.relative_to(seen)) for path in seen.rglob("*") if path.is_file()} == {
+        "fn.py",
+        "shared/a.py",
+        "requirements.txt",
+    }
+
+    def process(old: str, new: str, **changed: str) -> Any:
+        """The process that answers when a text of loop.toml, or a file, is another one."""
+        apply(world, loop=narrow.replace(old, new), more={**files, **changed})
+        settled(world, fleet)
+        return fleet.processes()[0]["id"]
+
+    assert process("", "", **{"other/b.py": "B = 1\n", "pipeline.py": "# another\n"}) == before["id"]
+    assert process("[model]", 'description = "another"\n[model]') == before["id"]
+    assert process("timeout_seconds = 5", "timeout_seconds = 9") == before["id"]
+    assert fleet.snapshot()["functions"]["resize"]["timeout_ms"] == 9000
+    packed = process("[[functions]]", '[environment]\nrequirements = "packages.txt"\n[[functions]]')
+    assert packed != before["id"]
+    unpacked = process("", "")
+    assert unpacked != packed
+    assert process("", "", **{"shared/a.py": "A = 2\n"}) != unpacked
 
 
 def test_code_that_does_not_start_leaves_what_answered_before(world: World, fleet: Fleet) -> None:
@@ -140,6 +178,7 @@ def test_a_function_on_its_way_goes_on_after_a_restart(world: World, fleet: Flee
         ('file = "missing.py"', "file"),
         ('file = "fn.py"\nhandler = "a.b"', "handler"),
         ('file = "fn.py"\ninstances = 0', "instances"),
+        ('file = "fn.py"\ncode = ["shared/*"]', "code"),
         ('file = "fn.py"\nendpoints = ["a/b"]', "endpoints"),
         ('file = "fn.py"\ntimeout_seconds = 0', "timeout_seconds"),
     ],

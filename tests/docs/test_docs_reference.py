@@ -30,6 +30,7 @@ IN_WORDS = {
     ("alarms", "datapoints_to_alarm"): "all of them",
     ("triggers", "name"): "made from its content",
     ("notifications", "secret"): "made",
+    ("functions", "code"): "all but loop.toml",
     ("functions", "memory_mb"): "none",
     ("tests", "when"): "by kind",
     ("tests", "body"): "none",

@@ -13,9 +13,12 @@ from loopline.testing.boxes import LOOP, PREDICT, project
 from loopline.testing.live import Platform, until
 
 FUNCTION = """
+import os
 import time
 
 def handler(event, context):
+    if event["body"].get("who"):
+        return os.getpid()
     if event["body"].get("hang"):
         time.sleep(3600)
     print("sizes", event["body"]["sizes"])
@@ -39,6 +42,7 @@ timeout_seconds = 60
 name = "kinds"
 file = "kinds.py"
 endpoints = ["boxes"]
+code = []
 timeout_seconds = 60
 """
 )
@@ -172,14 +176,17 @@ def test_a_new_tree_replaces_the_function_without_a_failed_request(platform: Pla
         while not ended.is_set():
             statuses.append(ask(platform, {"sizes": [9]}).status)
 
+    first = ask(platform, {"who": 1}).json
     thread = threading.Thread(target=load)
     thread.start()
+    apply(platform, {**files(), "README.md": "Boxes.", "pipeline.py": project()["pipeline.py"] + "# revised"})
+    assert (ask(platform, {"who": 1}).json, status(platform)) == (first, "Ready"), "what it sees has not changed"
     apply(platform, files(edition=2))
     until(lambda: ask(platform, {"sizes": [9]}).json.get("edition") == 2, "the new code answers")
     until(lambda: status(platform) == "Ready", "the old processes are let go")
     ended.set()
     thread.join()
-    assert set(statuses) == {200}
+    assert set(statuses) == {200} and ask(platform, {"who": 1}).json != first
 
 
 def test_limits_of_a_key_hold_on_the_platform(platform: Platform) -> None:

@@ -1,10 +1,11 @@
 """Functions: a project's ``handler(event, context)`` behind a route of its own, in processes of its own.
 
-A function follows the files that were applied last. Its new processes start beside the old ones and take over when
-all of them are ready; where they do not come up, what answered before goes on answering, and the record says why.
+A function follows the files that were applied last. Its processes are given those that its declaration names, and no
+others; while these, its packages and what its processes are told stay the same, they go on. Else new processes start
+beside the old ones and take over when all of them are ready; where they do not come up, what answered before goes on
+answering, and the record says why.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -12,8 +13,9 @@ import sqlalchemy as sa
 
 from loopline.control import environments, outputs, processes, snapshots
 from loopline.control.context import SYSTEM, Context
+from loopline.domain import functionrules
 from loopline.domain.access import Actor
-from loopline.domain.projects import FunctionTable, from_dict
+from loopline.domain.projects import FunctionTable, Loop, from_dict
 from loopline.domain.states import FunctionStatus
 from loopline.errors import Conflict, LooplineError, NotFound
 from loopline.store import folders, queue, records
@@ -22,22 +24,30 @@ from loopline.store.schema import functions, projects
 
 POLL_SECONDS = 0.1
 START_TIMEOUT_SECONDS = 120.0
+OF_CALLERS = frozenset(("endpoints", "timeout_seconds", "auth", "capture"))  # settings that the gateway alone holds to
 
 
 # -- what loop.toml says ----------------------------------------------------------------------------------------------
 
 
-def apply_functions(
-    ctx: Context, tx: Tx, *, actor: str, project: str, wanted: Iterable[FunctionTable], tree: str
-) -> list[dict[str, Any]]:
+def apply_functions(ctx: Context, tx: Tx, *, actor: str, project: str, loop: Loop, tree: str) -> list[dict[str, Any]]:
     """Bring a project's functions to ``[[functions]]``; gives what changed. The same twice changes nothing."""
-    tables = {table.name: table for table in wanted}
+    tables = {table.name: table for table in loop.functions}
+    requirements = loop.environment.requirements
+    files = folders.read_manifest(ctx.blobs, tree) if tables else []
     there = {row["name"]: row for row in tx.rows(sa.select(functions).where(functions.c.name.in_(tables)))}
     own = sa.select(functions).where(functions.c.project == project, functions.c.status != FunctionStatus.DELETED)
     there |= {row["name"]: row for row in tx.rows(own)}
     changes = []
     for name, table in tables.items():
-        change = _apply_one(tx, actor, project, table, tree, there.get(name))
+        seen = [entry for entry in files if functionrules.sees(table, requirements, entry.path)]
+        values = {
+            "project": project,
+            "settings": {**_settings(table), "requirements": requirements},
+            "tree": folders.put_manifest(ctx.blobs, seen).digest,
+            "changed_at": tx.now,
+        }
+        change = _apply_one(ctx, tx, actor, name, values, there.get(name))
         if change:
             changes.append({"noun": "function", "name": name, "change": change})
     for name in sorted(there.keys() - tables.keys()):
@@ -46,20 +56,34 @@ def apply_functions(
     return changes
 
 
-def _apply_one(tx: Tx, actor: str, project: str, table: FunctionTable, tree: str, row: Row | None) -> str | None:
-    settings = {key: value for key, value in msgspec.to_builtins(table).items() if key != "name"}
-    settings["endpoints"] = list(table.endpoints)
-    values: dict[str, Any] = {"project": project, "settings": settings, "tree": tree, "changed_at": tx.now}
+def _settings(table: FunctionTable) -> dict[str, Any]:
+    """The declaration as it is stored, and comes back."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(table))
+    return {key: value for key, value in plain.items() if key != "name"}
+
+
+def _for_processes(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the processes themselves go by: which files they see stands in their tree."""
+    return {key: value for key, value in settings.items() if key not in OF_CALLERS and key != "code"}
+
+
+def _apply_one(ctx: Context, tx: Tx, actor: str, name: str, values: dict[str, Any], row: Row | None) -> str | None:
+    """Bring one function to ``values``, with new processes only where theirs would not be the same."""
     if row is None:
-        row = records.create(tx, "function", actor=actor, name=table.name, by=actor, **values)
+        row = records.create(tx, "function", actor=actor, name=name, by=actor, **values)
         queue.ask(tx, "function.advance", row["id"])
         return "created"
     gone = row["status"] == FunctionStatus.DELETED
-    if row["project"] != project and not gone:
-        message = f"the function {table.name!r} belongs to the project {row['project']!r}; choose another name"
-        raise Conflict(message)
-    if (row["settings"], row["tree"]) == (settings, tree) and row["status"] not in ("Deleted", "Failed"):
+    if row["project"] != values["project"] and not gone:
+        raise Conflict(f"the function {name!r} belongs to the project {row['project']!r}; choose another name")
+    same_tree = row["tree"] == values["tree"]
+    if same_tree and row["settings"] == values["settings"] and row["status"] not in ("Deleted", "Failed"):
         return None
+    same_processes = same_tree and _for_processes(row["settings"]) == _for_processes(values["settings"])
+    if same_processes and row["status"] == FunctionStatus.READY:
+        records.set(tx, "function", row["id"], actor=actor, **values)
+        snapshots.write(ctx, tx, actor=actor, reason=f"function {name} changed")
+        return "changed"
     if row["status"] == FunctionStatus.PENDING:
         records.set(tx, "function", row["id"], actor=actor, **values)
     else:
@@ -136,7 +160,7 @@ def _environment(ctx: Context, row: Row) -> tuple[str, str]:
         raise NotFound(f"there is no project {row['project']!r}")
     table = from_dict(project["loop"]).environment
     files = {entry.path: entry for entry in folders.read_manifest(ctx.blobs, row["tree"])}
-    entry = files.get(table.requirements)
+    entry = files.get(row["settings"].get("requirements") or table.requirements)
     requirements = "" if entry is None else ctx.blobs.read(entry.sha256).decode("utf-8", "replace")
     found = environments.ensure(
         ctx, project=row["project"], requirements=requirements, preload=table.preload, actor=row["by"]

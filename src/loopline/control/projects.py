@@ -117,9 +117,7 @@ def apply_in(
         changes += endpoint_tests.apply_tests(ctx, tx, actor=actor, endpoint=moved["endpoint"], loop=loop, tree=tree)
     if moved["model"] == loop.model.name:  # the main branch speaks for the project as a whole
         changes += triggers.apply_triggers(ctx, tx, actor=actor, project=loop.project.name, wanted=loop.triggers)
-        changes += functions.apply_functions(
-            ctx, tx, actor=actor, project=loop.project.name, wanted=loop.functions, tree=tree
-        )
+        changes += functions.apply_functions(ctx, tx, actor=actor, project=loop.project.name, loop=loop, tree=tree)
         changes += topics.apply_notifications(
             ctx, tx, actor=actor, project=loop.project.name, notifications=loop.notifications
         )

@@ -1,6 +1,7 @@
 """``[[functions]]``: what would not run, found before anything is applied."""
 
 from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
 from typing import Any
 
 from loopline.domain import names
@@ -38,6 +39,20 @@ def check(functions: tuple[FunctionTable, ...], files: Collection[str] | None, s
         elif files is not None and function.file not in files:
             cure = f"write {function.handler}(event, context) in it"
             say((*path, "file"), f"there is no file {function.file}", cure)
+        for number, pattern in enumerate(function.code or ()):
+            if files is not None and not any(fnmatchcase(each, pattern) for each in files):
+                cure = "write a path of the project, or a pattern such as shared/*"
+                say((*path, "code", number), f"no file of the project is {pattern!r}", cure)
+
+
+def sees(function: FunctionTable, requirements: str, path: str) -> bool:
+    """Whether a file of the project is among those that the function's process is given: by the patterns of ``code``
+    (``*`` also matches ``/``), else all but the file that declares it. ``requirements`` says what its packages are."""
+    if path in (function.file, requirements):
+        return True
+    if function.code is None:
+        return path != "loop.toml"
+    return any(fnmatchcase(path, pattern) for pattern in function.code)
 
 
 def _name(value: str, what: str, path: tuple[Any, ...], say: Say) -> None:

@@ -218,6 +218,7 @@ class FunctionTable(_Table, frozen=True):
     name: str
     file: str
     handler: str = "handler"
+    code: tuple[str, ...] | None = None  # patterns of files that it sees beside its own; all but loop.toml
     endpoints: tuple[str, ...] = ()  # those that it may ask
     timeout_seconds: float = 30
     auth: bool = True
