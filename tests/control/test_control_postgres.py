@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from loopline.control import audit, dashboards, endpoints, executions, metrics, pushes, registry, rollbacks, rollouts
+from loopline.control import (
+    audit,
+    dashboards,
+    endpoints,
+    executions,
+    metrics,
+    pushes,
+    registry,
+    rollbacks,
+    rollouts,
+    snapshots,
+)
 from loopline.testing import postgres
 from loopline.testing.boxes import LOOP, follow, project
 from loopline.testing.fleet import Fleet
@@ -31,7 +42,7 @@ def until(world: World, fleet: Fleet, done: Callable[[], bool]) -> None:
     world.settle(looked)
 
 
-def test_the_loop_on_postgresql(world: World) -> None:
+def test_the_loop_on_postgresql(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet(world.ctx)
     shown: dict[str, Any] = {}
     for shift in (0.0, 0.05):
@@ -48,6 +59,11 @@ def test_the_loop_on_postgresql(world: World) -> None:
     rollbacks.begin(world.ctx, "admin", "boxes", "only a test")
     until(world, fleet, lambda: rows(world)[0]["status"] == "Succeeded" and fleet_serves(world, 1))
     assert registry.show_version(world.ctx, world.actor, model="boxes", number=2)["status"] == "Rejected"
+    monkeypatch.setattr(snapshots, "KEPT_SECONDS", 0.0)
+    with world.ctx.db.transaction() as tx:
+        snapshots.write(world.ctx, tx, actor="admin", reason="the same traffic")
+        snapshots.write(world.ctx, tx, actor="admin", reason="the same traffic")
+    assert snapshots.prune(world.ctx) > 0 and fleet_serves(world, 1)
     cached = {step["name"]: step["cached_from"] for step in shown["steps"]}
     assert cached["fit"] is None
     again = follow(world, pushes.run(world.ctx, world.actor, tree=world.tree(project(loop_toml=LOOP + ENDPOINT)))["id"])

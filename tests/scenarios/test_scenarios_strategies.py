@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from loopline.config import run_dir_for
 from loopline.testing.boxes import LOOP, PREDICT, project
 from loopline.testing.live import Platform, until
 
@@ -137,3 +140,29 @@ def test_every_answer_of_the_shadow_was_another_one(platform: Platform) -> None:
     found = platform.call("GET", "/api/endpoints/boxes/shadow?variant=v7")
     assert found["compared"] == found["differing"] > 20 and found["errors"] == {"caller": 0, "shadow": 0}
     assert {(cell["caller"], cell["shadow"]) for cell in found["labels"]} == {("large of 6", "large of 7")}
+
+
+def test_a_version_whose_unpacked_files_have_gone_serves_again(platform: Platform) -> None:
+    stopped = platform.ask("POST", "/api/endpoints/boxes/variants/v1/stop", {})
+    assert stopped.status == 200 or "Stopped" in stopped.error["message"]
+    version = platform.call("GET", "/api/models/boxes/versions/1")
+    folders = [
+        platform.folder / "trees" / version["tree"],
+        platform.folder / "models" / version["artifact"]["sha256"],
+    ]
+    others = {path for name in ("trees", "models") for path in (platform.folder / name).iterdir()} - {*folders}
+    for folder in (*folders, *others):
+        os.utime(folder, (1e9, 1e9))  # nobody has asked for any of them for a long time
+    children = json.loads((run_dir_for(platform.folder) / "supervisor.json").read_text())["children"]
+    os.kill(
+        next(child["pid"] for child in children if child["id"] == "control"), signal.SIGKILL
+    )  # it looks as it starts
+
+    until(lambda: not any(folder.exists() for folder in folders), "the files of version 1 are gone")
+    serving = platform.call("GET", "/api/models/boxes/versions/5")["artifact"]["sha256"]
+    assert (platform.folder / "models" / serving).is_dir()
+    back = platform.call("POST", "/api/endpoints/boxes/rollback", {"to": 4, "reason": "what is kept warm is at hand"})
+    assert back["serving"]["version"] == 4
+    platform.ended("rollout", back["id"])
+    assert _release(platform, 1, "all-at-once", {})["status"] == "Succeeded"
+    assert platform.predict({"instances": [{"size": 9}]}).json == {"predictions": ["large of 1"]}

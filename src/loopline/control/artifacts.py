@@ -1,11 +1,11 @@
 """A version's model files: where jobs and model servers find them, and whether they may be opened at all."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from loopline.control import unpacked
 from loopline.control.context import Context
-from loopline.errors import Conflict, Corrupt, Forbidden
+from loopline.errors import Corrupt, Forbidden
 from loopline.store.db import Row
 
 
@@ -30,15 +30,10 @@ def check_trust(ctx: Context, artifact: dict[str, Any]) -> None:
 
 
 def model_dir(ctx: Context, version: Row) -> Path:
-    """A read-only copy of a version's model files, made once per digest; its digest was verified on the way out."""
+    """A read-only copy of a version's model files, shared by its servers."""
     artifact = version["artifact"]
     check_trust(ctx, artifact)
-    folder: Path = ctx.settings.dir / "models" / artifact["sha256"]
-    target = folder if artifact["kind"] == "folder" else folder / Path(artifact["name"]).name
-    if not target.exists():
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(Conflict):  # another thread was quicker; both wrote the same files
-            ctx.blobs.materialise(artifact["sha256"], artifact["kind"], target)
+    folder = unpacked.folder(ctx, "models", artifact["sha256"], artifact["kind"], artifact["name"])
     if not folder.is_dir():
         raise Corrupt(f"the model files of {version['model']} version {version['number']} are not a folder")
     return folder

@@ -84,4 +84,9 @@ def _named(tx: Tx) -> Iterable[str]:
         for row in found:
             for text in row:
                 if text is not None and len(text) >= 64:
-                    yield from _DIGEST.findall(text)
+                    yield from digests(text)
+
+
+def digests(text: str) -> list[str]:
+    """Everything in a text that looks like a digest."""
+    return _DIGEST.findall(text)

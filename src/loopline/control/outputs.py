@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from loopline.control import unpacked
 from loopline.control.context import Context
 from loopline.domain.pipelines import Output, parse_outputs
-from loopline.errors import Conflict, Corrupt, InvalidInput
+from loopline.errors import Corrupt, InvalidInput
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ARTIFACTS = 10_000
@@ -125,13 +126,8 @@ def _place(laid: Mapping[str, str], argument: dict[str, Any]) -> dict[str, Any]:
 
 
 def tree_path(ctx: Context, digest: str) -> Path:
-    """A read-only copy of a project tree, made once and shared by its jobs."""
-    target = ctx.settings.dir / "trees" / digest
-    if not target.exists():
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        with suppress(Conflict):  # another thread was quicker; both wrote the same files
-            ctx.blobs.materialise(digest, "folder", target)
-    return target
+    """A read-only copy of a project tree, shared by its jobs and servers."""
+    return unpacked.folder(ctx, "trees", digest, "folder")
 
 
 def copy_tree(tree: Path, work: Path) -> None:

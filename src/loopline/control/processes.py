@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ def _servers(tx: Tx) -> list[dict[str, Any]]:
     for row in tx.rows(sa.select(functions).where(functions.c.status != "Deleted").order_by(functions.c.id)):
         found += [entry["process"] for entry in (*(row["server"] or ()), *(row["successor"] or ()))]
     return found
+
+
+def specs(ctx: Context, tx: Tx) -> Iterator[str]:
+    """Of each server that is wanted, its process and what that was told when it was made, as text."""
+    for process in _servers(tx):
+        yield json.dumps(process)
+        with suppress(FileNotFoundError):
+            yield (ctx.settings.dir / "servers" / f"{process['id']}.json").read_text()
 
 
 def _budgets(tx: Tx) -> dict[str, float]:

@@ -5,6 +5,7 @@ N; the file is published after the commit. A file that is behind the table (a cr
 the next start or tick.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -17,9 +18,13 @@ import sqlalchemy as sa
 from loopline.control.context import Context
 from loopline.domain import sigv4
 from loopline.store.db import Row, Tx
-from loopline.store.schema import access_keys, endpoints, functions, gateways, keys, snapshots, variants
+from loopline.store.schema import access_keys, consumers, endpoints, functions, gateways, keys, snapshots, variants
 
 SIGNING_DAYS = 8  # so long gateways go on checking signatures while control is down
+KEPT_SECONDS = 3600.0  # so long a snapshot stays as it was written
+PRUNER = "snapshots.prune"
+ROWS = 200  # of one transaction of the pruner
+ROUNDS = 50  # transactions of one look
 
 
 def write(ctx: Context, tx: Tx, *, actor: str, reason: str) -> int:
@@ -294,3 +299,65 @@ def _since(tx: Tx, row: Row, endpoint: str, variant: dict[str, Any]) -> float:
             break
         since = float(earlier["at"])
     return since
+
+
+# -- snapshots that are over ------------------------------------------------------------------------------------------
+
+
+def prune(ctx: Context) -> int:
+    """Tick: reduce old snapshots to the ledger of what was live when; says how many of them went.
+
+    Of those that gave endpoints the same traffic the first stays, without what gateways alone need: keys, sockets,
+    limits. The newest one, which gateways follow and the next start publishes, is never touched.
+    """
+    removed = 0
+    for _ in range(ROUNDS):
+        with ctx.db.read() as tx:
+            reached, gone, told = _outworn(tx, ctx.clock.now() - KEPT_SECONDS)
+        if not gone and not told:
+            break
+        with ctx.db.transaction() as tx:
+            if gone:
+                tx.execute(snapshots.delete().where(snapshots.c.number.in_(gone)))
+            for number, body in told.items():
+                tx.execute(snapshots.update().where(snapshots.c.number == number).values(body=body))
+            tx.upsert(consumers, [{"name": PRUNER, "position": reached}], ("name",), ("position",))
+        removed += len(gone)
+    return removed
+
+
+def _outworn(tx: Tx, before: float) -> tuple[int, list[int], dict[int, dict[str, Any]]]:
+    """How far the ledger reaches now, the snapshots that say nothing new, and what the others are reduced to."""
+    c = snapshots.c
+    reached = tx.execute(sa.select(consumers.c.position).where(consumers.c.name == PRUNER)).scalar() or 0
+    newest = sa.select(sa.func.max(c.number)).scalar_subquery()
+    query = sa.select(c.number, c.at).where(c.number >= reached, c.number < newest).order_by(c.number).limit(ROWS)
+    old = [row["number"] for row in itertools.takewhile(lambda row: row["at"] <= before, tx.rows(query))]
+    last: dict[str, Any] | None = None
+    gone: list[int] = []
+    told: dict[int, dict[str, Any]] = {}
+    if len(old) > 1 or (old and old[0] != reached):  # the one that the ledger ends with is done already
+        for row in tx.rows(sa.select(c.number, c.body).where(c.number.in_(old)).order_by(c.number)):
+            said = {"endpoints": _shares(row["body"])}
+            if said == last:
+                gone.append(row["number"])
+                continue
+            last, reached = said, row["number"]
+            if said != row["body"]:
+                told[reached] = said
+    return reached, gone, told
+
+
+def _shares(body: dict[str, Any]) -> dict[str, Any]:
+    """Of a snapshot's endpoints what ``live_at`` and ``unchanged_since`` ask for."""
+    found = {}
+    for name, endpoint in body["endpoints"].items():
+        serving = [
+            {key: variant[key] for key in ("name", "version", "model", "weight")}
+            for variant in endpoint["variants"]
+            if variant["weight"] > 0
+        ]
+        if serving:
+            many = {"multi_model": True} if endpoint.get("multi_model") else {}
+            found[name] = {**many, "variants": serving}
+    return found

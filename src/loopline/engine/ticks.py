@@ -20,6 +20,7 @@ from loopline.control import (
     repositories,
     scaling,
     snapshots,
+    unpacked,
     uploads,
 )
 from loopline.control.context import Context
@@ -42,6 +43,7 @@ TICKS = (
     Tick("invocations.prune", 60.0, invocations.prune),
     Tick("captures.export", 5.0, captures.export),
     Tick("snapshots.publish", 5.0, snapshots.publish),
+    Tick("snapshots.prune", 600.0, snapshots.prune),
     Tick("ejections.watch", 1.0, ejections.watch),
     Tick("endpoints.retire", 5.0, endpoints.retire),
     Tick("modelstores.refresh", 5.0, modelstores.refresh),
@@ -49,6 +51,7 @@ TICKS = (
     Tick("monitoring.ingest", 0.5, monitoring.ingest),
     Tick("monitoring.prune", 60.0, monitoring.prune),
     Tick("blobs.free", 600.0, blobs.free),
+    Tick("unpacked.prune", 600.0, unpacked.prune),
     Tick("uploads.prune", 600.0, uploads.prune),
     Tick("metrics.prune", 60.0, metrics.prune),
     Tick("alarms.evaluate", 1.0, alarms.evaluate),
