@@ -285,10 +285,21 @@ def test_a_piece_that_is_not_as_its_line_says_is_made_anew(
     assert content(world, batch) == plain_output(60_000, kind)
 
 
-def test_a_row_that_kills_the_process_fails_the_batch_and_says_so(world: World) -> None:
-    found = ended(world, begin(world, "size\n1\n99\n"))
-    assert found["status"] == "Failed"
-    assert "the process that runs the model ended with signal 6 while it scored chunk 0" in found["reason"]
+@pytest.mark.usefixtures("small_chunks")
+def test_a_row_that_kills_the_process_is_set_aside(world: World, kind: Callable[[float], str]) -> None:
+    lines = [f"n{number},{size_of(number)}" for number in range(3000)]
+    lines[1234] = "n1234,99"
+    batch = begin(world, "\n".join(["id,size", *lines]), keep=["id"], workers=2)
+    found = ended(world, batch)
+    assert (found["status"], found["reason"]) == ("Succeeded", "3000 rows, 1 of them set aside")
+    reason = "row 1235: the process that predicted it ended with signal 6 (SIGABRT)"
+    aside = [json.loads(line) for line in content(world, batch, "errors").splitlines()]
+    assert aside == [{"row": 1235, "reason": reason, "input": {"id": "n1234", "size": "99"}}]
+    right = [f"n{n},{kind(size_of(n))}\n" for n in range(3000) if n != 1234]
+    assert content(world, batch) == "id,prediction\n" + "".join(right)
+    log = jobs.log(world.ctx, EDITOR, job=found["job"])["text"]
+    assert "ended with signal 6 (SIGABRT) while it predicted row 1235\n" in log
+    assert len(jobs.show(world.ctx, EDITOR, job=found["job"])["attempts"]) == 1
 
 
 # -- who may, and what is told ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopline.runtime import batch, batchinput, batchoutput, job
+from loopline.runtime import batch, batchdeaths, batchinput, batchoutput, job, processes
 from loopline.runtime.signature import Signature
 
 FEATURES = [{"name": name, "type": "number"} for name in ("a", "b")]
@@ -222,3 +222,137 @@ def test_what_cannot_go_on_says_why(tmp_path: Path, body: str, options: dict[str
     with pytest.raises(Ran) as raised:
         run(tmp_path, **{"max_bad_share": 0.0, **options})
     assert says in str(raised.value)
+
+
+# -- rows that end the process ----------------------------------------------------------------------------------------
+
+DEATHS = {
+    "exit": ("os._exit(3)", "status 3"),
+    "segfault": ("ctypes.string_at(0)", "signal 11 (SIGSEGV)"),
+}
+
+
+def table(root: Path, count: int) -> None:
+    (root / "t.csv").write_text("id,a,b\n" + "".join(f"n{n},{n},1\n" for n in range(count)))
+
+
+def aside(root: Path) -> list[tuple[int, str]]:
+    lines = (root / "att" / "outputs" / "errors" / "errors.jsonl").read_text().splitlines()
+    return [(found["row"], found["reason"]) for found in map(json.loads, lines)]
+
+
+def deadly(root: Path, condition: str, death: str, *, load: str = "return None") -> None:
+    """A model that ends its process; ``born`` gets a line for each process that loads it."""
+    (root / "code").mkdir(exist_ok=True)
+    (root / "code" / "predict.py").write_text(
+        "import ctypes, faulthandler, os, time\n"
+        "faulthandler.disable()\n"
+        "def load(model_dir):\n"
+        f"    with open({str(root / 'born')!r}, 'a') as file: file.write('1\\n')\n"
+        f"    {load}\n"
+        "def predict(model, batch):\n"
+        "    for row in batch:\n"
+        f"        if {condition}:\n"
+        f"            {death}\n"
+        "    if any(row[0] == 333 for row in batch): raise ValueError('thrice')\n"
+        "    return [row[0] * 2 for row in batch]\n"
+    )
+
+
+def born(root: Path) -> int:
+    return len((root / "born").read_text().splitlines())
+
+
+@pytest.mark.parametrize(("death", "workers"), [("exit", 3), ("segfault", 1)])
+def test_a_row_that_ends_its_process_costs_itself_alone(tmp_path: Path, death: str, workers: int) -> None:
+    table(tmp_path, 3000)
+    killers = {0, 5, 6, 330, 1777, 2999}
+    deadly(tmp_path, f"row[0] in {killers}", DEATHS[death][0])
+    found = run(tmp_path, keep=["id"], chunk_rows=600, rows_per_call=256, workers=workers)
+    assert (found["summary"]["value"]["rows"], found["summary"]["value"]["bad"]) == (3000, 7)
+    right = "".join(f"n{n},{n * 2.0}\n" for n in range(3000) if n not in {*killers, 333})
+    assert output(tmp_path) == "id,prediction\n" + right
+    died = f"the process that predicted it ended with {DEATHS[death][1]}"
+    reasons = {**dict.fromkeys(killers, died), 333: "ValueError: thrice"}
+    assert aside(tmp_path) == [(n + 1, f"row {n + 1}: {reasons[n]}") for n in sorted(reasons)]
+    assert born(tmp_path) <= workers + 4 * len(killers)
+
+
+def test_a_process_that_is_killed_from_outside_costs_no_row(tmp_path: Path) -> None:
+    table(tmp_path, 1000)
+    once = tmp_path / "once"
+    deadly(tmp_path, f"row[0] == 450 and not os.path.exists({str(once)!r})", f"open({str(once)!r}, 'w'); os.abort()")
+    found = run(tmp_path, chunk_rows=300, rows_per_call=100, workers=2)
+    assert [row for row, _ in aside(tmp_path)] == [334] and found["summary"]["value"]["rows"] == 1000
+    assert output(tmp_path) == "prediction\n" + "".join(f"{n * 2.0}\n" for n in range(1000) if n != 333)
+
+
+def test_children_of_a_dead_process_hold_nothing_up(tmp_path: Path) -> None:
+    table(tmp_path, 300)
+    over = tmp_path / "over"
+    child = f"while not os.path.exists({str(over)!r}): time.sleep(0.01)"
+    deadly(tmp_path, "row[0] == 7", "os.abort()", load=f"if os.fork() == 0:\n        {child}\n        os._exit(0)")
+    try:
+        run(tmp_path, keep=["id"])
+        assert [row for row, _ in aside(tmp_path)] == [8]
+    finally:
+        over.touch()
+
+
+@pytest.mark.parametrize(
+    ("condition", "load", "share", "says"),
+    [
+        ("False", "os._exit(5)", 1.0, "ended with status 5 while it loaded the model, 3 times one after another"),
+        ("True", "return None", 1.0, "40 processes ended so in the chunk of these rows, 36 rows of it end each"),
+        ("True", "return None", 0.0005, "2 of 2 rows were set aside so far, of 2000; max_bad_share is 0.0005: row 1: "),
+    ],
+)
+def test_a_model_that_dies_again_and_again_ends_the_batch_soon(
+    tmp_path: Path, condition: str, load: str, share: float, says: str
+) -> None:
+    table(tmp_path, 2000)
+    deadly(tmp_path, condition, "os.abort()", load=load)
+    with pytest.raises(Ran) as raised:
+        run(tmp_path, rows_per_call=4096, max_bad_share=share)
+    assert says in str(raised.value)
+    assert born(tmp_path) <= batchdeaths.MOST_OF_A_CHUNK
+
+
+def test_a_row_that_takes_too_much_memory_costs_itself_alone(tmp_path: Path) -> None:
+    table(tmp_path, 400)
+    hoard = "hoard = []\n            while len(hoard) < 512: hoard.append(b'x' * (1 << 21)); time.sleep(0.001)"
+    deadly(tmp_path, "row[0] == 77", hoard)
+    most = processes.resident_bytes([os.getpid()]) / 1048576 + 200
+    run(tmp_path, rows_per_call=1, chunk_rows=200, workers=2, memory_mb=most)
+    died = f"the process that predicted it was ended when the job was about to use more than its {most:g} MB of memory"
+    assert aside(tmp_path) == [(78, f"row 78: {died}"), (334, "row 334: ValueError: thrice")]
+    assert output(tmp_path) == "prediction\n" + "".join(f"{n * 2.0}\n" for n in range(400) if n not in (77, 333))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sets(st.integers(0, 4999), max_size=8), st.sampled_from([1, 7, 64, 100, 4096]))
+def test_the_rows_at_fault_are_found_by_few_deaths(killers: set[int], step: int) -> None:
+    deaths = batchdeaths.Deaths()
+
+    def call(start: int, end: int, care: batchdeaths.Care) -> bool:
+        part = care.parts.get((start, end))
+        if part:
+            return all(call(first, min(first + part, end), care) for first in range(start, end, part))
+        if end - start == 1 and start in care.aside:
+            return True
+        if killers.isdisjoint(range(start, end)):
+            return True
+        deaths.add(0, batchdeaths.Note(batchdeaths.PREDICTING, start, end, start + 1, end), "died")
+        return False
+
+    def score() -> bool:
+        care = batchdeaths.Care(json.loads(json.dumps(deaths.care_for(0))))
+        return all(call(start, min(start + step, 5000), care) for start in range(0, 5000, step))
+
+    attempts = 0
+    while not score():
+        attempts += 1
+    assert attempts <= 4 * len(killers)
+    care = batchdeaths.Care(deaths.care_for(0))
+    assert set(care.aside) == killers
+    assert sorted(deaths.aside(0)) == sorted(f"row {n + 1}: {care.aside[n]}" for n in killers)

@@ -24,6 +24,8 @@ PREDICT = boxes.PREDICT.replace(
         if row["size"] == 13:
             logging.warning("thirteen came")
             raise ValueError("thirteen")
+        if row["size"] == 99:
+            os.abort()
     return [""",
 )
 LOOP = (
@@ -239,19 +241,22 @@ def test_what_is_no_question_about_a_log_is_refused(platform: Platform, query: s
 
 
 def test_a_batch_from_the_command_line(platform: Platform, tmp_path: Path) -> None:
-    table = "id,size\n" + "".join(f"{number},{number % 5}.25\n" for number in range(5000)) + "5000,13\n"
+    table = "id,size\n" + "".join(f"{number},{number % 5}.25\n" for number in range(5000)) + "5000,13\n5001,99\n"
     (tmp_path / "sizes.csv").write_text(table)
     out = tmp_path / "kinds.jsonl"
     done = platform.cli("batch", "run", "boxes:1", str(tmp_path / "sizes.csv"), "--keep", "id", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    assert f"{out}: 5000 rows" in done.stdout and "1 rows were set aside: loopline batch errors" in done.stderr
+    assert f"{out}: 5000 rows" in done.stdout and "2 rows were set aside: loopline batch errors" in done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in rows] == [str(number) for number in range(5000)]
     assert {row["prediction"] for row in rows if int(row["id"]) % 5 >= 2} == {"large"}
     batch = done.stderr.partition("batch errors ")[2].split()[0]
     errors = platform.cli("batch", "errors", batch).stdout
-    assert json.loads(errors)["reason"] == "row 5001: ValueError: thirteen"
-    assert "5001/5001" in platform.cli("batch", "list").stdout
+    assert [json.loads(line)["reason"] for line in errors.splitlines()] == [
+        "row 5001: ValueError: thirteen",
+        "row 5002: the process that predicted it ended with signal 6 (SIGABRT)",
+    ]
+    assert "5002/5002" in platform.cli("batch", "list").stdout
     assert "Succeeded" in platform.cli("batch", "show", batch, "--follow").stdout
     again = platform.cli("batch", "run", "boxes:1", "boxes-test", "--out", str(out))
     assert again.returncode == 2 and "exists already" in again.stderr

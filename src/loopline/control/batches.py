@@ -171,6 +171,7 @@ def _submit(ctx: Context, tx: Tx, row: Row, version: Row) -> Row:
             "rows_per_call": settings["rows_per_call"],
             "max_bad_share": settings["max_bad_share"],
             "max_bytes": ctx.settings.job_disk_mb << 20,
+            "memory_mb": ctx.settings.job_memory_mb,
             "form": settings["output_format"],
             "output": f"predictions.{settings['output_format']}",
             "folder": str(folder),

@@ -44,8 +44,9 @@ def score(call: dict[str, Any], folder: str) -> dict[str, Any]:
     """Score ``call["table"]`` {path, format}; gives the manifest's entries ``output``, ``errors`` and ``summary``.
 
     ``call``: ``tree``, ``handler``, ``model_dir``, ``signature`` as for ``score.score``; ``keep`` (columns passed
-    through), ``workers``, ``rows_per_call``, ``max_bad_share``, ``max_bytes`` (of all pieces), ``form`` (csv, jsonl or
-    parquet), ``output`` (the file's name) and ``folder``, which outlives this attempt.
+    through), ``workers``, ``rows_per_call``, ``max_bad_share``, ``max_bytes`` (of all pieces), ``memory_mb`` (of all
+    processes), ``form`` (csv, jsonl or parquet), ``output`` (the file's name) and ``folder``, which outlives this
+    attempt.
     """
     work = _Work(call)
     try:
@@ -69,6 +70,7 @@ class _Work:
         self._list = open(f"{self.folder}/done.jsonl", "ab", buffering=0)  # noqa: SIM115 - closed by ``close``
         self._told_at = 0.0
         self._going_on: dict[int, int] = {}  # rows of the chunks that are being scored
+        self._deadly: dict[int, list[str]] = {}  # of those, the reasons of the rows that end a process
 
     def close(self) -> None:
         self._list.close()
@@ -153,8 +155,12 @@ class _Work:
     def _hear(self, told: Told) -> None:
         if not told.last:
             self._going_on[told.chunk] = told.body["rows"]
+            if told.body.get("aside"):
+                self._deadly[told.chunk] = told.body["aside"]
+                self._check_share()
         else:
             self._going_on.pop(told.chunk, None)
+            self._deadly.pop(told.chunk, None)
             done = Done(**told.body)
             self.done[told.chunk] = done
             self._list.write(json.dumps({"chunk": told.chunk, **done._asdict()}).encode() + b"\n")
@@ -165,11 +171,12 @@ class _Work:
         self._tell("Scoring")
 
     def _check_share(self) -> None:
-        bad, share = sum(done.bad for done in self.done.values()), float(self.call["max_bad_share"])
+        deadly = [reason for number in sorted(self._deadly) for reason in self._deadly[number]]
+        bad, share = sum(done.bad for done in self.done.values()) + len(deadly), float(self.call["max_bad_share"])
         if bad <= share * self.plan.rows:
             return
-        reasons = [reason for number in sorted(self.done) for reason in self.done[number].first]
-        rows = sum(done.rows for done in self.done.values())
+        reasons = [reason for number in sorted(self.done) for reason in self.done[number].first] + deadly
+        rows = sum(done.rows for done in self.done.values()) + len(deadly)
         raise BatchError(
             f"{bad} of {rows} rows were set aside so far, of {self.plan.rows}; max_bad_share is {share:g}: "
             + "; ".join(reasons[:FIRST_REASONS])

@@ -15,12 +15,14 @@ import signal
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
-from . import batchoutput, sandbox
+from . import batchoutput, processes, sandbox
+from .batchdeaths import IDLE, LOADING, PREDICTING, READING, WRITING, Care, Deaths, Notes, how_it_ended
 from .batchinput import Bad, Plan, Reader, Rows
 from .signature import Signature
 from .tables import TableError
@@ -28,6 +30,8 @@ from .tables import TableError
 TELL_SECONDS = 0.25
 FIRST_REASONS = 3
 READ_BYTES = 65536
+LOOK_MILLISECONDS = 25  # at the memory: twice as often as the shim looks
+MEMORY_SHARE = 0.95  # of what the job may use
 GC_THRESHOLDS = (100_000, 50, 1000)
 
 
@@ -45,25 +49,33 @@ class Told(NamedTuple):
 
 class _Worker(NamedTuple):
     pid: int
+    handle: int  # becomes readable when it has died
     orders: int
     answers: int
     said: bytearray
+    notes: Notes
 
 
 class Workers:
-    """``count`` processes for one table and one model."""
+    """``count`` processes for one table and one model. One that dies is replaced; see ``batchdeaths``."""
 
     def __init__(self, call: dict[str, Any], plan: Plan, kinds: list[str] | None, count: int) -> None:
-        self._workers: dict[int, _Worker] = {}  # by the descriptor of its answers
-        self._busy: dict[int, int] = {}  # the chunk that each works on
+        self._for = call, plan, kinds
+        self._deaths = Deaths()
+        self._poller = select.poll()
+        self._workers: dict[int, _Worker] = {}  # by the descriptors of their answers and of their ends
+        self._busy: dict[int, int] = {}  # the chunk that each works on, by its process
+        self._hungry: set[int] = set()  # processes that are being ended for their memory
+        self._looked_at = 0.0
+        self._most_bytes = int(float(call.get("memory_mb") or 0) * 1048576 * MEMORY_SHARE)
         for _ in range(count):
-            worker = self._fork(call, plan, kinds)
-            self._workers[worker.answers] = worker
+            self._fork()
 
-    def _fork(self, call: dict[str, Any], plan: Plan, kinds: list[str] | None) -> _Worker:
+    def _fork(self) -> None:
         orders, orders_end = os.pipe()
         answers_end, answers = os.pipe()
-        others = [end for worker in self._workers.values() for end in (worker.orders, worker.answers)]
+        notes = Notes()
+        others = [end for worker in self._all() for end in (worker.handle, worker.orders, worker.answers)]
         parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -71,88 +83,149 @@ class Workers:
         if pid == 0:
             for end in (*others, orders_end, answers_end):
                 os.close(end)
-            _work(parent, orders, answers, call, plan, kinds)
+            _work(parent, orders, answers, notes, *self._for)
         os.close(orders)
         os.close(answers)
-        return _Worker(pid, orders_end, answers_end, bytearray())
+        os.set_blocking(answers_end, False)
+        worker = _Worker(pid, os.pidfd_open(pid), orders_end, answers_end, bytearray(), notes)
+        for end in (worker.answers, worker.handle):
+            self._workers[end] = worker
+            self._poller.register(end, select.POLLIN)
+
+    def _all(self) -> list[_Worker]:
+        return [worker for end, worker in self._workers.items() if end == worker.handle]
 
     def each(self, what: str, chunks: Iterable[int]) -> Iterator[Told]:
         """Have chunks worked on, in this order as workers become free, and give what is told of each.
 
-        Raises ``WorkerError`` when a worker fails or dies.
+        Raises ``WorkerError`` when a worker fails, and ``HopelessError`` when too many die.
         """
-        waiting = iter(chunks)
-        poller = select.poll()
-        for answers, worker in self._workers.items():
-            poller.register(answers, select.POLLIN)
-            self._hand_out(worker, what, waiting)
+        waiting = deque(chunks)
+        self._hand_out(what, waiting)
         while self._busy:
-            for answers, _ in poller.poll():
-                worker = self._workers[answers]
-                for told in self._heard(worker):
-                    if told.last:
-                        del self._busy[answers]
-                        self._hand_out(worker, what, waiting)
-                    yield told
+            for end, _ in self._poller.poll(LOOK_MILLISECONDS):
+                worker = self._workers.get(end)
+                if worker is not None:
+                    yield from self._heard(worker)
+                    if end == worker.handle:
+                        yield from self._died(worker, waiting)
+                    self._hand_out(what, waiting)
+            self._look_at_memory()
 
-    def _hand_out(self, worker: _Worker, what: str, waiting: Iterator[int]) -> None:
-        chunk = next(waiting, None)
-        if chunk is not None:
-            self._busy[worker.answers] = chunk
-            with suppress(BrokenPipeError):  # it is gone, and its answers say why
-                os.write(worker.orders, json.dumps([what, chunk]).encode() + b"\n")
+    def _hand_out(self, what: str, waiting: deque[int]) -> None:
+        """Give every worker that has none a chunk, as long as there are some."""
+        for worker in self._all():
+            if waiting and worker.pid not in self._busy:
+                chunk = self._busy[worker.pid] = waiting.popleft()
+                order = [what, chunk, self._deaths.care_for(chunk)]
+                with suppress(BrokenPipeError):  # it is gone, and its end says why
+                    _write_all(worker.orders, json.dumps(order).encode() + b"\n")
 
-    def _heard(self, worker: _Worker) -> list[Told]:
-        data = os.read(worker.answers, READ_BYTES)
-        if not data:
-            raise WorkerError(self._how_it_died(worker))
-        worker.said.extend(data)
+    def _heard(self, worker: _Worker) -> Iterator[Told]:
+        """What a worker has said and was not heard of before."""
+        with suppress(BlockingIOError, KeyError):
+            while data := os.read(worker.answers, READ_BYTES):
+                worker.said.extend(data)
+            self._poller.unregister(worker.answers)  # its other end is closed: no more will come, as was seen before
         *lines, rest = worker.said.split(b"\n")
         worker.said[:] = rest
-        found = []
         for line in lines:
             body = json.loads(line)
             if "failed" in body:
                 raise WorkerError(body["failed"])
-            found.append(Told(body["chunk"], body["last"], body["body"]))
-        return found
+            told = Told(body["chunk"], body["last"], body["body"])
+            if told.last:
+                del self._busy[worker.pid]
+                self._deaths.finished(told.chunk)
+            yield told
 
-    def _how_it_died(self, worker: _Worker) -> str:
-        _, status = os.waitpid(worker.pid, 0)
-        del self._workers[worker.answers]
-        how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {os.WEXITSTATUS(status)}"
-        chunk = self._busy.get(worker.answers)
-        where = "" if chunk is None else f" while it scored chunk {chunk}"
-        return f"the process that runs the model ended with {how}{where}: one of the rows there may be its end"
+    def _died(self, worker: _Worker, waiting: deque[int]) -> Iterator[Told]:
+        """Learn from a death, and put another process in the dead one's place as long as there is work."""
+        pid, status = os.waitpid(worker.pid, os.WNOHANG)
+        if not pid:
+            return
+        note, chunk = worker.notes.read(), self._busy.pop(worker.pid, None)
+        hungry = worker.pid in self._hungry
+        self._hungry.discard(worker.pid)
+        self._forget(worker)
+        if chunk is None and not waiting:
+            return
+        how = how_it_ended(status)
+        if hungry:
+            how = f"was ended when the job was about to use more than its {self._for[0]['memory_mb']:g} MB of memory"
+            if self._workers:  # alone, the others may have enough, and no row is to blame
+                self._say(f"a process was ended for its memory; {len(self._all())} go on")
+                waiting.extendleft([] if chunk is None else [chunk])
+                return
+        self._say(self._deaths.add(chunk, note, how))
+        self._fork()
+        if chunk is not None:
+            waiting.appendleft(chunk)
+            yield Told(chunk, last=False, body={"rows": 0, "aside": self._deaths.aside(chunk)})
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"[loopline] {text}\n")
+        sys.stderr.flush()
+
+    def _look_at_memory(self) -> None:
+        """End the worker that takes most before the job as a whole is ended for what all of them take."""
+        now = time.monotonic()
+        if not self._most_bytes or self._hungry or now - self._looked_at < LOOK_MILLISECONDS / 1000:
+            return
+        self._looked_at = now
+        found = {worker.pid: [worker.pid, *processes.descendants(worker.pid)] for worker in self._all()}
+        pids = [os.getpid(), *(pid for family in found.values() for pid in family)]
+        if processes.resident_bytes(pids) <= self._most_bytes:
+            return
+        if found and processes.proportional_bytes(pids) > self._most_bytes:
+            largest = max(found, key=lambda pid: processes.resident_bytes(found[pid]))
+            self._hungry.add(largest)
+            for pid in reversed(found[largest]):
+                processes.send(pid, signal.SIGKILL)
+
+    def _forget(self, worker: _Worker) -> None:
+        for end in (worker.handle, worker.answers):
+            with suppress(KeyError):
+                self._poller.unregister(end)
+            del self._workers[end]
+        for end in (worker.handle, worker.orders, worker.answers):
+            os.close(end)
+        worker.notes.close()
 
     def stop(self) -> None:
         """End every worker, whatever it does."""
-        for worker in self._workers.values():
-            os.close(worker.orders)
-            os.close(worker.answers)
+        for worker in self._all():
             os.kill(worker.pid, signal.SIGKILL)
             os.waitpid(worker.pid, 0)
-        self._workers.clear()
+            self._forget(worker)
+
+
+def _write_all(end: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(end, view) :]
 
 
 # -- in the worker ----------------------------------------------------------------------------------------------------
 
 
 def _work(
-    parent: int, orders: int, answers: int, call: dict[str, Any], plan: Plan, kinds: list[str] | None
+    parent: int, orders: int, answers: int, notes: Notes, call: dict[str, Any], plan: Plan, kinds: list[str] | None
 ) -> NoReturn:
     def say(message: dict[str, Any]) -> None:
-        data = memoryview(json.dumps(message).encode() + b"\n")
-        while data:
-            data = data[os.write(answers, data) :]
+        _write_all(answers, json.dumps(message).encode() + b"\n")
 
     try:
         sandbox.die_with_parent(parent, signal.SIGKILL)
-        chunks = _Chunks(call, plan, kinds, say)
+        chunks = _Chunks(call, plan, kinds, say, notes)
         with open(orders, encoding="utf-8") as given:
             for line in given:
-                what, number = json.loads(line)
-                {"kinds": chunks.kinds, "score": chunks.score}[what](number)
+                what, number, care = json.loads(line)
+                if what == "kinds":
+                    chunks.kinds(number)
+                else:
+                    chunks.score(number, Care(care))
+                notes.write(IDLE)
     except BaseException as error:  # noqa: BLE001 - the process ends here, and its parent has to learn why
         if isinstance(error, TableError | batchoutput.OutputError | _CannotLoad):
             say({"failed": str(error)})
@@ -172,8 +245,9 @@ class _Chunks:
         plan: Plan,
         kinds: list[str] | None,
         say: Callable[[dict[str, Any]], None],
+        notes: Notes,
     ) -> None:
-        self._call, self._say = call, say
+        self._call, self._say, self._notes = call, say, notes
         signature = None if call["signature"] is None else Signature(call["signature"]["features"])
         self._reader = Reader(call["table"]["path"], plan, signature, call["keep"], kinds)
         self._predict: Callable[[list[Any]], Any] | None = None
@@ -181,17 +255,21 @@ class _Chunks:
 
     def kinds(self, number: int) -> None:
         """What each column of a chunk may be."""
+        self._notes.write(READING)
         self._say({"chunk": number, "last": True, "body": {"kinds": self._reader.possible_kinds(number)}})
 
-    def score(self, number: int) -> None:
+    def score(self, number: int, care: Care) -> None:
         """Write a chunk's pieces, then say so."""
+        self._notes.write(LOADING)
         model = self._loaded()
+        self._notes.write(READING)
         found = self._reader.read(number, matrix=getattr(model, "takes_matrix", False))
         scored = _Scored([], [], list(found.bad))
         step = max(1, int(self._call["rows_per_call"]))
         for start in range(0, len(found.rows), step):
-            self._score(found, start, min(start + step, len(found.rows)), scored)
+            self._score(found, start, min(start + step, len(found.rows)), scored, care)
             self._progress(number, start + step)
+        self._notes.write(WRITING)
         columns, data = self._part(found, scored)
         bad = sorted(scored.bad, key=lambda each: each.row)
         lines = "".join(json.dumps(each._asdict(), ensure_ascii=False, default=str) + "\n" for each in bad)
@@ -209,9 +287,18 @@ class _Chunks:
         }
         self._say({"chunk": number, "last": True, "body": body})
 
-    def _score(self, found: Rows, start: int, end: int, scored: "_Scored") -> None:
+    def _score(self, found: Rows, start: int, end: int, scored: "_Scored", care: Care) -> None:
         """Predict some rows. Where a call fails, its halves are tried alone, so that one poisonous row costs nobody
-        else a prediction."""
+        else a prediction; where one has ended a process, so are the parts that ``care`` says."""
+        part = care.parts.get((start, end))
+        if part:
+            for first in range(start, end, part):
+                self._score(found, first, min(first + part, end), scored, care)
+            return
+        if end - start == 1 and start in care.aside:
+            scored.set_aside(found, start, care.aside[start])
+            return
+        self._notes.write(PREDICTING, start, end, found.numbers[start], found.numbers[end - 1])
         try:
             result = _one_per_row(self._loaded()(found.rows[start:end]), end - start)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code, on rows that it may not take
@@ -219,8 +306,8 @@ class _Chunks:
                 scored.set_aside(found, start, f"{type(error).__name__}: {error}"[:500])
                 return
             middle = (start + end) // 2
-            self._score(found, start, middle, scored)
-            self._score(found, middle, end, scored)
+            self._score(found, start, middle, scored, care)
+            self._score(found, middle, end, scored, care)
             return
         scored.results.append(result)
         scored.places.extend(range(start, end))
