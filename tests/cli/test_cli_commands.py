@@ -229,6 +229,7 @@ def test_an_asset_goes_up_and_comes_down(run: Any, world: World, tmp_path: Path)
     assert root.run(["assets", "get", "q", "rows", "-o", str(target)]) == 0
     assert target.read_bytes() == rows.read_bytes()
     assert root.run(["assets", "get", "q", "rows", "-o", str(target)]) == 2  # nothing is overwritten
+    assert root.run(["assets", "get", "q", "rows", "-o", str(tmp_path / "nowhere" / "back.csv")]) == 2
 
 
 # -- exit codes -------------------------------------------------------------------------------------------------------
@@ -242,6 +243,12 @@ def test_exit_codes_tell_what_happened(run: Any) -> None:
     refused = run("approve", "patients", "1")
     assert refused.code == 3
     assert refused.err.startswith("error: ")
+    assert run("versions", "show", "patient", "1").err == (
+        "error: there is no model 'patient'; did you mean 'patients'?\n"
+    )
+    assert run("endpoints", "show", "patients").err == "error: there is no endpoint 'patients'\n"
+    weight = run("endpoints", "traffic", "patients", "--set", "v1=ten")
+    assert (weight.code, "the weight of v1 is a number such as 90, unlike 'ten'" in weight.err) == (2, True)
     with_force = run("approve", "patients", "1", "--force")
     assert (with_force.code, "--reason" in with_force.err) == (2, True)
 

@@ -12,10 +12,12 @@ from starlette.applications import Starlette
 from loopline.console import words
 from loopline.console.app import routes
 from loopline.console.sessions import LIFETIME_SECONDS, Sessions
-from loopline.control import access
+from loopline.control import access, shadows
 from loopline.control.context import Context
 from loopline.domain.access import Actor
+from loopline.domain.shadows import Differences
 from loopline.store import records
+from loopline.store.schema import reports
 from loopline.testing.asgi import Answer, ask
 from loopline.testing.clock import ManualClock
 from loopline.testing.world import World
@@ -51,8 +53,8 @@ def cookie_of(answer: Answer) -> str:
     return answer.headers["set-cookie"].partition(";")[0]
 
 
-def page(app: Starlette, cookie: str) -> Answer:
-    return ask(app, "GET", "/", headers={"cookie": cookie})
+def page(app: Starlette, cookie: str, path: str = "/") -> Answer:
+    return ask(app, "GET", path, headers={"cookie": cookie})
 
 
 def fill(ctx: Context) -> None:
@@ -189,6 +191,100 @@ def test_what_users_wrote_is_text_and_no_script_and_no_style_attribute_stands_in
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
+
+
+def tested(ctx: Context) -> None:
+    """A rollout that went back because a test failed, and later runs that passed; a shadow with its report."""
+    failed = {
+        "test": "known",
+        "kind": "golden",
+        "status": "Failed",
+        "checks": 3,
+        "failures": 2,
+        "failed": [{"check": "case 3", "expected": EVIL, "got": '"small"'}],
+        "seconds": 0.02,
+        "figures": {"right": 2, "cases": 3, "expression": "x"},
+    }
+    differences = {"labels": [["large", "small", 4], ["small", "small", 8]], "compared": 12, "differing": 4}
+    with ctx.db.transaction() as tx:
+        records.create(
+            tx,
+            "rollout",
+            actor="ada",
+            endpoint="patients",
+            kind="release",
+            strategy="canary",
+            variant="va_2",
+            step=0,
+            plan={"model": "patients", "number": 2, "shares": [5.0, 100.0]},
+            decisions=[
+                {"at": tx.now, "share": 0.0, "verdict": "back", "reason": EVIL, "figures": {"test_run": "tu_1"}},
+                {"share": 5.0, "verdict": "go", "figures": {"candidate": {"requests": 7, "p99_ms": 12.345}}},
+            ],
+            by="ada",
+            status="RolledBack",
+        )
+        for number, results in enumerate(([failed], [], [], [])):
+            records.create(
+                tx,
+                "test_run",
+                actor="ada",
+                endpoint="patients",
+                variant="va_2",
+                model="patients",
+                number=2,
+                stage="staging",
+                tests=["known"],
+                results=results,
+                status="Failed" if results else "Passed",
+                created_at=tx.now + number,
+                by="ada",
+            )
+        row = records.create(
+            tx,
+            "variant",
+            actor="ada",
+            endpoint="patients",
+            name="dark",
+            version="ve_2",
+            model="patients",
+            number=2,
+            weight=0.0,
+            shadow=25.0,
+            instances=1,
+            digest="0" * 64,
+            status="Ready",
+        )
+        shadows.begin(tx, row, 25.0, "ada")
+        body = {**Differences().to_dict(), **differences}
+        report = {"endpoint": "patients", "variant": "dark", "kind": "shadow", "fired": False, "body": body}
+        tx.execute(reports.insert().values(id=tx.new_id("mr"), start_at=tx.now, end_at=tx.now, **report))
+
+
+def test_an_endpoint_s_page_shows_shares_rollouts_tests_and_what_its_shadow_would_have_said(
+    ctx: Context, app: Starlette
+) -> None:
+    fill(ctx)
+    tested(ctx)
+    cookie = cookie_of(sign_in(app, key_of(ctx, "viewer")))
+    assert b'href="/console/endpoints/patients"' in page(app, cookie).body
+    answer = page(app, cookie, "/console/endpoints/patients")
+    shown = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.body.decode()))
+    for part in (
+        "patients v1 90 %",
+        "and copies of 25 %",
+        "release (canary) to patients v2 RolledBack",
+        "5 % go 7 - - 12.3",
+        "Failed known golden right 2, cases 3 case 3 : expected &lt;script&gt;",
+        "and 1 more",
+        "4 of 12 requests were answered otherwise (33.3 %)",
+        "large small 4 differs",
+        "small small 8 same",
+    ):
+        assert part in shown, (part, shown)
+    assert EVIL.encode() not in answer.body
+    assert page(app, cookie, "/console/endpoints/patient").status == 404
+    assert b'name="key"' in ask(app, "GET", "/console/endpoints/patients").body
 
 
 def test_an_invoker_may_not_look(ctx: Context, app: Starlette) -> None:

@@ -334,6 +334,7 @@ def test_what_is_unexpected_is_logged_and_not_shown(app: Starlette, caplog: pyte
 def test_unknown_paths_and_methods_have_the_same_shape(app: Starlette) -> None:
     missing = ask(app, "GET", "/api/nothing")
     assert (missing.status, missing.json["error"]["code"]) == (404, NotFound.code)
+    assert "POST /endpoints/NAME/invocations" in ask(app, "GET", "/endpoints/x/invocations").json["error"]["message"]
     wrong = ask(app, "DELETE", "/api/items")
     assert (wrong.status, wrong.json["error"]["code"]) == (405, "method_not_allowed")
     assert "GET" in wrong.headers["allow"]

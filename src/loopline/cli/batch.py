@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from loopline.cli.assets import chunks
-from loopline.cli.runs import save
+from loopline.cli.runs import check_target, save
 from loopline.cli.session import Session, limit_option, options
 
 COLUMNS = (
@@ -58,8 +58,8 @@ def run(session: Session, model: str, table: str, out: Path | None, save_as: str
 
     With --out: waits, exits 1 unless it succeeded. It goes on when this command is interrupted.
     """
-    if out is not None and out.exists():
-        raise click.UsageError(f"{out} exists already")
+    if out is not None:
+        check_target(out)
     name, _, number = model.partition(":")
     if number and not number.removeprefix("v").isdecimal():
         raise click.UsageError(f"{model!r} is not MODEL or MODEL:3")

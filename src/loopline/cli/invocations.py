@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from loopline.cli.assets import chunks
-from loopline.cli.runs import save
+from loopline.cli.runs import check_target, save
 from loopline.cli.session import Session, limit_option, options
 
 COLUMNS = (
@@ -46,8 +46,8 @@ def submit(
     timeout: float | None,
 ) -> int:
     """Ask an endpoint for the answer to a file. With --out: waits, exits 1 unless it Succeeded."""
-    if out is not None and out.exists():
-        raise click.UsageError(f"{out} exists already")
+    if out is not None:
+        check_target(out)
     made = session.client.upload(
         "POST",
         "endpoints",

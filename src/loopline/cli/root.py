@@ -148,6 +148,9 @@ def run(argv: list[str]) -> int:
     except Exception as error:
         if "--debug" in argv:
             raise
+        if isinstance(error, OSError) and error.filename and error.strerror:  # a file of whoever typed it
+            click.echo(f"error: {error.filename}: {error.strerror.lower()}", err=True)
+            return 1
         click.echo(
             f"error: {type(error).__name__}: {error}; this is a mistake in loopline; --debug shows where", err=True
         )

@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+from loopline.cli.runs import check_target
+
 ROWS_AT_ONCE = 10_000
 TIME = "@at"
 
@@ -24,8 +26,7 @@ Write = Callable[[Iterable[bytes], Path], int]
 
 def writer(target: Path) -> Write:
     """What writes this kind of file; a target that is there already or of an unknown kind is a usage error."""
-    if target.exists():
-        raise click.UsageError(f"{target} exists already")
+    check_target(target)
     kinds: dict[str, Write] = {".jsonl": _lines, ".csv": _csv, ".parquet": _parquet}
     if target.suffix not in kinds:
         raise click.UsageError(f"{target.name}: the name must end in {', '.join(kinds)}")

@@ -110,8 +110,15 @@ def save(chunks: Any, output: Path | None) -> None:
         for chunk in chunks:
             sys.stdout.buffer.write(chunk)
         return
-    if output.exists():
-        raise click.UsageError(f"{output} exists already")
+    check_target(output)
     with output.open("xb") as file:
         for chunk in chunks:
             file.write(chunk)
+
+
+def check_target(output: Path) -> None:
+    """Refuse a file that is there already, and one whose folder is not."""
+    if output.exists():
+        raise click.UsageError(f"{output} exists already")
+    if not output.parent.is_dir():
+        raise click.UsageError(f"there is no folder {output.parent} to write {output.name} to")

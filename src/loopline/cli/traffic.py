@@ -47,7 +47,11 @@ def traffic(
 
 
 def _set(session: Session, endpoint: str, weights: tuple[str, ...], reason: str | None) -> None:
-    found = session.client.put("endpoints", endpoint, "traffic", weights=assignments(weights), reason=reason)
+    given = assignments(weights)
+    for name, weight in given.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise click.UsageError(f"the weight of {name} is a number such as 90, unlike {weight!r}")
+    found = session.client.put("endpoints", endpoint, "traffic", weights=given, reason=reason)
     shares = ", ".join(f"{row['name']} {row['share']:.1%}" for row in found["items"])
     session.done(found, f"{endpoint}: {shares} (snapshot {found['snapshot']})")
 

@@ -1,7 +1,8 @@
-"""The status page and its sign-in. No script runs in it; it asks the use case that ``/api/status`` asks."""
+"""The status page, a page for each endpoint, and their sign-in. No script runs in them; they ask the use cases that
+the native API asks."""
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -12,16 +13,17 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from loopline.console import words
+from loopline.console import endpoint, words
 from loopline.console.sessions import LIFETIME_SECONDS, Sessions
 from loopline.control import access as keys
 from loopline.control import status
 from loopline.control.context import Context
 from loopline.domain import access
-from loopline.domain.access import Permission
+from loopline.domain.access import Actor, Permission
 from loopline.errors import Forbidden, InvalidInput, LooplineError, Unauthenticated
 
 COOKIE = "loopline"
+TEMPLATES = ("layout.html", "parts.html", "status.html", "endpoint.html", "login.html")
 MAX_FORM_BYTES = 4096
 HEADERS = {
     "cache-control": "no-store",
@@ -33,7 +35,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
 }
 
-Handler = Callable[[Request], Awaitable[Response]]
+Look = Callable[[Context, Actor], dict[str, Any]]
 
 
 def routes(ctx: Context) -> list[Route]:
@@ -41,6 +43,7 @@ def routes(ctx: Context) -> list[Route]:
     console = _Console(ctx)
     return [
         Route("/", console.page, methods=["GET"]),
+        Route("/console/endpoints/{name}", console.endpoint, methods=["GET"]),
         Route("/login", console.login, methods=["POST"]),
         Route("/logout", console.logout, methods=["POST"]),
         Route("/console.css", console.style, methods=["GET"]),
@@ -53,7 +56,7 @@ class _Console:
         self._sessions = Sessions(ctx.clock.now)
         folder = resources.files("loopline.console") / "templates"
         self._style = (folder / "console.css").read_bytes()
-        sources = {name: (folder / name).read_text(encoding="utf-8") for name in ("status.html", "login.html")}
+        sources = {name: (folder / name).read_text(encoding="utf-8") for name in TEMPLATES}
         self._templates = jinja2.Environment(
             loader=jinja2.DictLoader(sources), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
         )
@@ -61,22 +64,30 @@ class _Console:
 
     async def page(self, request: Request) -> Response:
         """The status page, or the sign-in form."""
+        return await self._page(request, "status.html", status.overview)
+
+    async def endpoint(self, request: Request) -> Response:
+        """An endpoint's page, or the sign-in form."""
+        name = request.path_params["name"]
+        return await self._page(request, "endpoint.html", lambda ctx, actor: endpoint.look(ctx, actor, name))
+
+    async def _page(self, request: Request, template: str, look: Look) -> Response:
         key = self._sessions.key(request.cookies.get(COOKIE))
         if key is None:
             return self._login_page(None, 200)
         try:
-            overview, who = await anyio.to_thread.run_sync(functools.partial(self._overview, key))
+            values, who = await anyio.to_thread.run_sync(functools.partial(self._look, key, look))
         except (Unauthenticated, Forbidden) as error:
             self._sessions.end(request.cookies.get(COOKIE))
             return self._login_page(error, error.status)
         except LooplineError as error:
             return self._html(f"{error.message}\n", error.status, "text/plain")
-        return self._html(self._templates.get_template("status.html").render(overview, who=who))
+        return self._html(self._templates.get_template(template).render(values, who=who))
 
-    def _overview(self, key: str) -> tuple[dict[str, Any], str]:
+    def _look(self, key: str, look: Look) -> tuple[dict[str, Any], str]:
         actor = keys.authenticate(self._ctx, key)
         access.require(actor, Permission.READ)
-        return status.overview(self._ctx, actor), f"{actor.name}, {actor.role}"
+        return look(self._ctx, actor), f"{actor.name}, {actor.role}"
 
     async def login(self, request: Request) -> Response:
         """Take an API key; a new session each time, so that nobody can be given one that is known."""

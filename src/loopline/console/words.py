@@ -48,6 +48,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def figure(value: float | None) -> str:
+    """A number of a report: three places of what is small, whole numbers as they are, and a dash for none."""
+    if not isinstance(value, int | float):  # also what a report does not have
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
 def rule(definition: dict[str, Any] | None) -> str:
     """An alarm's rule in one line."""
     given = definition or {}
@@ -62,5 +69,6 @@ FILTERS: dict[str, Callable[..., str]] = {
     "lasted": lasted,
     "clock": clock,
     "percent": percent,
+    "figure": figure,
     "rule": rule,
 }

@@ -101,7 +101,8 @@ def show(ctx: Context, actor: Actor, *, endpoint: str, name: str) -> dict[str, A
 def _row(tx: Tx, endpoint: str, name: str) -> Row:
     row = records.find(tx, "test", endpoint=endpoint, name=name)
     if row is None:
-        raise NotFound(f"the endpoint {endpoint!r} has no test {name!r}")
+        known = [each["name"] for each in rows_of(tx, endpoint)]
+        raise NotFound(f"the endpoint {endpoint!r} has no test {name!r}{names.meant(name, known)}")
     return row
 
 
@@ -151,7 +152,10 @@ def record(
     newest = [each for _, each in sorted(found.items(), key=_age)]
     cases = [case for case in map(_case, newest) if case is not None][:last]
     if not cases:
-        raise NotFound(f"no request of {endpoint} whose body and answer were kept can be made a case of; see capture")
+        raise NotFound(
+            f"no request of {endpoint} in this time can be made a case of: it takes one of a caller that was answered "
+            "200, of which [endpoint] capture kept body and answer"
+        )
     wanted = {**(definition or {}), "kind": "golden", "cases": [rules.plain_case(case) for case in cases]}
     return put(ctx, actor, endpoint=endpoint, name=name, definition=wanted, source=CAPTURED)
 

@@ -102,7 +102,8 @@ def endpoint_row(tx: Tx, name: str) -> Row:
     """The endpoint of this name; raises ``NotFound``."""
     row = records.find(tx, "endpoint", name=name)
     if row is None or row["status"] == EndpointStatus.DELETED:
-        raise NotFound(f"there is no endpoint {name!r}")
+        known = [each["name"] for each in tx.rows(existing())]
+        raise NotFound(f"there is no endpoint {name!r}{names.meant(name, known)}")
     return row
 
 

@@ -153,7 +153,8 @@ def model_row(tx: Tx, name: str) -> Row:
     """The model of this name; raises ``NotFound``."""
     row = records.find(tx, "model", name=name)
     if row is None:
-        raise NotFound(f"there is no model {name!r}")
+        known = [each["name"] for each in tx.rows(sa.select(models.c.name))]
+        raise NotFound(f"there is no model {name!r}{names.meant(name, known)}")
     return row
 
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from loopline.control import endpoint_tests, endpoints, invoking, loads
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import endpoint_tests as rules
+from loopline.domain import names
 from loopline.domain.access import Actor
 from loopline.domain.endpoint_tests import Failure
 from loopline.domain.projects import EndpointTest
@@ -123,9 +124,10 @@ def start(
     with ctx.db.transaction() as tx:
         endpoints.endpoint_row(tx, endpoint)
         rows = endpoint_tests.rows_of(tx, endpoint)
-        unknown = [name for name in tests or () if name not in {row["name"] for row in rows}]
+        known = [row["name"] for row in rows]
+        unknown = [name for name in tests or () if name not in known]
         if unknown:
-            raise NotFound(f"the endpoint {endpoint!r} has no test {unknown[0]!r}")
+            raise NotFound(f"the endpoint {endpoint!r} has no test {unknown[0]!r}{names.meant(unknown[0], known)}")
         wanted = [row for row in rows if tests is None or row["name"] in tests]
         if not wanted:
             raise Conflict(f"the endpoint {endpoint!r} has no tests; make one: loopline tests put, or [[tests]]")

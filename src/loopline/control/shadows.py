@@ -154,7 +154,7 @@ def show(ctx: Context, actor: Actor, *, endpoint: str, variant: str | None = Non
         "version": row["number"],
         "status": row["status"],
         "copy_percent": row["shadow"],
-        "start_at": kept[0]["start_at"] if kept else float(row["created_at"]),
+        "start_at": kept[0]["start_at"] if kept else position / 1000,
         "end_at": now if row["shadow"] is not None or not kept else kept[-1]["end_at"],
         **found.describe(),
     }

@@ -1,6 +1,7 @@
 """The whole loop at a glance: what serves, what runs, what waits for a person, what alarms, what happened last."""
 
 import shutil
+from collections import defaultdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -36,6 +37,7 @@ KEPT_PERIOD_SECONDS = 60  # finer counters live for some minutes only
 EXECUTIONS = 8
 EVENTS = 20
 WAITING = 20
+NOTHING = {"requests": 0, "errors_4xx": 0, "errors_5xx": 0}
 
 
 def health(ctx: Context, actor: Actor) -> dict[str, Any]:
@@ -98,14 +100,22 @@ def _variant(
     row: Row, total: float, counts: dict[tuple[str, str], dict[str, int]], known: dict[str, str]
 ) -> dict[str, Any]:
     shown = {key: row[key] for key in ("name", "status", "model", "number", "reason", "warm_until")}
-    last_hour = counts.get((row["endpoint"], row["name"]), {"requests": 0, "errors_4xx": 0, "errors_5xx": 0})
     return {
         **shown,
         "ungated": row["version"] is None,
         "verification": known.get(row["version"]),
         "share": row["weight"] / total,
-        "last_hour": last_hour,
+        "last_hour": counts.get((row["endpoint"], row["name"]), NOTHING),
     }
+
+
+def last_hour(ctx: Context, endpoint: str) -> dict[str, dict[str, int]]:
+    """The last hour's counts of an endpoint's variants, by name; zeroes for one that nobody asked."""
+    with ctx.db.read() as tx:
+        counts = _traffic(tx)
+    return defaultdict(
+        lambda: NOTHING, {variant: found for (name, variant), found in counts.items() if name == endpoint}
+    )
 
 
 def _functions(tx: Tx) -> list[dict[str, Any]]:

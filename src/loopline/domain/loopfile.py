@@ -179,6 +179,7 @@ def _syntax_problem(error: str, line: str, filename: str, number: int) -> Proble
 
 # -- types ------------------------------------------------------------------------------------------------------------
 
+_INDEX = re.compile(r"\[\d+\]")
 _DROP = object()  # the value was wrong and has been reported
 _KINDS = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -312,7 +313,9 @@ class _Reader:
         tables = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
         if not isinstance(value, list):
             if tables:
-                return self.wrong(path, f"{dotted(path)} is a list of tables", f"write [[{dotted(path)}]]")
+                return self.wrong(
+                    path, f"{dotted(path)} is a list of tables", f"write [[{_INDEX.sub('', dotted(path))}]]"
+                )
             return self.wrong(path, f"{dotted(path)} is a list", f"write {path[-1]} = [{_toml(value)}]")
         items = [self.value(item, hint, (*path, position)) for position, item in enumerate(value)]
         if tables:  # a wrong table stays in its place, made up, so that the others keep their numbers

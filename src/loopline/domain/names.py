@@ -4,8 +4,9 @@ A client's name never becomes a path; it is checked here all the same, so that w
 cannot deceive them.
 """
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from loopline.errors import InvalidInput
 
@@ -43,6 +44,12 @@ def split_version(reference: str, what: str) -> tuple[str, int | None]:
     if not version.isdecimal() or int(version) < 1:
         raise InvalidInput(f"{reference!r}: the part after ':' must be a version number such as {name}:1")
     return name, int(version)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What an error about a name that is not there ends with: the known name that is most like it, if any is."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def encode_base32(number: int, length: int) -> str:

@@ -267,8 +267,9 @@ class _Chunks:
         scored = _Scored([], [], list(found.bad))
         step = max(1, int(self._call["rows_per_call"]))
         for start in range(0, len(found.rows), step):
-            self._score(found, start, min(start + step, len(found.rows)), scored, care)
-            self._progress(number, start + step)
+            end = min(start + step, len(found.rows))
+            self._score(found, start, end, scored, care)
+            self._progress(number, end)
         self._notes.write(WRITING)
         columns, data = self._part(found, scored)
         bad = sorted(scored.bad, key=lambda each: each.row)

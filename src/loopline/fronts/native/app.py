@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 THREADS = 16
 UPLOAD_THREADS = 4  # a slow upload holds its thread; questions must go on
 ANYBODY = Actor(name="anybody", role="")
+ENDPOINTS = "/endpoints/"  # the gateway's own; what it does not know below it comes here
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 HEADERS = {
     "cache-control": "no-store",
@@ -139,9 +140,13 @@ def error_response(error: Exception, request_id: str) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     codes = {404: "not_found", 405: "method_not_allowed"}
+    path = request.url.path
+    cure = "/api/openapi.json lists what there is"
+    if path.startswith(ENDPOINTS):
+        cure = "an endpoint is asked by POST /endpoints/NAME/invocations"
     messages = {
-        404: f"there is no {request.url.path}; /api/openapi.json lists what there is",
-        405: f"{request.url.path} does not take {request.method}",
+        404: f"there is no {request.method} {path}; {cure}",
+        405: f"{path} does not take {request.method}",
     }
     shape = {"code": codes.get(status, "invalid_input"), "message": messages.get(status, str(error))}
     headers = error.headers if isinstance(error, HTTPException) else None
