@@ -37,6 +37,7 @@ from loopline.children import (
 from loopline.config import SETTINGS, Settings, package_environment
 from loopline.demand import Demand
 from loopline.errors import Conflict, Forbidden, InvalidInput
+from loopline.replacing import Replacing
 
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 0.05
@@ -138,9 +139,10 @@ class Supervisor:
         self.probe: listening.Probe | None = self._probe()
         self.started_at = time.time()
         self.seen: tuple[int, int, int] | None = None
-        self.described: list[dict[str, Any]] | None = None
+        self.described: dict[str, Any] | None = None
         self.problems: list[str] = []
         self.demand = Demand(settings.run_dir)
+        self.replacing = Replacing()
         self.stops = 0  # signals received that ask to stop
         self.commands = self._bind_commands()
         self.waker, self.signalled = socket.socketpair()
@@ -179,8 +181,9 @@ class Supervisor:
                     self._command(json.loads(raw))
 
     def _command(self, message: dict[str, Any]) -> None:
-        """``processes``: the file has changed. ``start``, ``stop``, ``restart`` name a server or forkserver in ``id``:
-        start what sleeps or has gone idle; stop what runs on demand; restart, with ``grace_seconds`` at most.
+        """``processes``: the file has changed. The others name a server in ``id``: ``start`` what sleeps or has gone
+        idle, ``stop`` what runs on demand, ``restart`` it with ``grace_seconds`` at most, or ``replace`` it by another
+        process, because it fails whatever it is asked.
         """
         kind, now = message.get("kind"), time.monotonic()
         if kind == "processes":
@@ -195,6 +198,8 @@ class Supervisor:
         elif kind == "stop" and child.spec and child.spec.on_demand:
             child.stop(now)
             child.forget_request()
+        elif kind == "replace":
+            self.replacing.ask(child, now)
         elif kind == "restart":
             grace = message.get("grace_seconds")
             child.stop(now, float(grace) if isinstance(grace, int | float) and grace >= 0 else None, again=True)
@@ -238,6 +243,7 @@ class Supervisor:
             self._read_wanted()
             self._reap(now)
             self.demand.look(self.children.values(), now)
+            self.replacing.look(self.children, self.logs, now)
             for child in list(self.children.values()):
                 self._settle(child, now)
             self._look_ready()
@@ -264,7 +270,8 @@ class Supervisor:
                 self._log(f"{child.id}: ended {json.dumps(child.last_exit)}")
                 if self.probe and self.say and child.id in self.own_ids and child.quick_deaths == TROUBLE:
                     self.say(f"{child.id} ends as soon as it starts; see {self._log_of(child)}")
-        reap_strangers({child.process.pid for child in self.children.values() if child.process})
+        known = [*self.children.values(), *self.replacing.children]
+        reap_strangers({child.process.pid for child in known if child.process})
 
     def _look_ready(self) -> None:
         if self.probe and self.probe.look():
@@ -292,6 +299,7 @@ class Supervisor:
         A second signal ends the waiting.
         """
         self.listener.close()
+        self.children.update({child.id: child for child in self.replacing.children})
         for order in sorted({kind.stop_order for kind in KINDS.values()}):
             group = [child for child in self.children.values() if KINDS[child.kind].stop_order == order]
             for child in group:
@@ -323,7 +331,11 @@ class Supervisor:
     # -- what is told
 
     def _write_state(self) -> None:
-        described = [child.describe() for child in self.children.values()]
+        described = {
+            "children": [child.describe() for child in (*self.children.values(), *self.replacing.children)],
+            "failing": self.replacing.describe(time.monotonic()),
+            "replacements": list(self.replacing.told),
+        }
         if described == self.described:
             return
         self.described = described
@@ -335,7 +347,7 @@ class Supervisor:
             "port": self.port,
             "ready": self.probe is None,
             "problems": self.problems,
-            "children": described,
+            **described,
         }
         try:
             _write_json(self.state_file, state)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loopline.control import ejections, events
+from loopline.control import ejections, endpoints, events
 from loopline.store import records
 from loopline.testing.world import World
 
@@ -58,6 +58,32 @@ def test_each_is_told_once_also_after_a_restart(world: World) -> None:
     report(world, (100.0, "patients"), gateway="gateway-1")
     ejections.watch(world.ctx)
     assert len(told(world)) == 3
+
+
+def test_what_the_supervisor_did_about_a_server_is_told_with_its_variant(world: World) -> None:
+    done = {"server": "va_1-0.abcd", "kind": "replaced", "reason": "it failed; process 7 took its place", "at": 200.0}
+    gone = {**done, "server": "va_2-0.abcd", "at": 201.0}
+    world.ctx.settings.run_dir.mkdir(parents=True, exist_ok=True)
+    state = {"children": [], "replacements": [done, gone]}
+    (world.ctx.settings.run_dir / "supervisor.json").write_text(json.dumps(state))
+    ejections.watch(world.ctx)
+    ejections.watch(world.ctx)
+    found = events.list_(world.ctx, world.actor, noun="variant", limit=50)["items"]
+    (event,) = [each for each in found if each["kind"] == "replaced"]
+    assert (event["record"], event["reason"]) == ("va_1", "va_1-0.abcd: it failed; process 7 took its place")
+
+
+def test_an_endpoint_shows_which_server_fails_and_what_is_done_about_it(world: World) -> None:
+    endpoints.create(world.ctx, world.actor, name="patients")
+    entry = {"id": "va_1-0.abcd", "status": "/nowhere", "process": {}}
+    with world.ctx.db.transaction() as tx:
+        records.set(tx, "variant", "va_1", actor="test", server=[entry, {**entry, "id": "va_1-1.abcd"}])
+    failing = {"attempts": 2, "says": "another process starts beside it (attempt 2 of 6)", "next_at": 300.0}
+    state = {"children": [{"id": "va_1-0.abcd"}, {"id": "va_1-1.abcd"}], "failing": {"va_1-0.abcd": failing}}
+    world.ctx.settings.run_dir.mkdir(parents=True, exist_ok=True)
+    (world.ctx.settings.run_dir / "supervisor.json").write_text(json.dumps(state))
+    (variant,) = endpoints.show(world.ctx, world.actor, endpoint="patients")["variants"]
+    assert [server.get("failing") for server in variant["servers"]] == [failing, None]
 
 
 def test_what_is_gone_or_broken_is_passed_over(world: World) -> None:

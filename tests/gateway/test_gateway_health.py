@@ -1,12 +1,20 @@
 """A model server that hangs, fails or sends nonsense hurts its own requests only; restarted, it serves again."""
 
+import asyncio
 import contextlib
 import json
 import select
+import shutil
 import socket
+import tempfile
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from loopline.gateway.health import FAILURES, Health
+from loopline.gateway.links import Link
 
 MARKED = """
     import os, pathlib, time
@@ -139,7 +147,45 @@ def test_servers_that_all_fail_are_the_models_fault_and_stay(rig, make_variant):
     rig.start_gateway()
     client = rig.client()
     assert {rig.ask({"x": 1}, client)[0] for _ in range(100)} == {500}
-    assert not rig.state()["ejections"]
+    assert not [each for each in rig.state()["ejections"] if each["kind"] == "ejected"]
+
+
+def test_a_server_that_nobody_does_better_than_is_replaced_and_keeps_its_requests():
+    asyncio.run(failing())
+
+
+async def failing() -> None:
+    home = Path(tempfile.mkdtemp(prefix="loopline-", dir="/tmp"))  # a Unix socket's path has to be short
+    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    heard.bind(str(home / "supervisor.sock"))
+    heard.setblocking(False)
+    health, one, two = Health(home), Link("run/one.sock", on_demand=True), Link("run/two.sock", on_demand=True)
+
+    def told(now: float, failures: int, name: str = "e", links: tuple[Link, ...] = (one,)) -> list[str]:
+        """What the supervisor is told when the first link has answered, with so many failures up to then."""
+        links[0].heard, links[0].failures = True, failures
+        variant = SimpleNamespace(name="v1", links=list(links))
+        health.look([SimpleNamespace(name=name, asked=[variant], timeout_seconds=60.0)], now)
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message = json.loads(heard.recv(4096))
+                found.append(f"{message['kind']} {message['id']}")
+        return found
+
+    assert told(100.0, FAILURES - 1) == told(101.0, FAILURES) == told(105.9, 3 * FAILURES) == []
+    assert told(106.0, 4 * FAILURES) == ["replace one"]
+    assert told(106.5, 4 * FAILURES) == [] and told(116.0, 9 * FAILURES) == ["replace one"]
+    assert [each["kind"] for each in health.ejections] == ["failing"], "told once, asked for again"
+    assert not one.sick
+    assert told(130.0, 0) == told(131.0, FAILURES) == told(135.9, FAILURES) == []
+    assert told(136.0, FAILURES) == ["replace one"] and len(health.ejections) == 2
+    assert told(100.0, 0, links=(two,)) == told(101.0, FAILURES, "function:f", (two,)) == []
+    assert told(150.0, FAILURES, "function:f", (two,)) == []
+    one.well_at = 160.0
+    assert told(161.0, FAILURES, links=(two, one)) == ["restart two"] and two.sick
+    heard.close()
+    shutil.rmtree(home)
 
 
 def test_a_server_that_sends_nonsense_is_taken_out(rig, make_variant, until, supervisor):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loopline.runtime.frames import ANSWER, HEAD, PREDICT, FrameReader, encode_answer
+from loopline.runtime.frames import ANSWER, HEAD, MANY, PREDICT, FrameReader, decode_many, encode_answer
 
 ECHO = "def load(d): pass\ndef predict(m, batch): return [row[0] for row in batch]"
 
@@ -75,8 +75,9 @@ def answer_in(make):
 def answer_twice(connection):
     reader = FrameReader()
     while data := connection.recv(1 << 20):
-        for request in reader.feed(data):
-            connection.sendall(encode_answer(request.id, 200, b"a/b", b"{}") * 2)
+        for number, kind, payload in reader.feed(data):
+            for each in range(number, number + (len(decode_many(payload)) if kind == MANY else 1)):
+                connection.sendall(encode_answer(each, 200, b"a/b", b"{}") * 2)
 
 
 def frame(number, payload):

@@ -48,7 +48,13 @@ timeout_seconds = 60
 )
 HANGING = PREDICT.replace(
     "def predict(model, batch):",
-    'def predict(model, batch):\n    import time\n    if any(row["size"] == 666 for row in batch): time.sleep(3600)',
+    """
+BROKEN = []
+def predict(model, batch):
+    import time
+    if any(row["size"] == 666 for row in batch): time.sleep(3600)
+    if any(row["size"] == 500 for row in batch): BROKEN.append(1)
+    if BROKEN: raise RuntimeError("something that it needs is lost")""",
 )
 
 
@@ -106,9 +112,9 @@ def counted(platform: Platform) -> int:
     return int(platform.call("GET", "/api/endpoints/function:kinds/traffic")["total"]["requests"])
 
 
-def ejected(platform: Platform, noun: str) -> list[dict[str, Any]]:
+def told(platform: Platform, noun: str, kind: str = "ejected") -> list[dict[str, Any]]:
     items = platform.call("GET", "/api/events?limit=200")["items"]
-    return [event for event in items if event["kind"] == "ejected" and event["noun"] == noun]
+    return [event for event in items if event["kind"] == kind and event["noun"] == noun]
 
 
 def test_a_function_reshapes_a_body_and_asks_the_model(platform: Platform) -> None:
@@ -147,9 +153,9 @@ def test_a_failure_is_a_502_that_can_be_found_by_its_id(platform: Platform) -> N
 def test_a_function_that_hangs_is_restarted_by_the_supervisor(platform: Platform) -> None:
     with impatient(platform):
         assert ask(platform, {"hang": True}).status == 504
-        until(lambda: ejected(platform, "function"), "the event is there")
+        until(lambda: told(platform, "function"), "the event is there")
     until(lambda: ask(platform, {"sizes": [9]}).status == 200, "the function answers again")
-    assert "answered nothing for 1 s" in ejected(platform, "function")[0]["reason"]
+    assert "answered nothing for 1 s" in told(platform, "function")[0]["reason"]
 
 
 def test_a_model_server_that_hangs_is_restarted_by_the_supervisor(platform: Platform) -> None:
@@ -164,9 +170,24 @@ def test_a_model_server_that_hangs_is_restarted_by_the_supervisor(platform: Plat
         for thread in threads:
             thread.join()
         assert set(answers) <= {200, 503, 504} and 504 in answers
-        until(lambda: ejected(platform, "variant"), "the event is there")
+        until(lambda: told(platform, "variant"), "the event is there")
     until(lambda: platform.predict({"size": 9}).status == 200, "the endpoint serves again")
-    assert "answered nothing for 1 s" in ejected(platform, "variant")[0]["reason"]
+    assert "answered nothing for 1 s" in told(platform, "variant")[0]["reason"]
+
+
+def test_an_only_model_server_that_fails_whatever_it_is_asked_is_replaced(platform: Platform) -> None:
+    assert platform.predict({"size": 500}).status == 500
+    statuses = []
+
+    def serves_again() -> bool:
+        statuses.append(platform.predict({"size": 9}).status)
+        return statuses[-1] == 200
+
+    until(serves_again, "another process serves")
+    assert set(statuses) <= {500, 503, 200} and statuses.count(500) > 20
+    (failing,) = until(lambda: told(platform, "variant", "failing"), "the event is there")
+    (replaced,) = until(lambda: told(platform, "variant", "replaced"), "the other event is there")
+    assert failing["record"] == replaced["record"] and "took its place (attempt 1 of 6)" in replaced["reason"]
 
 
 def test_a_new_tree_replaces_the_function_without_a_failed_request(platform: Platform) -> None:

@@ -73,7 +73,7 @@ def show(session: Session, endpoint: str) -> None:
         ("COPIES", lambda row: None if row["shadow"] is None else f"{row['shadow']:g}%"),
         ("SERVERS", _servers),
         ("WARM UNTIL", "warm_until"),
-        ("REASON", "reason"),
+        ("REASON", _reason),
     )
     doubted = any(row["verification"] != "verified" for row in found["variants"])
     doubts = (("VERIFICATION", lambda row: row["verification"] or "ungated"),) if doubted else ()
@@ -94,8 +94,14 @@ def _version(variant: dict[str, Any]) -> str:
 
 def _servers(variant: dict[str, Any]) -> str:
     """How many servers are in which state: "2 ready, 1 loading"."""
-    states = [str(server["state"]) for server in variant["servers"]]
+    states = ["failing" if server.get("failing") else str(server["state"]) for server in variant["servers"]]
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def _reason(variant: dict[str, Any]) -> str | None:
+    """Why it is as it is; of servers that fail all they are asked, what is done about them."""
+    said = [variant["reason"], *(server["failing"]["says"] for server in variant["servers"] if server.get("failing"))]
+    return "; ".join(filter(None, said)) or None
 
 
 @endpoints.command()

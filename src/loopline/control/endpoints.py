@@ -138,12 +138,15 @@ def _variants(ctx: Context, tx: Tx, endpoint: str) -> list[dict[str, Any]]:
     answer = []
     for row in found:
         row["verification"] = known.get(row["version"])
-        row["servers"] = [
-            {"id": entry["id"], "state": _state(entry, running.get(entry["id"], {}))}
-            for entry in row.pop("server") or ()
-        ]
+        row["servers"] = [_server(entry, running.get(entry["id"], {})) for entry in row.pop("server") or ()]
         answer.append(row)
     return answer
+
+
+def _server(entry: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    """A server for people; ``failing`` is there while it fails whatever it is asked."""
+    shown = {"id": entry["id"], "state": _state(entry, child)}
+    return {**shown, "failing": child["failing"]} if child.get("failing") else shown
 
 
 def _state(entry: dict[str, Any], child: dict[str, Any]) -> Any:

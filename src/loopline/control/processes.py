@@ -184,10 +184,12 @@ def demand(settings: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def children(ctx: Context) -> dict[str, dict[str, Any]]:
-    """What the supervisor last said of each process; nothing while there is none."""
+    """What the supervisor last said of each process, with ``failing`` where it fails whatever it is asked: what is done
+    about it. Nothing while there is no supervisor."""
     try:
         state = json.loads((ctx.settings.run_dir / "supervisor.json").read_bytes())
-        return {child["id"]: child for child in state["children"]}
+        failing = state.get("failing") or {}
+        return {child["id"]: {**child, "failing": failing.get(child["id"])} for child in state["children"]}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 

@@ -4,10 +4,15 @@ A server is sick when it has answered nothing for longer than its endpoint's tim
 it fails one request after the other while another server of the same variant does not, or when what it sends is no
 frame. It gets no more requests; those that it has are answered 503. The supervisor is asked to restart it. It is in
 service again when another process answers at its socket, or when it answers after all what it was silent about.
+
+A model server that fails all requests for some seconds while no other does better keeps them: taken out, it would leave
+nobody. The supervisor is asked for another process in its place, as long as it fails, and knows when that is in vain.
+Functions are left alone: what they answer is often what somebody else answered them.
 """
 
 import contextlib
 import json
+import math
 import socket
 import time
 from collections import deque
@@ -15,17 +20,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from loopline.domain.access import FUNCTION_SCOPE
 from loopline.gateway.links import Link
 from loopline.gateway.logs import log
 from loopline.gateway.routing import Endpoint
 
 FAILURES = 20  # in a row
+FAILING_SECONDS = 5.0  # they go on for so long before a server is replaced that nobody does better than
 WELL_SECONDS = 10.0  # for how long a good answer of a sibling says that requests can be answered
 GRACE_SECONDS = 1.0  # how long a sick server may take to finish
 ASK_AGAIN_SECONDS = 10.0
 LATE_SECONDS = 0.25  # the requests that it is silent about have been answered 504 by then
 GAP_SECONDS = 1.0
 KEPT = 20
+_FUNCTION = f"{FUNCTION_SCOPE}:"
 
 
 class Health:
@@ -43,8 +51,12 @@ class Health:
                 for link in variant.links:
                     if link.sick:
                         self._look_after(link, now)
-                    elif reason := self._complaint(link, variant.links, endpoint.timeout_seconds, now):
+                        continue
+                    heard = link.heard
+                    if reason := self._complaint(link, variant.links, endpoint.timeout_seconds, now):
                         self._eject(link, endpoint.name, variant.name, reason, now)
+                    elif heard and not endpoint.name.startswith(_FUNCTION):
+                        self._look_at_failures(link, endpoint.name, variant.name, now)
         return (self.ejections[-1] if self.ejections else None) is not before
 
     @staticmethod
@@ -69,13 +81,28 @@ class Health:
         return None
 
     def _eject(self, link: Link, endpoint: str, variant: str, reason: str, now: float) -> None:
-        server = Path(link.path).name.removesuffix(".sock")
-        log("model server taken out of service", server=server, endpoint=endpoint, variant=variant, reason=reason)
-        self.ejections.append(
-            {"server": server, "endpoint": endpoint, "variant": variant, "reason": reason, "at": time.time()}
-        )
+        self._note("ejected", "model server taken out of service", link, endpoint, variant, reason)
         link.eject()
         self._ask(link, now)
+
+    def _note(self, kind: str, what: str, link: Link, endpoint: str, variant: str, reason: str) -> None:
+        told = {"server": _server(link), "endpoint": endpoint, "variant": variant, "reason": reason}
+        log(what, **told)
+        self.ejections.append({**told, "kind": kind, "at": time.time()})
+
+    def _look_at_failures(self, link: Link, endpoint: str, variant: str, now: float) -> None:
+        """Have a server replaced that nothing but failures was heard of for some time."""
+        if link.failures < FAILURES:
+            link.failing_at = math.inf
+            return
+        link.failing_at = min(link.failing_at, now)
+        if now - link.failing_at < FAILING_SECONDS or now - link.asked_at < ASK_AGAIN_SECONDS:
+            return
+        if link.asked_at < link.failing_at:
+            reason = f"it failed {link.failures} requests in a row, and no other server of {variant} does better"
+            self._note("failing", "model server fails whatever it is asked", link, endpoint, variant, reason)
+        link.asked_at = now
+        self._tell({"kind": "replace", "id": _server(link)})
 
     def _look_after(self, link: Link, now: float) -> None:
         if link.heard and not link.failures:
@@ -86,8 +113,14 @@ class Health:
     def _ask(self, link: Link, now: float) -> None:
         """Have the supervisor restart the server; it may not be there, and is asked again."""
         link.asked_at = now
-        name = Path(link.path).name.removesuffix(".sock")
-        message = json.dumps({"kind": "restart", "id": name, "grace_seconds": GRACE_SECONDS}).encode()
+        self._tell({"kind": "restart", "id": _server(link), "grace_seconds": GRACE_SECONDS})
+
+    def _tell(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
             out.setblocking(False)
-            out.sendto(message, self._supervisor)
+            out.sendto(json.dumps(message).encode(), self._supervisor)
+
+
+def _server(link: Link) -> str:
+    """The name by which the supervisor knows the server."""
+    return Path(link.path).name.removesuffix(".sock")

@@ -65,6 +65,7 @@ class Link(asyncio.Protocol):
         self.broke = False
         self.sick = False
         self.looked_at = self.quiet_since = self.asked_at = self.well_at = -math.inf
+        self.failing_at = math.inf
         self.pending: dict[int, Waiting] = {}
         self.on_call: OnCall | None = None  # of a function's server
         self.tried = asyncio.Event()  # the first attempt to connect is over, well or badly
