@@ -30,8 +30,9 @@ from .tables import TableError
 TELL_SECONDS = 0.25
 FIRST_REASONS = 3
 READ_BYTES = 65536
-LOOK_MILLISECONDS = 25  # at the memory: twice as often as the shim looks
-MEMORY_SHARE = 0.95  # of what the job may use
+LOOK_SECONDS, CLOSE_LOOK_SECONDS = 0.025, 0.005  # between looks at the memory: the longest, the shortest time
+GROWTH_BYTES = 4 << 30  # that memory may grow by in a second
+SPARE_BYTES, SPARE_SHARE = 256 << 20, 0.2  # of its limit, kept free because memory grows between two looks
 GC_THRESHOLDS = (100_000, 50, 1000)
 
 
@@ -66,8 +67,9 @@ class Workers:
         self._workers: dict[int, _Worker] = {}  # by the descriptors of their answers and of their ends
         self._busy: dict[int, int] = {}  # the chunk that each works on, by its process
         self._hungry: set[int] = set()  # processes that are being ended for their memory
-        self._looked_at = 0.0
-        self._most_bytes = int(float(call.get("memory_mb") or 0) * 1048576 * MEMORY_SHARE)
+        limit = float(call.get("memory_mb") or 0) * 1048576
+        self._most_bytes = max(limit - SPARE_BYTES, limit * (1 - SPARE_SHARE))
+        self._look_at, self._pause = 0.0, LOOK_SECONDS
         for _ in range(count):
             self._fork()
 
@@ -103,7 +105,7 @@ class Workers:
         waiting = deque(chunks)
         self._hand_out(what, waiting)
         while self._busy:
-            for end, _ in self._poller.poll(LOOK_MILLISECONDS):
+            for end, _ in self._poller.poll(self._pause * 1000):
                 worker = self._workers.get(end)
                 if worker is not None:
                     yield from self._heard(worker)
@@ -170,18 +172,24 @@ class Workers:
     def _look_at_memory(self) -> None:
         """End the worker that takes most before the job as a whole is ended for what all of them take."""
         now = time.monotonic()
-        if not self._most_bytes or self._hungry or now - self._looked_at < LOOK_MILLISECONDS / 1000:
+        if not self._most_bytes or self._hungry or now < self._look_at:
             return
-        self._looked_at = now
         found = {worker.pid: [worker.pid, *processes.descendants(worker.pid)] for worker in self._all()}
         pids = [os.getpid(), *(pid for family in found.values() for pid in family)]
-        if processes.resident_bytes(pids) <= self._most_bytes:
-            return
-        if found and processes.proportional_bytes(pids) > self._most_bytes:
-            largest = max(found, key=lambda pid: processes.resident_bytes(found[pid]))
-            self._hungry.add(largest)
-            for pid in reversed(found[largest]):
-                processes.send(pid, signal.SIGKILL)
+        used = processes.resident_bytes(pids)
+        if used > self._most_bytes:  # or pages that several share were counted several times
+            used = processes.proportional_bytes(pids)
+        if found and used > self._most_bytes:
+            self._end_largest(found)
+        soonest = (self._most_bytes - used) / GROWTH_BYTES
+        self._pause = min(max(soonest, CLOSE_LOOK_SECONDS), LOOK_SECONDS)
+        self._look_at = time.monotonic() + self._pause
+
+    def _end_largest(self, found: dict[int, list[int]]) -> None:
+        largest = max(found, key=lambda pid: processes.resident_bytes(found[pid]))
+        self._hungry.add(largest)
+        for pid in reversed(found[largest]):
+            processes.send(pid, signal.SIGKILL)
 
     def _forget(self, worker: _Worker) -> None:
         for end in (worker.handle, worker.answers):
