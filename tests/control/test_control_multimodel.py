@@ -1,11 +1,13 @@
 """Many models behind one endpoint: which versions may come, which answers to a name, and what is followed."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from loopline.control import aliases, endpoints, events, multimodel, pushes, registry, rollouts
+from loopline.control import aliases, endpoints, events, multimodel, projects, pushes, registry, rollouts
+from loopline.domain import loopfile
 from loopline.domain.access import Actor
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
 from loopline.testing.boxes import LOOP, follow, project
@@ -69,8 +71,6 @@ def test_versions_come_and_go_and_the_last_added_answers_to_the_name(world: Worl
 
 
 def test_the_supervisor_is_told_the_memory_of_all(world: World) -> None:
-    import json
-
     multimodel.add(world.ctx, EDITOR, endpoint="many", models=["jars"])
     document = json.loads((world.ctx.settings.dir / "processes.json").read_text())
     assert document["budgets"] == {"many": 900}
@@ -129,3 +129,86 @@ def test_an_endpoint_that_follows_serves_what_is_approved(world: World) -> None:
     world.settle(lambda: served(world) == {"boxes:2": True})
     registry.reject(ctx, actor, model="boxes", number=2, comment="wrong after all")
     world.settle(lambda: served(world) == {"boxes:1": True})
+
+
+DECLARED = (
+    LOOP
+    + """
+[[multi_model]]
+name = "declared"
+memory_mb = 700
+follow = ["box*"]
+"""
+)
+
+
+def apply(world: World, text: str) -> list[dict[str, Any]]:
+    tree = world.tree(project(loop_toml=text))
+    return [each for each in projects.apply(world.ctx, world.actor, tree=tree)["changes"] if each["noun"] == "endpoint"]
+
+
+def test_what_loop_toml_declares_is_made_and_changed_as_it_says(world: World) -> None:
+    fleet = Fleet(world.ctx)
+
+    def served() -> set[str]:
+        variants = fleet.snapshot()["endpoints"]["declared"]["variants"]
+        return {f"{each['model']}:{each['version']}" for each in variants}
+
+    def budget() -> Any:
+        return json.loads((world.ctx.settings.dir / "processes.json").read_text())["budgets"].get("declared")
+
+    assert apply(world, DECLARED) == [{"noun": "endpoint", "name": "declared", "change": "created"}]
+    world.settle(lambda: served() == {"boxes:1"})
+    (before,) = fleet.processes()
+    assert apply(world, DECLARED) == [] and budget() == 700
+    multimodel.add(world.ctx, EDITOR, endpoint="declared", models=["jars"])
+
+    more = DECLARED.replace("700", "800\nidle_seconds = 60\nqueue_seconds = 2.5")
+    assert apply(world, more) == [{"noun": "endpoint", "name": "declared", "change": "changed"}]
+    assert budget() == 800 and fleet.snapshot()["endpoints"]["declared"]["queue_ms"] == 2500
+    assert {each["idle_seconds"] for each in fleet.processes()} == {60}
+    assert before["id"] in {each["id"] for each in fleet.processes()}, "nothing starts anew"
+    assert served() == {"boxes:1", "jars:1"}
+
+    apply(world, more.replace("box*", "tubs"))
+    assert served() == {"jars:1"}, "what was added by hand stays"
+    apply(world, more)
+    world.settle(lambda: served() == {"boxes:1", "jars:1"})
+    assert endpoints.show(world.ctx, world.actor, endpoint="declared")["project"] == "boxes"
+
+
+def test_a_branch_of_its_own_leaves_what_is_declared_alone(world: World) -> None:
+    tree = world.tree(project(loop_toml=DECLARED))
+    projects.apply(world.ctx, world.actor, tree=tree, branch="feature-x")
+    with pytest.raises(NotFound):
+        endpoints.show(world.ctx, world.actor, endpoint="declared")
+
+
+def test_an_endpoint_of_another_kind_is_not_taken(world: World) -> None:
+    endpoints.create(world.ctx, world.actor, name="one", model="boxes")
+    with pytest.raises(Conflict, match="'one' already, which serves one model"):
+        apply(world, DECLARED.replace('"declared"', '"one"'))
+    with pytest.raises(Conflict, match="'many' serves many models already"):
+        apply(world, LOOP + '[endpoint]\nname = "many"\n')
+    apply(world, DECLARED)
+    with pytest.raises(Conflict, match="belongs to the project 'boxes'"):
+        apply(world, DECLARED.replace('name = "boxes"', 'name = "jars"'))
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('name = "m"', "memory_mb"),
+        ('name = "m"\nmemory_mb = 3', "memory_mb"),
+        ('name = "a/b"\nmemory_mb = 300', "name"),
+        ('name = "boxes"\nmemory_mb = 300\n[endpoint]\nname = "boxes"', "name"),
+        ('name = "m"\nmemory_mb = 300\n[[multi_model]]\nname = "m"\nmemory_mb = 300', "name"),
+        ('name = "m"\nmemory_mb = 300\nfollow = ["a b"]', "follow"),
+        ('name = "m"\nmemory_mb = 300\nfollow = "a"', "follow"),
+        ('name = "m"\nmemory_mb = 300\ncold_start_seconds = 0', "cold_start_seconds"),
+        ('name = "m"\nmemory_mb = 300\ninstances = 2', "instances"),
+    ],
+)
+def test_mistakes_in_the_table_are_found_before_anything_is_applied(line: str, key: str) -> None:
+    loop, problems = loopfile.parse(f"{LOOP}\n[[multi_model]]\n{line}\n")
+    assert loop is None and any(key in each.key and each.key.startswith("multi_model") for each in problems), problems

@@ -15,7 +15,9 @@ import sqlalchemy as sa
 from loopline.control import aliases, endpoints, fleets, processes, registry, rollouts, snapshots, variants
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import names
+from loopline.domain import projects as loops
 from loopline.domain.access import Actor
+from loopline.domain.projects import Loop
 from loopline.domain.states import EndpointStatus, VariantStatus, VersionStatus
 from loopline.errors import Conflict, InvalidInput, LooplineError, NotFound
 from loopline.store import queue, records
@@ -25,6 +27,7 @@ from loopline.store.schema import variants as variants_table
 from loopline.store.schema import versions
 
 MAX_MODELS = 5000  # of one endpoint
+OF_MODELS = ("memory_mb", "follow", "idle_seconds", "cold_start_seconds")  # keys of the setting `multi_model`
 
 
 def add(
@@ -171,6 +174,64 @@ def _pss_mb(pid: int) -> float | None:
     except OSError:
         return None
     return next((round(int(line.split()[1]) * 1024 / 1e6, 1) for line in lines if line.startswith(b"Pss:")), None)
+
+
+# -- what loop.toml says ----------------------------------------------------------------------------------------------
+
+
+def apply_endpoints(ctx: Context, tx: Tx, *, actor: str, project: str, loop: Loop) -> list[dict[str, Any]]:
+    """Bring a project's endpoints to ``[[multi_model]]``; gives what changed. The same twice changes nothing.
+
+    A pattern that is followed no more takes its models along; those added by hand stay. Raises ``Conflict`` for the
+    name of an endpoint of another kind, or of another project.
+    """
+    plain = loops.to_dict(loop)
+    watched = {"monitor": plain["monitor"], "label": loop.gate.label, "positive": loop.gate.positive}
+    changes = []
+    for table in plain["multi_model"]:
+        name = table["name"]
+        before = records.find(tx, "endpoint", name=name)
+        if before is not None and before["status"] == EndpointStatus.DELETED:
+            before = None
+        _check_kind(name, before)
+        own = {key: value for key, value in table.items() if key not in (*OF_MODELS, "name")}
+        settings = {**own, **watched, "multi_model": {key: table[key] for key in OF_MODELS}}
+        row = endpoints.ensure(ctx, tx, name=name, actor=actor, project=project, model=None, settings=settings)
+        tx.after_commit.append(lambda: processes.write(ctx))
+        if before is None:
+            changes.append({"noun": "endpoint", "name": name, "change": "created"})
+        elif before["settings"] != row["settings"] or before["project"] != row["project"]:
+            changes.append({"noun": "endpoint", "name": name, "change": "changed"})
+            _follow_no_more(ctx, tx, before, row, actor)
+            _retune(tx, row, actor)
+    return changes
+
+
+def _check_kind(name: str, there: Row | None) -> None:
+    if there is None:
+        return
+    table = (there["settings"] or {}).get("multi_model")
+    if not table or table.get("store"):
+        what = "serves the models of a store" if table else "serves one model"
+        raise Conflict(f"[[multi_model]]: there is an endpoint {name!r} already, which {what}; choose another name")
+
+
+def _follow_no_more(ctx: Context, tx: Tx, before: Row, row: Row, actor: str) -> None:
+    """Take away the models that came by a pattern which is not there any more."""
+    rows = tx.rows(living(row["name"]))
+    gone = [each for each in rows if _follows(before, each["model"] or "") and not _follows(row, each["model"] or "")]
+    if gone:
+        _take_away(tx, gone, actor, "its model is followed no more")
+        _publish(ctx, tx, row, actor, f"{len(gone)} models taken from {row['name']}")
+
+
+def _retune(tx: Tx, endpoint: Row, actor: str) -> None:
+    """Let servers that are there idle for as long as the settings say now; none is started anew for it."""
+    demand = processes.demand({**endpoint["settings"], "name": endpoint["name"]}, 0)
+    for row in tx.rows(living(endpoint["name"])):
+        entries = [{**entry, "process": {**entry["process"], **demand}} for entry in row["server"] or ()]
+        if entries != (row["server"] or []):
+            records.set(tx, "variant", row["id"], actor=actor, server=entries)
 
 
 # -- following --------------------------------------------------------------------------------------------------------

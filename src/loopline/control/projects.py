@@ -9,13 +9,23 @@ import msgspec
 import sqlalchemy as sa
 
 from loopline.config import MAX_LOOP_TOML_BYTES
-from loopline.control import alarms, assets, endpoint_tests, endpoints, functions, registry, topics, triggers
+from loopline.control import (
+    alarms,
+    assets,
+    endpoint_tests,
+    endpoints,
+    functions,
+    multimodel,
+    registry,
+    topics,
+    triggers,
+)
 from loopline.control.context import Context
 from loopline.domain import loopfile, names
 from loopline.domain import projects as loops
 from loopline.domain.access import Actor
 from loopline.domain.projects import Loop
-from loopline.errors import InvalidInput, NotFound
+from loopline.errors import Conflict, InvalidInput, NotFound
 from loopline.store import folders, records
 from loopline.store.db import Row, Tx
 from loopline.store.schema import assets as assets_table
@@ -101,6 +111,8 @@ def apply_in(
     _note(changes, "model", model["name"], before, model, ("gate_mode", "gate", "approval", "description"))
     if moved["endpoint"] and loop.endpoint:
         before = records.find(tx, "endpoint", name=moved["endpoint"])
+        if before is not None and before["status"] != "Deleted" and (before["settings"] or {}).get("multi_model"):
+            raise Conflict(f"[endpoint]: {moved['endpoint']!r} serves many models already; choose another name")
         endpoint = endpoints.ensure(
             ctx,
             tx,
@@ -117,6 +129,7 @@ def apply_in(
         changes += endpoint_tests.apply_tests(ctx, tx, actor=actor, endpoint=moved["endpoint"], loop=loop, tree=tree)
     if moved["model"] == loop.model.name:  # the main branch speaks for the project as a whole
         changes += triggers.apply_triggers(ctx, tx, actor=actor, project=loop.project.name, wanted=loop.triggers)
+        changes += multimodel.apply_endpoints(ctx, tx, actor=actor, project=loop.project.name, loop=loop)
         changes += functions.apply_functions(ctx, tx, actor=actor, project=loop.project.name, loop=loop, tree=tree)
         changes += topics.apply_notifications(
             ctx, tx, actor=actor, project=loop.project.name, notifications=loop.notifications

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from loopline.domain import endpoint_tests, functionrules, names, notifications, rolloutrules, scaling, states
+from loopline.domain import multimodelrules as many
 from loopline.domain.alarms import LONGEST_SECONDS, percentile_of
 from loopline.domain.drift import Rule
 from loopline.domain.measures import MEASURES
@@ -72,9 +73,6 @@ RANGES: dict[tuple[str, str], Range] = {
     ("endpoint", "keep_warm_seconds"): Range(0),
     ("endpoint", "memory_mb"): Range(64, 1 << 20),
     ("endpoint", "threads"): Range(1, 1024),
-    ("multi_model", "memory_mb"): Range(64, 1 << 24),
-    ("multi_model", "idle_seconds"): Range(1),
-    ("multi_model", "cold_start_seconds"): Range(0, 600, open_low=True),
     ("scaling", "min"): Range(0, scaling.MAX_SERVERS),
     ("scaling", "max"): Range(1, scaling.MAX_SERVERS),
     ("scaling", "target_in_flight"): _POSITIVE,
@@ -97,7 +95,7 @@ RANGES: dict[tuple[str, str], Range] = {
     ("rollout", "max_p99_ms"): _POSITIVE,
     ("rollout", "start_timeout_seconds"): _POSITIVE,
     ("rollout", "max_seconds"): _POSITIVE,
-    **{key: Range(*bounds) for key, bounds in functionrules.RANGES.items()},
+    **{key: Range(*bounds) for key, bounds in (functionrules.RANGES | many.RANGES).items()},
     ("tests", "timeout_seconds"): Range(0, 3600, open_low=True),
     ("tests", "absolute"): Range(0),
     ("tests", "relative"): Range(0),
@@ -153,6 +151,7 @@ def check(loop: Loop, present: frozenset[Path], say: Say, files: Collection[str]
     _scaling(loop, present, say)
     _tests(loop, present, say)
     functionrules.check(loop.functions, files, say)
+    many.check(loop.multi_model, loop.endpoint.name if loop.endpoint else None, say)
     for position, alarm in enumerate(loop.alarms):
         _alarm(alarm, ("alarms", position), loop, say)
     _monitor(loop, present, say)
@@ -406,7 +405,7 @@ def _monitor(loop: Loop, present: frozenset[Path], say: Say) -> None:
         except InvalidInput as error:
             message, _, cure = error.message.partition(": ")
             say(("monitor", "rule"), message, cure)
-    if ("monitor",) in present and not _deploys(loop):
+    if ("monitor",) in present and not _deploys(loop) and not loop.multi_model:
         message = "[monitor] has nothing to watch: there is no endpoint"
         say(("monitor",), message, 'add [endpoint] with name = "..."', "warning")
     if ("monitor",) in present and loop.endpoint and loop.endpoint.capture == 0:

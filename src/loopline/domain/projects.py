@@ -125,12 +125,24 @@ class ScalingTable(_Table, frozen=True):
 
 
 class MultiModelTable(_Table, frozen=True):
-    """The setting ``multi_model`` of an endpoint made by hand: it serves many models, each request names its own."""
+    """The setting ``multi_model`` of an endpoint: it serves many models, each request names its own."""
 
     memory_mb: int  # of all its servers together
     follow: tuple[str, ...] = ()  # patterns of model names whose newest Approved version is served by itself
     idle_seconds: float = 3600  # a model that nobody asked for so long is put down
     cold_start_seconds: float = 30  # how long a request waits for its model
+
+
+class MultiModelEndpoint(MultiModelTable, frozen=True, kw_only=True):
+    """``[[multi_model]]``: an endpoint of the project that serves many models."""
+
+    name: str
+    capture: float = 1.0
+    auth: bool = True
+    timeout_seconds: float = 30
+    max_concurrent: int = 256  # of each model; more wait
+    queue_seconds: float = 1.0
+    threads: int = 1  # of numeric libraries in each server
 
 
 class RolloutTable(_Table, frozen=True):
@@ -324,6 +336,7 @@ class Loop(_Table, frozen=True):
     functions: tuple[FunctionTable, ...] = ()
     notifications: tuple[Notification, ...] = ()
     tests: tuple[EndpointTest, ...] = ()
+    multi_model: tuple[MultiModelEndpoint, ...] = ()
 
 
 def to_dict(loop: Loop) -> dict[str, Any]:
