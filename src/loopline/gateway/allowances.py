@@ -20,6 +20,7 @@ from loopline.domain.allowances import FILE_BYTES
 from loopline.gateway.snapshot import KeySpec
 
 LOCK_TRIES = 20
+LATELY_SECONDS = 60.0
 
 
 class Allowance:
@@ -88,9 +89,12 @@ class Allowances:
         return found
 
     def keep(self, keys: set[str]) -> None:
-        """Let go of every other key: it was revoked or has expired."""
+        """Let go of every other key: it was revoked or has expired. A file that was written to lately stays until the
+        next time: it may be of a key that another process knows already."""
         for key_id in set(self._known) - keys:
             self._known.pop(key_id).close()
         for path in self._folder.glob("*"):
             if path.name not in keys:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > LATELY_SECONDS:
+                        path.unlink()
