@@ -220,7 +220,7 @@ class Demand:
     def _stop_idle(self, running: list[Child], now: float) -> None:
         wall = time.time()
         for child in running:
-            allowed = child.running.idle_seconds if child.running else None
+            allowed = child.spec.idle_seconds if child.spec else None  # as it is wanted now, however it was started
             if allowed is None or child.kill_due is not None:
                 continue
             in_flight, used_at = self._use.get(child.id, (0, 0.0))

@@ -237,6 +237,15 @@ def test_an_idle_server_is_stopped_and_a_used_one_is_not(tree: Tree) -> None:
     wait_for(lambda: tree.child("sv_b")["state"] == "asleep")
 
 
+def test_a_server_that_runs_all_the_time_may_idle_away_from_the_moment_that_it_is_allowed_to(tree: Tree) -> None:
+    tree.start()
+    tree.want(tree.entry("sv_a"))
+    tree.running("sv_a")
+    tree.want(tree.entry("sv_a", on_demand=True, idle_seconds=0.2))
+    wait_for(lambda: tree.child("sv_a")["state"] == "asleep")
+    assert len(tree.events("started", "sv_a")) == 1
+
+
 def test_a_budget_is_held_by_stopping_whoever_was_used_least_recently(tree: Tree) -> None:
     tree.start()
     names = [f"sv_{number}" for number in range(6)]

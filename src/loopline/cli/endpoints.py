@@ -137,6 +137,8 @@ def create(
     """Create an endpoint by hand."""
     given: dict[str, Any] = assignments(settings)
     if multi_model:
+        if memory_mb is None:
+            raise click.UsageError("--multi-model needs --memory-mb: what all its servers may take together")
         given["multi_model"] = {"memory_mb": memory_mb, **({"follow": list(follow)} if follow else {})}
     elif memory_mb is not None:
         given["memory_mb"] = memory_mb
@@ -198,6 +200,8 @@ def remove_model(session: Session, endpoint: str, model: str) -> None:
 @options
 def scale(session: Session, endpoint: str, off: bool, **changes: Any) -> None:
     """How many model servers each version gets, and by what they are counted."""
+    if off and any(value is not None for value in changes.values()):
+        raise click.UsageError("--off leaves the number of servers as it is; it goes with no other option")
     made = session.client.put("endpoints", endpoint, "scaling", off=off or None, **changes)
     table = made["settings"].get("scaling") or {}
     said = ", ".join(f"{key} {value:g}" for key, value in table.items() if value is not None)

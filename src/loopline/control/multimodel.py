@@ -39,7 +39,7 @@ def add(
     """
     with ctx.db.transaction(durable=True) as tx:
         row = _endpoint(tx, endpoint)
-        found = [_resolve(tx, reference) for reference in dict.fromkeys(models)]
+        found = list({version["id"]: version for version in (_resolve(tx, each) for each in models)}.values())
         if not found:
             raise InvalidInput("models: name at least one")
         for version in found:

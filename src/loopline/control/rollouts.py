@@ -49,6 +49,7 @@ def release(
     loopfile.check_endpoint(endpoint, endpoint, {"rollout": settings or {}})
     with ctx.db.transaction(durable=True) as tx:
         row = endpoints.endpoint_row(tx, endpoint)
+        _check_one_model(row)
         name = model or row["model"]
         if name is None:
             raise InvalidInput(f"the endpoint {endpoint} follows no model; say which: model and number")
@@ -70,10 +71,11 @@ def release(
 
 
 def newest_approved(tx: Tx, model: str) -> Row:
-    """The newest Approved version of a model; raises ``NotFound``."""
+    """The newest Approved version of a model; raises ``NotFound``, also where there is no such model."""
     query = sa.select(versions).where(versions.c.model == model, versions.c.status == VersionStatus.APPROVED)
     row = tx.row(query.order_by(versions.c.number.desc()).limit(1))
     if row is None:
+        registry.model_row(tx, model)
         raise NotFound(f"the model {model!r} has no Approved version")
     return row
 
@@ -101,9 +103,8 @@ def begin(
         raise Conflict(f"the rollout {active['id']} of {endpoint['name']} is going on; wait for it or roll it back")
     if endpoint["model"] is not None and endpoint["model"] != version["model"]:
         raise InvalidInput(f"{endpoint['name']} follows {endpoint['model']}, not {version['model']}")
+    _check_one_model(endpoint)
     stored = endpoint["settings"] or {}
-    if stored.get("multi_model"):
-        raise Conflict(f"{endpoint['name']} serves many models; add one: loopline endpoints add-model")
     table = {**(stored.get("rollout") or {}), **(settings or {})}
     chosen = strategy or table.get("strategy", "canary")
     idle = chosen in rules.IDLE
@@ -149,6 +150,12 @@ def begin(
         records.move(tx, "endpoint", endpoint["id"], EndpointStatus.CREATING, actor=actor)
     queue.ask(tx, "rollout.advance", rollout["id"])
     return rollout
+
+
+def _check_one_model(endpoint: Row) -> None:
+    if (endpoint["settings"] or {}).get("multi_model"):
+        name = endpoint["name"]
+        raise Conflict(f"{name} serves many models; add one: loopline endpoints add-model {name} MODEL")
 
 
 def _check_there(endpoint: Row, version: Row, before: Row | None, strategy: str, weights: dict[str, float]) -> None:
