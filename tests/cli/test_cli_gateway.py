@@ -1,5 +1,6 @@
 """``loopline gateway config`` goes by the settings of the data directory, and refuses what would not work."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,15 @@ def test_what_would_not_work_is_refused(config: Any, argv: tuple[str, ...], sett
 def test_tls_of_the_platform_is_passed_through(config: Any) -> None:
     code, text = config("--haproxy", "--passthrough", tls="local")
     assert code == 0 and "mode tcp" in text and "bind :8443" in text
+
+
+def test_what_runs_counts_more_than_what_is_set(config: Any) -> None:
+    with tempfile.TemporaryDirectory() as name:  # short, so that sockets and state stay inside
+        folder = Path(name)
+        (folder / "run").mkdir()
+        (folder / "run" / "supervisor.json").write_text('{"port": 8701}')  # loopline up --port 8701 --tls local
+        (folder / "client.json").write_text('{"url": "https://127.0.0.1:8701", "key": "lk_"}')
+        code, text = config("--nginx", "--dir", name)
+        assert code == 2 and "speaks TLS itself" in text
+        code, text = config("--haproxy", "--passthrough", "--dir", name)
+        assert code == 0 and "server loopline 127.0.0.1:8701" in text

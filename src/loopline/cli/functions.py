@@ -49,6 +49,10 @@ def invoke(session: Session, function: str, body: str) -> None:
         raw = sys.stdin.buffer.read()
     else:
         raw = Path(body[1:]).read_bytes() if body.startswith("@") else body.encode()
+    try:
+        json.loads(raw or b"null")
+    except ValueError as error:
+        raise click.UsageError(f"the body is not JSON: {error}; other bodies: curl ... /functions/{function}") from None
     kind, answer = session.client.invoke_function(function, raw)
     if kind.partition(";")[0] == "application/json":
         session.json(json.loads(answer))

@@ -2,8 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from loopline.config import Settings
 
 PLAIN, SECURE = 8080, 8443
 
@@ -33,7 +37,7 @@ def config(
 ) -> None:
     """Print a working configuration of HAProxy or nginx in front of this installation."""
     del debug  # read by ``root.run``
-    from loopline.config import Settings, load
+    from loopline.config import load
     from loopline.domain import proxies
     from loopline.errors import InvalidInput
 
@@ -42,25 +46,17 @@ def config(
     if passthrough and (nginx or tls_cert):
         raise click.UsageError("--passthrough goes with --haproxy, and without --tls-cert")
 
-    def bound_port(settings: Settings) -> int:
-        """The port in use, where it was a free one that was taken."""
-        try:
-            return int(json.loads((settings.run_dir / "supervisor.json").read_text())["port"])
-        except (OSError, ValueError, LookupError, TypeError):
-            if not settings.port:
-                raise InvalidInput("port is 0 and loopline is not running: start it, or set a port") from None
-            return settings.port
-
     settings = load(dir=directory)
-    if settings.secure and not passthrough:
+    secure = _speaks_tls(settings)
+    if secure and not passthrough:
         raise InvalidInput("loopline speaks TLS itself here (tls): add --passthrough, or leave TLS to the proxy alone")
-    if passthrough and not settings.secure:
+    if passthrough and not secure:
         raise InvalidInput("there is no TLS to pass through: set tls or tls_certificate, or give the proxy --tls-cert")
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound
     host = everywhere.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
     proxy = proxies.Proxy(
         host=host,
-        port=bound_port(settings),
+        port=_bound_port(settings),
         listen=port or (SECURE if tls_cert or passthrough else PLAIN),
         names=tuple(name.rpartition(":")[0] or name for name in settings.allowed_hosts),
         certificate=None if tls_cert is None else str(Path(tls_cert).absolute()),
@@ -68,3 +64,25 @@ def config(
     )
     render = proxies.nginx if nginx else proxies.haproxy_passthrough if passthrough else proxies.haproxy
     click.echo(render(proxy), nl=False)
+
+
+def _bound_port(settings: "Settings") -> int:
+    """The port in use, where it was a free one that was taken."""
+    from loopline.errors import InvalidInput
+
+    try:
+        return int(json.loads((settings.run_dir / "supervisor.json").read_text())["port"])
+    except (OSError, ValueError, LookupError, TypeError):
+        if not settings.port:
+            raise InvalidInput("port is 0 and loopline is not running: start it, or set a port") from None
+        return settings.port
+
+
+def _speaks_tls(settings: "Settings") -> bool:
+    """Whether what runs speaks TLS, for options of ``loopline up`` stand in no file; else what is set."""
+    try:
+        running = settings.run_dir.joinpath("supervisor.json").exists()
+        url = json.loads((settings.dir / "client.json").read_text())["url"] if running else ""
+    except (OSError, ValueError, LookupError, TypeError):
+        url = ""
+    return str(url).startswith("https:") if url else settings.secure

@@ -237,7 +237,8 @@ class Gateway:
 
     def unknown_endpoint(self, head: Head, name: bytes, request_id: bytes) -> tuple[int, bytes, bytes]:
         """What to answer for a name that no endpoint has: only a key that could invoke it learns that there is none."""
-        error: LooplineError = NotFound("there is no endpoint by that name")
+        noun = "function" if name.startswith(b"function:") else "endpoint"
+        error: LooplineError = NotFound(f"there is no {noun} by that name")
         try:
             self.table_in_force.authorise(head.credential, name.decode("latin-1"))
         except LooplineError as refusal:
