@@ -15,6 +15,7 @@ import pytest
 
 from loopline.gateway.health import FAILURES, Health
 from loopline.gateway.links import Link
+from loopline.runtime.frames import encode_answer
 
 MARKED = """
     import os, pathlib, time
@@ -186,6 +187,12 @@ async def failing() -> None:
     assert told(161.0, FAILURES, links=(two, one)) == ["restart two"] and two.sick
     heard.close()
     shutil.rmtree(home)
+    answers = [encode_answer(number, status, b"a/b", b"") for number, status in enumerate((200, 500, 400, 503, 404), 1)]
+    three = Link("run/three.sock", on_demand=True)
+    three.data_received(b"".join(answers))
+    assert three.failures == 2, "a request that is the caller's fault says nothing of the server"
+    three.data_received(answers[0])
+    assert three.failures == 0
 
 
 def test_a_server_that_sends_nonsense_is_taken_out(rig, make_variant, until, supervisor):

@@ -51,7 +51,8 @@ class Link(asyncio.Protocol):
     """Connects, and connects again, until it is retired; then closes when the last request is answered.
 
     ``connected``: it takes requests. For ``health``: ``heard`` (it has sent something since somebody looked),
-    ``failures`` (requests in a row that it answered 5xx), ``broke`` (it sent what is no frame), and ``sick``.
+    ``failures`` (requests that it answered 5xx since it answered one well; 4xx says neither), ``broke`` (it sent what
+    is no frame), and ``sick``.
     """
 
     def __init__(self, path: str, *, on_demand: bool = False) -> None:
@@ -222,7 +223,7 @@ class Link(asyncio.Protocol):
             if self._reader.calls:
                 self._take_calls([answer[0] for answer in answers])
             for number, status, content_type, body in answers:
-                failures = failures + 1 if status >= 500 else 0
+                failures = 0 if status < 400 else failures + (status >= 500)
                 waiting = take(number, None)
                 if waiting is not None:
                     waiting.answered(status, content_type, body)
