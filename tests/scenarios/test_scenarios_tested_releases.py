@@ -234,6 +234,7 @@ def test_a_load_test_from_outside_is_kept_and_has_limits(platform: Platform, tmp
     assert done.returncode == 1 and "good answers per second: expected at least 1000" in done.stderr
     done = platform.cli(*argv, "--connections", "2", "--variant", "nobody")
     assert done.returncode == 0 and "x 404" in done.stdout
+    assert "404: this endpoint has no variant by that name; variants: v1" in done.stderr
 
 
 def judged(platform: Platform, size: float) -> Any:

@@ -1,5 +1,6 @@
 """A load on an endpoint, from here, through the public port."""
 
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -19,7 +20,9 @@ from loopline.cli.tests import body_of
     help="The request: .json, else CSV.",
 )
 @click.option("--content-type", help="Instead of the one by the file's name.")
-@click.option("--rate", type=click.FloatRange(0, 1_000_000), default=0.0, help="Requests/s, whatever the answers take.")
+@click.option(
+    "--rate", type=click.FloatRange(0, 1_000_000, min_open=True), help="Requests/s, whatever the answers take."
+)
 @click.option("--connections", type=click.IntRange(1, 4096), default=64, show_default=True, help="At most.")
 @click.option("--seconds", type=click.FloatRange(0, 86400, min_open=True), default=10.0, show_default=True)
 @click.option("--variant", help="Only this one, by name, such as v3.")
@@ -35,7 +38,7 @@ def loadtest(
     *,
     body: Path,
     content_type: str | None,
-    rate: float,
+    rate: float | None,
     connections: int,
     seconds: float,
     variant: str | None,
@@ -45,7 +48,8 @@ def loadtest(
     """Put a load on an endpoint and say what callers would see: at a rate, or as fast as it answers."""
     given = {name: value for name, value in limits.items() if value is not None}
     request = _request(session, endpoint, body, content_type, variant)
-    figures = _measure(session, request, rate=rate, connections=connections, seconds=seconds)
+    refusals: dict[int, str] = {}
+    figures = _measure(session, request, refusals, rate=rate or 0.0, connections=connections, seconds=seconds)
     failed = _judge(given, figures)
     if save:
         kept = session.client.post("endpoints", endpoint, "load-tests", figures=figures, limits=given or None)
@@ -54,7 +58,7 @@ def loadtest(
         session.json({**figures, "failed": failed})
     else:
         _tell(figures)
-        for line in failed:
+        for line in (*(f"{status}: {said}" for status, said in sorted(refusals.items())), *failed):
             session.note(line)
     return 1 if failed else 0
 
@@ -72,13 +76,26 @@ def _request(session: Session, endpoint: str, body: Path, content_type: str | No
     return post(parts.netloc, target, text.encode(), content_type or kind, headers)
 
 
-def _measure(session: Session, request: bytes, **plan: Any) -> dict[str, Any]:
-    """The figures of a load on a server."""
+def _measure(session: Session, request: bytes, refusals: dict[int, str], **plan: Any) -> dict[str, Any]:
+    """The figures of a load on a server. ``refusals`` gets what the first answer of each status but 2xx said."""
     from loopline.sdk.load import Plan, run
+
+    def look(which: int, status: int, head: bytes, body: bytes, seconds: float) -> None:
+        del which, head, seconds
+        if not 200 <= status < 300 and status not in refusals:
+            refusals[status] = _message(body)
 
     parts, tls = urlsplit(session.client.url), session.client.tls
     port = parts.port or (443 if tls else 80)
-    return run(Plan([request], host=parts.hostname or "127.0.0.1", port=port, tls=tls, **plan))
+    return run(Plan([request], host=parts.hostname or "127.0.0.1", port=port, tls=tls, look=look, **plan))
+
+
+def _message(body: bytes) -> str:
+    """What an error's body says."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return body[:200].decode("utf-8", "replace")
 
 
 def _judge(limits: dict[str, float], figures: dict[str, Any]) -> list[str]:

@@ -100,6 +100,7 @@ def job_ended(ctx: Context, tx: Tx, job: Row) -> None:
     row = records.get(tx, "compilation", job["owner_id"])
     if states.is_terminal("compilation", row["status"]):
         return
+    tx.after_commit.append(lambda: _tell_servers(ctx, row["version"]))
     if job["status"] != JobStatus.SUCCEEDED:
         _end(tx, row, CompilationStatus.FAILED, job["reason"])
         return
@@ -118,7 +119,6 @@ def job_ended(ctx: Context, tx: Tx, job: Row) -> None:
     }
     reason = f"the same answers on {report['rows']} rows, in {report['precision']}"
     _end(tx, row, CompilationStatus.PASSED, reason, report, artifact)
-    tx.after_commit.append(lambda: _tell_servers(ctx, row["version"]))
 
 
 def _end(
@@ -134,7 +134,7 @@ def _end(
 
 
 def _tell_servers(ctx: Context, version_id: str) -> None:
-    """Let the servers that a version has already use its compiled form from their next start on."""
+    """Let the servers that a version has already use its compiled form, or none, from their next start on."""
     with ctx.db.read() as tx:
         version = records.find(tx, "version", id=version_id)
         rows = tx.rows(sa.select(variants).where(variants.c.version == version_id))
