@@ -1,9 +1,14 @@
 """What the supervisor is asked to run."""
 
 import os
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from loopline.control import processes
+from loopline.testing.clock import ManualClock
 from loopline.testing.world import World
 
 
@@ -40,3 +45,30 @@ def test_files_of_servers_that_are_gone_are_removed_after_a_while(world: World) 
     processes.write(world.ctx)
     assert not status.exists()
     assert not log.exists()
+
+
+def test_temporary_files_of_servers_that_are_gone_stay_while_they_may_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    with closing(World(tmp_path, clock=clock)) as world:
+        entry = processes.server(world.ctx, "va_1", 0, {"model_dir": "/nowhere"}, "python")
+        scratch = Path(entry["status"]).with_suffix(".tmp")
+        replacement = scratch.with_name(f"{scratch.stem}.b.tmp")  # of the process that took its place
+        for folder in (scratch, replacement):
+            (folder / "ml").mkdir(parents=True)
+
+        def look(wanted: list[dict[str, Any]]) -> list[bool]:
+            monkeypatch.setattr(processes, "_servers", lambda _: wanted)
+            world.ctx.cache.pop("processes", None)
+            processes.write(world.ctx)
+            return [scratch.exists(), replacement.exists()]
+
+        for wanted in ([entry], [], [entry]):  # it is wanted again after a while
+            assert look(wanted) == [True, True]
+            clock.advance(processes.FORGOTTEN_SECONDS + 1)
+        assert look([]) == [True, True]
+        clock.advance(processes.FORGOTTEN_SECONDS)
+        assert look([]) == [True, True]
+        clock.advance(1)
+        assert look([]) == [False, False]

@@ -1,6 +1,7 @@
 """What control wants the supervisor to run: model servers and forkservers, as ``processes.json``."""
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -70,6 +71,21 @@ def _forget(ctx: Context, wanted: set[str]) -> None:
             with suppress(FileNotFoundError):
                 if path.stem not in wanted and not path.is_dir() and path.stat().st_mtime < before:
                     path.unlink()
+    _forget_scratch(ctx, wanted)
+
+
+def _forget_scratch(ctx: Context, wanted: set[str]) -> None:
+    """Remove the temporary files of model servers that have been unwanted for some minutes: one that still finishes its
+    requests may need them. A process that took another one's place has its own beside those."""
+    unwanted: dict[Path, float] = ctx.cache.setdefault("scratch", {})
+    now = ctx.clock.now()
+    found = set((ctx.settings.run_dir / "servers").glob("*.tmp"))
+    over = {path for path in found if not {path.stem, path.stem.rpartition(".")[0]} & wanted}
+    for path in unwanted.keys() - over:
+        del unwanted[path]
+    for path in over:
+        if now - unwanted.setdefault(path, now) > FORGOTTEN_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _servers(tx: Tx) -> list[dict[str, Any]]:
