@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from loopline.console import words
 from loopline.console.app import routes
 from loopline.console.sessions import LIFETIME_SECONDS, Sessions
-from loopline.control import access, shadows
+from loopline.control import access, endpoints, shadows
 from loopline.control.context import Context
 from loopline.domain.access import Actor
 from loopline.domain.shadows import Differences
@@ -284,6 +284,9 @@ def test_an_endpoint_s_page_shows_shares_rollouts_tests_and_what_its_shadow_woul
         assert part in shown, (part, shown)
     assert EVIL.encode() not in answer.body
     assert page(app, cookie, "/console/endpoints/patient").status == 404
+    endpoints.create(ctx, Actor("root", "admin"), name="many", settings={"multi_model": {"memory_mb": 300}})
+    many = page(app, cookie, "/console/endpoints/many").body
+    assert b"at most 300 MB" in many and b"add-model many MODEL" in many and b"loopline release" not in many
     assert b'name="key"' in ask(app, "GET", "/console/endpoints/patients").body
 
 

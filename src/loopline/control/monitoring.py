@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from loopline.control.context import Context
+from loopline.domain import names
 from loopline.domain.access import FUNCTION_SCOPE, Actor
 from loopline.domain.capture import COPIES
 from loopline.domain.latency import GAMMA, SMALLEST, Histogram
@@ -224,7 +225,8 @@ def endpoint_row(tx: Tx, endpoint: str) -> Row:
     else:
         row = tx.row(sa.select(endpoints).where(endpoints.c.name == endpoint))
     if row is None:
-        raise NotFound(f"there is no endpoint {endpoint!r}")
+        known = [each["name"] for each in tx.rows(sa.select(endpoints.c.name))]
+        raise NotFound(f"there is no endpoint {endpoint!r}{names.meant(endpoint, known)}")
     return row
 
 
