@@ -16,6 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from loopline.control import access, events, pushes, repositories
+from loopline.fronts.git import app
 from loopline.fronts.git.app import routes
 from loopline.fronts.git.routes import TABLE, Route
 from loopline.testing.boxes import project
@@ -503,6 +504,7 @@ def test_a_slow_recording_does_not_hold_the_pusher_up(
         return original(*given)
 
     monkeypatch.setattr(repositories, "record", slow)
+    monkeypatch.setattr(app, "ANSWER_SECONDS", 0.2)
     try:
         said = client.push("main").stderr
     finally:

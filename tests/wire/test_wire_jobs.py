@@ -224,14 +224,15 @@ def test_a_stopped_training_keeps_what_it_saved(client: Client) -> None:
     logs = client("logs")
 
     def waits() -> bool:
-        streams = logs.describe_log_streams(logGroupName="/aws/sagemaker/TrainingJobs", logStreamNamePrefix="patient/")[
-            "logStreams"
-        ]
+        group = "/aws/sagemaker/TrainingJobs"
+        try:
+            streams = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix="patient/")["logStreams"]
+        except logs.exceptions.ResourceNotFoundException:  # no training has begun yet
+            return False
         if not streams:
             return False
-        found = logs.get_log_events(
-            logGroupName="/aws/sagemaker/TrainingJobs", logStreamName=streams[0]["logStreamName"], startFromHead=True
-        )
+        name = streams[0]["logStreamName"]
+        found = logs.get_log_events(logGroupName=group, logStreamName=name, startFromHead=True)
         return [event["message"] for event in found["events"]] == ["waiting"]
 
     until(waits, "the program waits", 60)

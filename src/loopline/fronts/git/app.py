@@ -29,7 +29,7 @@ from loopline.fronts.git.routes import PUSH, TABLE, Route, check
 log = logging.getLogger(__name__)
 
 AT_ONCE = 8  # git processes; others wait
-ANSWER_SECONDS = 1.0  # how long a push waits at most for the lines that say what was recorded
+ANSWER_SECONDS = 10.0  # how long a push waits at most for the lines that say what was recorded, on a busy machine too
 LONGEST_SECONDS = 3600.0  # a fetch or a push in all
 OVERHEAD_BYTES = 1 << 20  # what a push sends beside its pack
 _PROTOCOL = re.compile(r"[a-z0-9=:.-]{1,64}")
