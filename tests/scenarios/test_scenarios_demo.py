@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from loopline.testing.live import until
+from loopline.testing.live import processes_that_mention, until
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "examples" / "demo"
@@ -35,18 +35,6 @@ def run_demo(folder: Path, before: list[str] | None = None, **environ: str) -> "
         timeout=LONGEST_SECONDS,
         env={**kept, "DEMO_DIR": str(folder), **environ},
     )
-
-
-def processes_that_mention(folder: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in command and entry.parent.name != str(os.getpid()):
-            found.append(command)
-    return found
 
 
 def check_whole_loop(done: "subprocess.CompletedProcess[str]", folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loopline.testing.live import until
+from loopline.testing.live import processes_that_mention, until
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "examples" / "sagemaker-sentiment" / "demo" / "run.py"
@@ -27,18 +27,6 @@ needs_sdk = pytest.mark.skipif(not SDK.exists(), reason="the SageMaker SDK is no
 def environ(folder: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOOPLINE_", "AWS_"))}
     return {**kept, "DEMO_DIR": str(folder), **more}
-
-
-def processes_that_mention(folder: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in command and entry.parent.name != str(os.getpid()):
-            found.append(command)
-    return found
 
 
 @needs_sdk

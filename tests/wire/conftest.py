@@ -1,11 +1,11 @@
 """Real clients against a real installation: AWS's own, over the public port."""
 
-import io
 import json
 import os
 import signal
-import tarfile
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -13,7 +13,7 @@ import pytest
 from botocore.config import Config
 
 from loopline import config
-from loopline.testing.live import Platform, until
+from loopline.testing.live import Platform, packed, until
 
 REGION = "us-east-1"
 Client = Callable[..., Any]
@@ -57,6 +57,42 @@ def client(platform: Platform, key: dict[str, Any]) -> Client:
     return make
 
 
+@pytest.fixture(scope="module")
+def sagemaker(client: Client) -> Any:
+    """boto3's client of SageMaker."""
+    return client("sagemaker")
+
+
+@pytest.fixture(scope="module")
+def shell(platform: Platform) -> dict[str, str]:
+    """The environment of a script after ``eval "$(loopline env)"``; the image ``plain`` is the standard library."""
+    platform.call("PUT", "/api/images/plain", {"requirements": ""})
+    return {"PATH": os.environ["PATH"], **json.loads(platform.cli("env", "--json").stdout)}
+
+
+RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def run_script(shell: dict[str, str]) -> RunScript:
+    """``run_script(python, folder / "run.py", seconds)``: a person's script, which has to end well."""
+
+    def run(python: Path, script: Path, seconds: float, **environ: str) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            [str(python), script.name],
+            cwd=script.parent,
+            env={**shell, "HOME": str(script.parent), **environ},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
+        return done
+
+    return run
+
+
 SAYS = """
 def model_fn(model_dir):
     return open(model_dir + "/says.txt").read()
@@ -75,13 +111,7 @@ def output_fn(said, accept):
 @pytest.fixture(scope="session")
 def archive() -> bytes:
     """A model.tar.gz whose script answers ``TEXT is what it says``."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, text in (("says.txt", "is what it says"), ("code/inference.py", SAYS)):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(text)
-            tar.addfile(entry, io.BytesIO(text.encode()))
-    return buffer.getvalue()
+    return packed({"says.txt": "is what it says", "code/inference.py": SAYS}, compressed=True)
 
 
 ACCOUNT = "123456789012"
@@ -119,14 +149,8 @@ class Hosting:
 
     def put(self, key: str, slope: float) -> str:
         """A model.tar.gz as an object; gives its address."""
-        buffer = io.BytesIO()
         files = {"line.json": json.dumps({"slope": slope}), "code/inference.py": LINE}
-        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-            for name, text in files.items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(text.encode())
-                tar.addfile(entry, io.BytesIO(text.encode()))
-        self.s3.put_object(Bucket=self.bucket, Key=key, Body=buffer.getvalue())
+        self.s3.put_object(Bucket=self.bucket, Key=key, Body=packed(files, compressed=True))
         return f"s3://{self.bucket}/{key}"
 
     def configure(self, *slopes: int, instances: int = 1, variables: dict[str, str] | None = None, **more: Any) -> None:

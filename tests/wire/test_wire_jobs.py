@@ -86,11 +86,6 @@ print(job["ProcessingJobName"], "split")
 """
 
 
-@pytest.fixture(scope="module")
-def sagemaker(client: Client) -> Any:
-    return client("sagemaker")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def ground(platform: Platform, client: Client) -> None:
     """A bucket with data, and an image without packages."""
@@ -99,14 +94,6 @@ def ground(platform: Platform, client: Client) -> None:
     s3.create_bucket(Bucket=BUCKET)
     rows = "size,kind\n1,small\n3,small\n8,large\n12,large\n"
     s3.put_object(Bucket=BUCKET, Key="data/train/boxes.csv", Body=rows.encode())
-
-
-def packed_gz(files: dict[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar, tarfile.open(fileobj=io.BytesIO(packed(files))) as plain:
-        for member in plain.getmembers():
-            tar.addfile(member, plain.extractfile(member))
-    return buffer.getvalue()
 
 
 def unpacked(client: Client, uri: str) -> dict[str, bytes]:
@@ -124,7 +111,7 @@ def channel(key: str = "data/train", **more: Any) -> dict[str, Any]:
 def train(client: Client, name: str, program: str, **more: Any) -> dict[str, Any]:
     """Start a training in script mode, as the SDK asks for it."""
     key = f"{name}/source/sourcedir.tar.gz"
-    client("s3").put_object(Bucket=BUCKET, Key=key, Body=packed_gz({"train.py": program}))
+    client("s3").put_object(Bucket=BUCKET, Key=key, Body=packed({"train.py": program}, compressed=True))
     given = more.pop("HyperParameters", {})
     return dict(
         client("sagemaker").create_training_job(

@@ -1,6 +1,5 @@
 """Pipelines in SageMaker's language, asked by boto3: every step really runs, and the effects are read elsewhere."""
 
-import io
 import json
 import os
 import signal
@@ -70,11 +69,6 @@ pathlib.Path("/opt/ml/processing/evaluation/evaluation.json").write_text(json.du
 """
 
 
-@pytest.fixture(scope="module")
-def sagemaker(client: Client) -> Any:
-    return client("sagemaker")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def ground(platform: Platform, client: Client) -> None:
     """A bucket with data and programs, and an image without packages."""
@@ -86,16 +80,10 @@ def ground(platform: Platform, client: Client) -> None:
     s3.put_object(Bucket=BUCKET, Key="code/split.py", Body=SPLIT.encode())
     s3.put_object(Bucket=BUCKET, Key="code/evaluate.py", Body=EVALUATE.encode())
     s3.put_object(
-        Bucket=BUCKET, Key="code/sourcedir.tar.gz", Body=packed_gz({"train.py": TRAIN, "inference.py": INFERENCE})
+        Bucket=BUCKET,
+        Key="code/sourcedir.tar.gz",
+        Body=packed({"train.py": TRAIN, "inference.py": INFERENCE}, compressed=True),
     )
-
-
-def packed_gz(files: dict[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar, tarfile.open(fileobj=io.BytesIO(packed(files))) as plain:
-        for member in plain.getmembers():
-            tar.addfile(member, plain.extractfile(member))
-    return buffer.getvalue()
 
 
 # -- definitions as the SageMaker SDK writes them ---------------------------------------------------------------------
@@ -424,7 +412,7 @@ def test_a_retry_goes_on_at_the_step_that_failed(client: Client, sagemaker: Any)
     create(sagemaker, "mended", boxes("mended-group"))
     late = f"s3://{BUCKET}/late/boxes.csv"
     client("s3").put_object(
-        Bucket=BUCKET, Key="code/broken.tar.gz", Body=packed_gz({"train.py": "raise SystemExit(7)"})
+        Bucket=BUCKET, Key="code/broken.tar.gz", Body=packed({"train.py": "raise SystemExit(7)"}, compressed=True)
     )
     wanted = boxes("mended-group")
     wanted["Steps"][1]["Arguments"]["InputDataConfig"].append(

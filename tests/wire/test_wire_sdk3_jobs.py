@@ -2,14 +2,14 @@
 by a ModelTrainer, a ModelBuilder's model, version and endpoint, and the resource classes of sagemaker.core."""
 
 import json
-import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loopline.testing.live import Platform
+from loopline.testing.live import Platform, write_files
 
 PYTHON = Path(__file__).resolve().parents[2] / ".clients" / "sagemaker3" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the SageMaker SDK 3 is not there: make clients")
@@ -155,7 +155,6 @@ print("\\nFOUND " + json.dumps(found))
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdk3")
     files = {
         "training/train.py": TRAIN,
         "training/needs.txt": "# nothing beyond the image\n",
@@ -164,21 +163,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "clean.py": CLEAN,
         "run.py": RUN,
     }
-    for path, text in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    return folder
+    return write_files(tmp_path_factory.mktemp("sdk3"), files)
 
 
-def test_process_train_register_deploy_and_update(platform: Platform, project: Path) -> None:
-    platform.call("PUT", "/api/images/plain", {"requirements": ""})
-    values = json.loads(platform.cli("env", "--json").stdout)
-    environ = {"PATH": os.environ["PATH"], "HOME": str(project), "COLUMNS": "400", **values}
+def test_process_train_register_deploy_and_update(
+    platform: Platform, project: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_script(PYTHON, project / "run.py", SECONDS, COLUMNS="400")
 
-    argv = [str(PYTHON), "run.py"]
-    done = subprocess.run(argv, cwd=project, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
-
-    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
     found: dict[str, Any] = json.loads(done.stdout.rpartition("FOUND ")[2])
     name = found["training"][0]
     assert name.startswith("slope-") and found["training"][1:] == ["Completed", "Completed"]

@@ -1,14 +1,14 @@
 """A pipeline by the SageMaker SDK 3, from an environment of its own (`make clients`), as its users write one."""
 
 import json
-import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loopline.testing.live import Platform
+from loopline.testing.live import Platform, write_files
 
 PYTHON = Path(__file__).resolve().parents[2] / ".clients" / "sagemaker3" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the SageMaker SDK 3 is not there: make clients")
@@ -163,24 +163,15 @@ print("\\nFOUND " + json.dumps(found))
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdk3")
-    (folder / "source").mkdir()
-    (folder / "source" / "train.py").write_text(TRAIN)
-    (folder / "prepare.py").write_text(PREPARE)
-    (folder / "measure.py").write_text(MEASURE)
-    (folder / "pipeline.py").write_text(PIPELINE)
-    return folder
+    files = {"source/train.py": TRAIN, "prepare.py": PREPARE, "measure.py": MEASURE, "pipeline.py": PIPELINE}
+    return write_files(tmp_path_factory.mktemp("sdk3"), files)
 
 
-def test_upsert_start_wait_and_list_steps(platform: Platform, project: Path) -> None:
-    platform.call("PUT", "/api/images/plain", {"requirements": ""})
-    values = json.loads(platform.cli("env", "--json").stdout)
-    environ = {"PATH": os.environ["PATH"], "HOME": str(project), **values}
+def test_upsert_start_wait_and_list_steps(
+    platform: Platform, project: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_script(PYTHON, project / "pipeline.py", SECONDS)
 
-    argv = [str(PYTHON), "pipeline.py"]
-    done = subprocess.run(argv, cwd=project, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
-
-    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
     found: dict[str, Any] = json.loads(done.stdout.rpartition("FOUND ")[2])
     assert found["arns"] == ["arn:aws:sagemaker:us-east-1:123456789012:pipeline/limits"] * 2
     (good, first), (other, second), (bad, third) = found["executions"]

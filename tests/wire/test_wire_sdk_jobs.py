@@ -1,14 +1,14 @@
 """Jobs by the SageMaker SDK 2.257, from an environment of its own (`make clients`): fit, run, transform, and logs."""
 
 import json
-import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loopline.testing.live import Platform
+from loopline.testing.live import Platform, write_files
 
 PYTHON = Path(__file__).resolve().parents[2] / ".clients" / "sagemaker2" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the SageMaker SDK is not there: make clients")
@@ -108,7 +108,6 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdk")
     files = {
         "training/train.py": TRAIN,
         "serving/inference.py": INFERENCE,
@@ -117,21 +116,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cleaning/requirements.txt": "# nothing beyond the image\n",
         "run.py": RUN,
     }
-    for path, text in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    return folder
+    return write_files(tmp_path_factory.mktemp("sdk"), files)
 
 
-def test_fit_run_and_transform_with_logs(platform: Platform, project: Path) -> None:
-    platform.call("PUT", "/api/images/plain", {"requirements": ""})
-    values = json.loads(platform.cli("env", "--json").stdout)
-    environ = {"PATH": os.environ["PATH"], "HOME": str(project), **values}
+def test_fit_run_and_transform_with_logs(
+    platform: Platform, project: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_script(PYTHON, project / "run.py", SECONDS)
 
-    argv = [str(PYTHON), "run.py"]
-    done = subprocess.run(argv, cwd=project, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
-
-    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["clean"].split() == ["2", "3", "4"]
     assert [float(line) for line in found["told"].split()] == [60.0, 120.0]

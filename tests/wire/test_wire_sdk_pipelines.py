@@ -1,7 +1,6 @@
 """A pipeline by the SageMaker SDK 2.257, from an environment of its own (`make clients`), as its users write one."""
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loopline.testing.live import Platform, until
+from loopline.testing.live import Platform, until, write_files
 
 PYTHON = Path(__file__).resolve().parents[2] / ".clients" / "sagemaker2" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the SageMaker SDK is not there: make clients")
@@ -142,21 +141,13 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdk")
-    (folder / "source").mkdir()
-    (folder / "source" / "train.py").write_text(TRAIN)
-    (folder / "prepare.py").write_text(PREPARE)
-    (folder / "measure.py").write_text(MEASURE)
-    (folder / "pipeline.py").write_text(PIPELINE)
-    return folder
+    files = {"source/train.py": TRAIN, "prepare.py": PREPARE, "measure.py": MEASURE, "pipeline.py": PIPELINE}
+    return write_files(tmp_path_factory.mktemp("sdk"), files)
 
 
-def begin(platform: Platform, project: Path, name: str) -> subprocess.Popen[str]:
+def begin(shell: dict[str, str], project: Path, name: str) -> subprocess.Popen[str]:
     """The user's script, with a pipeline and a group of models of that name."""
-    platform.call("PUT", "/api/images/plain", {"requirements": ""})
-    values = json.loads(platform.cli("env", "--json").stdout)
-    environ = {"PATH": os.environ["PATH"], "HOME": str(project), **values}
-    argv = [str(PYTHON), "pipeline.py", name]
+    argv, environ = [str(PYTHON), "pipeline.py", name], {**shell, "HOME": str(project)}
     return subprocess.Popen(
         argv, cwd=project, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
@@ -178,8 +169,8 @@ def versions(platform: Platform, model: str) -> list[tuple[Any, ...]]:
     return [(row["number"], row["status"], row["metrics"]) for row in items]
 
 
-def test_upsert_start_wait_and_list_steps(platform: Platform, project: Path) -> None:
-    found = printed(begin(platform, project, "limits"))
+def test_upsert_start_wait_and_list_steps(platform: Platform, project: Path, shell: dict[str, str]) -> None:
+    found = printed(begin(shell, project, "limits"))
 
     assert found["arns"] == ["arn:aws:sagemaker:us-east-1:123456789012:pipeline/limits"] * 2
     good, bad = found["executions"]
@@ -195,8 +186,10 @@ def test_upsert_start_wait_and_list_steps(platform: Platform, project: Path) -> 
     assert platform.call("GET", "/api/pipelines/limits")["version"] == 1
 
 
-def test_the_script_waits_through_every_death_of_control(platform: Platform, project: Path, kill: Kill) -> None:
-    script = begin(platform, project, "survivors")
+def test_the_script_waits_through_every_death_of_control(
+    platform: Platform, project: Path, shell: dict[str, str], kill: Kill
+) -> None:
+    script = begin(shell, project, "survivors")
     ended, deaths = 0, 0
     until(lambda: script.poll() is not None or executions(platform, "survivors"), "an execution has begun", SECONDS)
     while script.poll() is None:

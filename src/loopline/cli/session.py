@@ -1,26 +1,27 @@
 """What every command has: the server it speaks to, and how it shows what it found.
 
-On a terminal: coloured tables. Into a pipe: one line per item, tab-separated. With ``--json``: the server's answer as
-it is. Progress and remarks go to stderr, always.
+On a terminal: coloured tables that fit it. Into a pipe: one line per item, tab-separated. With ``--json``: the
+server's answer as it is. Progress and remarks go to stderr, always.
 """
 
 import functools
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from loopline.cli import tables
+
 if TYPE_CHECKING:
     from loopline.sdk.client import Client
 
 Column = tuple[str, str | Callable[[dict[str, Any]], Any]]
 
-_WHOLE = re.compile(r"\S{0,26}|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")  # cells that are not broken into lines
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
-MIN_SENTENCE = 16  # characters
 _COLOURS = {
     **dict.fromkeys(("Succeeded", "Approved", "InService", "Ready", "OK", "Passed", "Started", "Delivered"), "green"),
     **dict.fromkeys(("Failed", "Rejected", "ALARM", "Refused", "Lost", "RolledBack", "RollingBack"), "red"),
@@ -64,11 +65,17 @@ class Session:
             for row in rows:
                 click.echo("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
         elif rows:
-            _rich_table(titles, rows)
+            self._show(titles, rows)
         else:
             self.note(empty)
         if answer.get("next") and not _limited():
             self.note("there are more: --limit shows more of them")
+
+    def _show(self, titles: list[str], rows: list[list[str]]) -> None:
+        table = tables.fit(titles, rows, shutil.get_terminal_size().columns, _COLOURS)
+        click.echo("\n".join(tables.lines(table, _COLOURS)))
+        if table.cut:
+            self.note("ids are shortened to fit this terminal; in a pipe, as in `| cat`, they are whole")
 
     def record(self, answer: dict[str, Any], keys: Iterable[str] | None = None) -> None:
         """One record, a field per line; ``keys`` picks and orders them (dotted)."""
@@ -130,25 +137,6 @@ def text(value: Any) -> str:
 def colour(value: str) -> str:
     """A status in its colour, anything else as it is."""
     return click.style(value, fg=_COLOURS[value]) if value in _COLOURS else value
-
-
-def _rich_table(titles: list[str], rows: list[list[str]]) -> None:
-    """A table of which only sentences are broken into lines; a narrow terminal breaks the rest itself."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    needed = 2
-    for position, title in enumerate(titles):
-        whole = all(_WHOLE.fullmatch(row[position]) for row in rows)
-        widest = max(len(title), *(len(row[position]) for row in rows))
-        needed += 3 + (widest if whole else min(widest, MIN_SENTENCE))
-        table.add_column(title, overflow="fold", no_wrap=whole, min_width=len(title))
-    for row in rows:
-        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    Console(width=max(Console().width, needed)).print(table)
 
 
 def options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import os
 import random
 import signal
 import socket
@@ -69,10 +70,29 @@ def free_port() -> int:
             return port
 
 
-def packed(files: Mapping[str, str | bytes]) -> bytes:
-    """A tar of the files."""
+def processes_that_mention(folder: Path) -> list[str]:
+    """The command lines of other processes in which a folder is named."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(folder) in command and entry.parent.name != str(os.getpid()):
+                found.append(command)
+    return found
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> Path:
+    """Write files below a folder, which is given back."""
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    return folder
+
+
+def packed(files: Mapping[str, str | bytes], *, compressed: bool = False) -> bytes:
+    """A tar of the files, or with ``compressed`` a tar.gz."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    with tarfile.open(fileobj=buffer, mode="w:gz" if compressed else "w") as tar:
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
             entry = tarfile.TarInfo(name)
