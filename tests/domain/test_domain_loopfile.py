@@ -335,3 +335,8 @@ def test_what_is_to_be_compiled_is_served_by_itself_and_can_be_compared(before, 
         line,
         True,
     )
+
+
+def test_a_table_inside_a_list_is_cured_by_the_header_that_the_file_would_have() -> None:
+    text = '[project]\nname="p"\n[model]\nname="m"\n[endpoint]\nname="e"\n[[tests]]\nname="x"\nkind="call"\ncalls=1\n'
+    assert "write [[tests.calls]]" in [problem.cure for problem in parse(text)[1]]
