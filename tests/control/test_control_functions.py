@@ -1,6 +1,7 @@
 """Functions follow the files that were applied; where new processes do not come up, the old ones go on."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,60 @@ def test_a_first_start_that_fails_says_why_and_may_be_applied_again(world: World
     fleet.broken = {}
     apply(world)
     settled(world, fleet)
+
+
+class Interrupted:
+    """The environments of an installation; while the next one is looked for, something else happens."""
+
+    def __init__(self, real: Any, happens: Callable[[], Any]) -> None:
+        self._real = real
+        self._happens: Callable[[], Any] | None = happens
+
+    def lock(self, requirements: str) -> str:
+        happens, self._happens = self._happens, None
+        if happens is not None:
+            happens()
+        found: str = self._real.lock(requirements)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def test_what_is_declared_while_processes_are_made_is_what_they_get(world: World, fleet: Fleet) -> None:
+    closed = LOOP.format(project="p", timeout=5)
+    apply(world, loop=closed + "network = true\n")
+    world.ctx.environments = Interrupted(world.ctx.environments, lambda: apply(world, loop=closed))
+    settled(world, fleet)
+    argv = fleet.processes()[0]["argv"]
+    spec = json.loads(Path(argv[argv.index("--spec") + 1]).read_text())
+    assert spec["sandbox"] == {"network": False}
+
+
+def test_what_cannot_be_made_says_nothing_of_what_was_applied_meanwhile(world: World, fleet: Fleet) -> None:
+    apply(world)
+
+    def replaced() -> None:
+        apply(world, code=CODE + "\n")
+        raise InvalidInput("there is no such package")
+
+    world.ctx.environments = Interrupted(world.ctx.environments, replaced)
+    assert not settled(world, fleet)["reason"]
+
+
+def test_a_push_tries_again_what_did_not_come_up(world: World, fleet: Fleet) -> None:
+    apply(world)
+    first = settled(world, fleet)
+    (before,) = fleet.processes()
+    apply(world, code=CODE + "\n")
+    world.settle(lambda: len(fleet.processes()) == 2)
+    fleet.broken = {first["id"]: "there was no room"}
+    assert "there was no room" in settled(world, fleet)["reason"]
+    fleet.broken = {}
+    apply(world, code=CODE + "\n", timeout=9)
+    assert not settled(world, fleet)["reason"]
+    assert fleet.processes()[0]["id"] != before["id"]
+    assert not [change for change in apply(world, code=CODE + "\n", timeout=9) if change["noun"] == "function"]
 
 
 def test_a_function_that_is_no_longer_declared_goes_and_may_come_back(world: World, fleet: Fleet) -> None:

@@ -77,17 +77,18 @@ def _apply_one(ctx: Context, tx: Tx, actor: str, name: str, values: dict[str, An
     if row["project"] != values["project"] and not gone:
         raise Conflict(f"the function {name!r} belongs to the project {row['project']!r}; choose another name")
     same_tree = row["tree"] == values["tree"]
-    if same_tree and row["settings"] == values["settings"] and row["status"] not in ("Deleted", "Failed"):
+    failed = row["status"] == FunctionStatus.FAILED or row["reason"]  # then what answers is of an earlier push
+    if same_tree and row["settings"] == values["settings"] and not gone and not failed:
         return None
     same_processes = same_tree and _for_processes(row["settings"]) == _for_processes(values["settings"])
-    if same_processes and row["status"] == FunctionStatus.READY:
+    if same_processes and row["status"] == FunctionStatus.READY and not failed:
         records.set(tx, "function", row["id"], actor=actor, **values)
         snapshots.write(ctx, tx, actor=actor, reason=f"function {name} changed")
         return "changed"
     if row["status"] == FunctionStatus.PENDING:
         records.set(tx, "function", row["id"], actor=actor, **values)
     else:
-        records.move(tx, "function", row["id"], FunctionStatus.PENDING, actor=actor, reason=None, **values)
+        records.move(tx, "function", row["id"], FunctionStatus.PENDING, actor=actor, reason="", **values)
     queue.ask(tx, "function.advance", row["id"])
     return "created" if gone else "changed"
 
@@ -133,10 +134,10 @@ def _start(ctx: Context, row: Row) -> float | None:
         entries = [processes.server(ctx, row["id"], index, spec, python) for index in range(settings["instances"])]
     except (LooplineError, OSError) as error:
         _fail(ctx, row, str(error) or type(error).__name__)
-        return None
+        return POLL_SECONDS
     with ctx.db.transaction() as tx:
         current = records.get(tx, "function", row["id"])
-        if current["status"] != FunctionStatus.PENDING or current["tree"] != row["tree"]:
+        if not _is_the_same(current, row):
             return POLL_SECONDS  # it was changed or deleted meanwhile
         records.move(
             tx,
@@ -168,12 +169,17 @@ def _environment(ctx: Context, row: Row) -> tuple[str, str]:
     return str(found["python"]), str(found["id"])
 
 
+def _is_the_same(current: Row, row: Row) -> bool:
+    """Whether a function is where it was when ``row`` was read, and its processes are to be what they were then."""
+    return all(current[name] == row[name] for name in ("status", "tree", "settings", "project", "successor"))
+
+
 def _fail(ctx: Context, row: Row, reason: str) -> None:
     """The new processes do not come up. What answered before goes on."""
     with ctx.db.transaction() as tx:
         current = records.get(tx, "function", row["id"])
-        if current["status"] not in (FunctionStatus.PENDING, FunctionStatus.STARTING):
-            return
+        if not _is_the_same(current, row):
+            return  # what does not come up is no longer wanted
         status = FunctionStatus.READY if current["server"] else FunctionStatus.FAILED
         records.move(tx, "function", row["id"], status, actor=SYSTEM.name, reason=reason, successor=None)
     processes.write(ctx)
@@ -184,11 +190,11 @@ def _await_servers(ctx: Context, row: Row) -> float | None:
     failed = next((state for state in found if state["state"] == "failed"), None)
     if failed is not None:
         _fail(ctx, row, f"the function does not start: {failed.get('error')}")
-        return None
+        return POLL_SECONDS
     if not all(state["state"] == "ready" for state in found):
         if ctx.clock.now() - row["since_at"] > START_TIMEOUT_SECONDS:
             _fail(ctx, row, f"the function was not ready within {START_TIMEOUT_SECONDS:g} s")
-            return None
+            return POLL_SECONDS
         return POLL_SECONDS
     with ctx.db.transaction() as tx:
         current = records.get(tx, "function", row["id"])
@@ -200,7 +206,7 @@ def _await_servers(ctx: Context, row: Row) -> float | None:
             row["id"],
             FunctionStatus.READY,
             actor=SYSTEM.name,
-            reason=None,
+            reason="",
             server=row["successor"],
             successor=current["server"],
             since_at=tx.now,
