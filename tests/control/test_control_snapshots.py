@@ -118,3 +118,19 @@ def test_a_ledger_that_was_pruned_goes_on_where_it_was(world: World) -> None:
     with world.ctx.db.read() as tx:
         assert snapshots.unchanged_since(tx, "boxes") == traffic.told(None)[0][-1]
     assert len(traffic.rows()) <= 7
+
+
+def test_a_ledger_longer_than_one_look_at_it_says_what_it_said(world: World) -> None:
+    traffic = Traffic(world)
+    for weight in range(snapshots.ROWS + 3):
+        traffic.move(100 - weight, weight)
+        traffic.keys(1 if weight % 2 else 0)
+    traffic.keys(snapshots.ROWS + 3)
+    times = [row["at"] for row in traffic.rows()]
+    before = {at: traffic.told(at) for at in times}
+    traffic.clock.advance(snapshots.KEPT_SECONDS + 1)
+
+    assert snapshots.prune(world.ctx) > snapshots.ROWS
+    assert {at: traffic.told(at) for at in times} == before
+    assert ".sock" not in json.dumps(traffic.rows()[:-1])
+    assert snapshots.prune(world.ctx) == 0

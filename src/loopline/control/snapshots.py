@@ -23,8 +23,8 @@ from loopline.store.schema import access_keys, consumers, endpoints, functions, 
 SIGNING_DAYS = 8  # so long gateways go on checking signatures while control is down
 KEPT_SECONDS = 3600.0  # so long a snapshot stays as it was written
 PRUNER = "snapshots.prune"
-ROWS = 200  # of one transaction of the pruner
-ROUNDS = 50  # transactions of one look
+ROWS = 20  # of one transaction of the pruner; each may name thousands of models
+ROUNDS = 500  # transactions of one look
 
 
 def write(ctx: Context, tx: Tx, *, actor: str, reason: str) -> int:
@@ -337,13 +337,14 @@ def _outworn(tx: Tx, before: float) -> tuple[int, list[int], dict[int, dict[str,
     gone: list[int] = []
     told: dict[int, dict[str, Any]] = {}
     if len(old) > 1 or (old and old[0] != reached):  # the one that the ledger ends with is done already
-        for row in tx.rows(sa.select(c.number, c.body).where(c.number.in_(old)).order_by(c.number)):
-            said = {"endpoints": _shares(row["body"])}
+        for number in old:
+            body = tx.execute(sa.select(c.body).where(c.number == number)).scalar_one()
+            said = {"endpoints": _shares(body)}
             if said == last:
-                gone.append(row["number"])
+                gone.append(number)
                 continue
-            last, reached = said, row["number"]
-            if said != row["body"]:
+            last, reached = said, number
+            if said != body:
                 told[reached] = said
     return reached, gone, told
 
