@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loopline.control import aliases, endpoints, events, multimodel, projects, pushes, registry, rollouts
+from loopline.control import aliases, endpoints, events, multimodel, projects, pushes, registry, rollouts, variants
 from loopline.domain import loopfile
 from loopline.domain.access import Actor
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
@@ -125,6 +125,9 @@ def test_an_endpoint_that_follows_serves_what_is_approved(world: World) -> None:
     endpoints.delete(ctx, actor, endpoint="many")
     endpoints.create(ctx, actor, name="many", settings={"multi_model": {"memory_mb": 900, "follow": ["box*"]}})
     world.settle(lambda: served(world) == {"boxes:1": True})
+    with ctx.db.transaction() as tx:  # control died after it had begun to serve the second one
+        there = endpoints.endpoint_row(tx, "many"), registry.version_row(tx, "boxes", 2)
+        assert variants.ensure(tx, *there, "ann")["status"] == "Starting"
     registry.approve(ctx, actor, model="boxes", number=2)
     world.settle(lambda: served(world) == {"boxes:2": True})
     registry.reject(ctx, actor, model="boxes", number=2, comment="wrong after all")
@@ -151,8 +154,8 @@ def test_what_loop_toml_declares_is_made_and_changed_as_it_says(world: World) ->
     fleet = Fleet(world.ctx)
 
     def served() -> set[str]:
-        variants = fleet.snapshot()["endpoints"]["declared"]["variants"]
-        return {f"{each['model']}:{each['version']}" for each in variants}
+        found = fleet.snapshot()["endpoints"]["declared"]["variants"]
+        return {f"{each['model']}:{each['version']}" for each in found}
 
     def budget() -> Any:
         return json.loads((world.ctx.settings.dir / "processes.json").read_text())["budgets"].get("declared")

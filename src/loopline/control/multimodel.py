@@ -77,7 +77,8 @@ def _serve(ctx: Context, endpoint: Row, found: list[Row], actor: str) -> list[di
     laid = {row["id"]: fleets.grown(ctx, row, 1) for row in made}
     with ctx.db.transaction(durable=True) as tx:
         for variant in made:
-            if variant["status"] != VariantStatus.READY:
+            current = records.get(tx, "variant", variant["id"])  # somebody else may have served it meanwhile
+            if current["status"] != VariantStatus.READY:
                 moved: dict[str, Any] = {"server": laid[variant["id"]], "instances": 1}
                 records.move(tx, "variant", variant["id"], VariantStatus.READY, actor=actor, warm_until=None, **moved)
             _answers(tx, variant, actor)
@@ -272,7 +273,7 @@ def follow(ctx: Context, key: str) -> float | None:
             sa.select(versions).where(versions.c.status == VersionStatus.APPROVED).order_by(versions.c.number)
         )
     wanted = {version["model"]: version for version in approved if _follows(row, version["model"])}
-    known = {each["version"] for each in there}
+    known = {each["version"] for each in there if each["status"] == VariantStatus.READY}  # else it was left half made
     fresh = [version for version in wanted.values() if version["id"] not in known]
     problem = None
     try:
