@@ -155,7 +155,7 @@ def is_going_on(ctx: Context, version_id: str) -> bool:
 def served(ctx: Context, version: Row) -> dict[str, str] | None:
     """What a model server's spec says of the compiled form: {"handler", "model_dir"}; None where there is none."""
     with ctx.db.read() as tx:
-        row = registry.compilation_of(tx, version)
+        row = registry.compilation_of(tx, version, judged=True)
     if row is None or row["status"] != CompilationStatus.PASSED:
         return None
     folder = artifacts.model_dir(ctx, in_form(version, row))
@@ -164,9 +164,9 @@ def served(ctx: Context, version: Row) -> dict[str, str] | None:
 
 def accepted(tx: Tx, version: Row) -> Row:
     """The compilation whose form may stand for a version. Raises ``Conflict``, saying what there is instead."""
-    row = registry.compilation_of(tx, version)
-    if row is not None and row["status"] == CompilationStatus.PASSED:
-        return row
+    verdict, row = registry.compilation_of(tx, version, judged=True), registry.compilation_of(tx, version)
+    if verdict is not None and verdict["status"] == CompilationStatus.PASSED:
+        return verdict
     what = f"{version['model']} version {version['number']}"
     if row is None:
         command = f"loopline versions compile {version['model']} {version['number']}"

@@ -14,7 +14,7 @@ from loopline.control.context import SYSTEM, Context
 from loopline.domain import access, names
 from loopline.domain.access import Actor, Permission
 from loopline.domain.gates import Policy
-from loopline.domain.states import VersionStatus
+from loopline.domain.states import CompilationStatus, VersionStatus
 from loopline.errors import Conflict, Forbidden, GateRefused, InvalidInput, NotFound
 from loopline.store import records
 from loopline.store.db import Row, Tx
@@ -253,10 +253,13 @@ def show_version(ctx: Context, actor: Actor, *, model: str, number: int) -> dict
     return row
 
 
-def compilation_of(tx: Tx, version: Row) -> Row | None:
-    """The newest compilation of a version; of a copy, also those of the original."""
+def compilation_of(tx: Tx, version: Row, *, judged: bool = False) -> Row | None:
+    """The newest compilation of a version; of a copy, also those of the original. ``judged``: the newest of which a
+    comparison has said whether its form may serve, which holds until the next one has."""
     known = [version["id"], *([version["copied_from"]["version"]] if version["copied_from"] else [])]
     query = sa.select(compilations).where(compilations.c.version.in_(known))
+    if judged:
+        query = query.where(compilations.c.status.in_((CompilationStatus.PASSED, CompilationStatus.REFUSED)))
     return tx.row(query.order_by(compilations.c.created_at.desc(), compilations.c.id.desc()).limit(1))
 
 
