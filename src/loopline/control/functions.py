@@ -265,7 +265,8 @@ def _public(row: Row) -> dict[str, Any]:
     servers = [
         {"id": entry["id"], "state": processes.server_state(entry).get("state")} for entry in row["server"] or ()
     ]
-    return {**{k: v for k, v in row.items() if k not in ("server", "successor")}, "servers": servers}
+    shown = {key: value for key, value in row.items() if key not in ("server", "successor")}
+    return {**shown, "reason": row["reason"] or None, "servers": servers}
 
 
 def recover(ctx: Context) -> None:
