@@ -10,16 +10,28 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "serving"
 
 
+MODULES = ("run", "figures", "installation", "servers", "load")
+
+
+def module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """One of the benchmark's modules, which are scripts' and in no package."""
+    monkeypatch.syspath_prepend(FOLDER)
+    for known in MODULES:
+        monkeypatch.delitem(sys.modules, known, raising=False)
+    found = __import__(name)
+    for known in MODULES:
+        sys.modules.pop(known, None)
+    return found
+
+
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The benchmark's module, which is a script's and in no package."""
-    monkeypatch.syspath_prepend(FOLDER)
-    for name in ("figures", "servers", "load"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    module = __import__("figures")
-    for name in ("figures", "servers", "load"):
-        monkeypatch.delitem(sys.modules, name)
-    return module
+    return module("figures", monkeypatch)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return module("run", monkeypatch)
 
 
 def measured(cpu_us: float, p50_ms: float = 0.3, **more: Any) -> dict[str, Any]:
@@ -82,3 +94,14 @@ def test_what_was_not_measured_is_no_promise_kept_or_broken(figures: ModuleType)
 
     assert verdicts(figures, given)["watching"] == (False, False)
     assert not any("capture" in line for line in figures.missed(given, []))
+
+
+def test_of_two_measurements_the_better_runs_count_and_every_error_does(script: ModuleType) -> None:
+    first, second = measured(30.0, p50_ms=0.2, cold_s=2.0), measured(25.0, p50_ms=0.3, cold_s=3.0)
+    first["runs"]["64"] = {**first["runs"]["64"], "errors": 1}
+
+    found = script.better(first, second)
+
+    assert (found["runs"]["1"]["p50_ms"], found["runs"]["64"]["cpu_us"], found["cold_s"]) == (0.2, 25.0, 2.0)
+    assert found["runs"]["64"]["errors"] == 1
+    assert "failed" in script.better(first, {"failed": "it did not start"})
