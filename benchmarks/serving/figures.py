@@ -19,7 +19,7 @@ LABELS = {
 }
 ORDER = (FULL, BARE, OFF, CODE, *(peer.name for peer in PEERS_TABLE), LIMIT)
 DISTURBED = 0.1  # cores busy with something else
-REACH = 2 / 3  # a ratio to a peer that asks for more of the limit than this is shown, and not judged
+REACH = 0.5  # a ratio to a peer that asks for more of the limit than this is shown, and not judged
 MOST = 64
 
 Results = dict[str, dict[str, Any]]  # "model/server" -> what was measured, or {"failed": why}
