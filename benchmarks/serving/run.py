@@ -34,6 +34,7 @@ from figures import (
     MOST,
     OFF,
     ORDER,
+    RIVAL,
     Results,
     missed,
     shares,
@@ -52,7 +53,8 @@ WARM_SECONDS = 1
 TRIES = 5  # of most connections
 LATENCY_TRIES = 3  # of one
 OWN = (FULL, BARE, OFF)
-AGAIN = (FULL, "fastapi-tuned")  # measured once more when all others have been: the promises are about these two
+AGAIN = (FULL, RIVAL)  # measured once more when all others have been: the promises are about these two
+PAIRS = 7  # of runs at one connection, of loopline and that peer in turn
 PINNED = ("scikit-learn", "numpy", "joblib", "onnxruntime")
 
 
@@ -135,6 +137,7 @@ class Bench:
         try:
             cold = installation.cold_start()
             full = {"cold_s": cold, "pss_mb": load.pss_mb(), "runs": self.runs(installation.load, tries=1)}
+            full["pairs"] = self.pairs(installation, model)
             full["drift_rows"] = installation.watched_rows()
             found: dict[str, list[dict[str, Any]]] = {FULL: [full["runs"][str(MOST)]], OFF: [], BARE: []}
             for turn in range(TRIES):  # in turn, because machines have better and worse minutes
@@ -156,6 +159,23 @@ class Bench:
             return {FULL: full, BARE: bare, OFF: off}
         finally:
             installation.stop()
+
+    def pairs(self, installation: Installation, model: str) -> list[list[float]]:
+        """Median latencies in ms at one connection, loopline's and the leanest peer's, of runs one right after the
+        other: what both have to bear from the machine is the same."""
+        peer = next(peer for peer in PEERS_TABLE if peer.name == RIVAL)
+        rival = Server(peer, MODEL_FOLDER / model, self.rows, self.work)
+        try:
+            load.fire(rival.load, 1, self.warm, self.work)
+            found = []
+            for _ in range(PAIRS):
+                own, other = self.run(installation.load, 1), load.fire(rival.load, 1, self.seconds, self.work)
+                found.append([own["p50_ms"], other["p50_ms"]])
+        finally:
+            rival.leave()
+        own_ms, other_ms = (min(column) for column in zip(*found, strict=True))
+        note(f"    in pairs: p50 {own_ms:.3f} ms, {LABELS[RIVAL]} {other_ms:.3f} ms")
+        return found
 
     def own_code(self, model: str) -> dict[str, Any]:
         """loopline with everything on, where the project's own code predicts."""
@@ -216,7 +236,8 @@ def better(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         each: {**_better_run(each, pair), "errors": sum(run["errors"] for run in pair)} for each, pair in pairs.items()
     }
     least = {name: min(before[name], now[name]) for name in ("cold_s", "pss_mb") if name in now}
-    return {**now, **least, "runs": runs, "times": 2}
+    pairs = {"pairs": before.get("pairs", []) + now["pairs"]} if "pairs" in now else {}
+    return {**now, **least, **pairs, "runs": runs, "times": 2}
 
 
 def _better_run(connections: str, runs: tuple[dict[str, Any], ...]) -> dict[str, Any]:

@@ -309,11 +309,15 @@ class Server:
 
     def stop(self) -> None:
         """End it and everything that it started."""
+        self.leave()
+        end_everything()
+
+    def leave(self) -> None:
+        """End it, and nothing that runs beside it."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(15)
-        end_everything()
 
 
 def end_everything() -> None:

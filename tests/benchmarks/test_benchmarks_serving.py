@@ -105,3 +105,16 @@ def test_of_two_measurements_the_better_runs_count_and_every_error_does(script: 
     assert (found["runs"]["1"]["p50_ms"], found["runs"]["64"]["cpu_us"], found["cold_s"]) == (0.2, 25.0, 2.0)
     assert found["runs"]["64"]["errors"] == 1
     assert "failed" in script.better(first, {"failed": "it did not start"})
+
+
+def test_latencies_of_pairs_decide_between_the_two_that_are_near(figures: ModuleType) -> None:
+    given = results(25.0, 290.0, 2.0)
+    given["logistic/loopline"]["pairs"] = [[0.5, 0.45], [0.3, 0.36]]
+    assert verdicts(figures, given)["p50"] == (True, True)
+
+    given["logistic/loopline"]["pairs"] = [[0.5, 0.45], [0.31, 0.3]]
+    assert verdicts(figures, given)["p50"] == (True, False)
+
+    given["logistic/loopline"]["pairs"] = [[0.3, 0.36]]
+    given["logistic/kserve"] = measured(500.0, p50_ms=0.2)
+    assert verdicts(figures, given)["p50"] == (True, False)
