@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -311,6 +311,15 @@ class Server:
         """End it and everything that it started."""
         self.leave()
         end_everything()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing of it runs meanwhile."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
 
     def leave(self) -> None:
         """End it, and nothing that runs beside it."""
