@@ -17,6 +17,7 @@ joblib = pytest.importorskip("joblib")
 sklearn = pytest.importorskip("sklearn")
 
 from sklearn import (  # noqa: E402
+    base,
     discriminant_analysis,
     dummy,
     ensemble,
@@ -116,16 +117,28 @@ def test_a_model_whose_label_is_not_its_most_probable_class_is_asked_for_both(tm
     assert machine is None or not handler._labels_by_probability(machine)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
 @pytest.mark.parametrize("scalers", [0, 1, 2])
-def test_the_short_way_through_a_small_model_gives_the_same_bits(scalers):
+@pytest.mark.parametrize(
+    "last",
+    [
+        linear_model.LogisticRegression(),
+        ensemble.GradientBoostingClassifier(n_estimators=20, random_state=0),
+        ensemble.GradientBoostingClassifier(n_estimators=5, loss="exponential", init="zero", random_state=0),
+    ],
+    ids=["logistic", "boosting", "exponential"],
+)
+def test_the_short_way_through_a_small_model_gives_the_same_bits(scalers, last):
     steps = [preprocessing.StandardScaler(with_mean=number == 0) for number in range(scalers)]
-    model = pipeline.make_pipeline(*steps, linear_model.LogisticRegression()).fit(TABLE * 100, TWO)
+    model = pipeline.make_pipeline(*steps, base.clone(last)).fit(TABLE * 100, TWO)
     ask = probabilities_of(model, [step for _, step in model.steps])
     assert ask is not None
-    for table in (NEW, NEW * 1e5, NEW[:1], NEW[:3]):
+    for table in (NEW, NEW * 1e5, NEW[:1], NEW[:3], np.asfortranarray(NEW), NEW[::2, ::-1]):
         assert np.array_equal(ask(table), model.predict_proba(table))
-    for wrong in (np.full((1, 3), np.inf), np.array([[np.nan, 1.0, 1.0]]), np.zeros((1, 2))):
+    wrong_tables = [np.full((1, 3), np.inf), np.array([[np.nan, 1.0, 1.0]]), np.zeros((1, 2))]
+    if isinstance(last, ensemble.GradientBoostingClassifier):
+        wrong_tables.append(np.full((1, 3), 1e300))  # its trees know single precision alone
+    for wrong in wrong_tables:
         with pytest.raises(ValueError, match=r"infinity|NaN|features"):
             ask(wrong)
 
@@ -136,6 +149,14 @@ def test_a_short_way_that_does_not_give_the_same_bits_is_not_taken():
     model.predict_proba = lambda table: np.full((len(table), 2), 0.5)
     assert probabilities_of(model, [model]) is None
     three = linear_model.LogisticRegression().fit(TABLE, THREE)
+    assert probabilities_of(three, [three]) is None
+
+
+def test_trees_that_begin_with_another_model_go_the_long_way():
+    first = linear_model.LogisticRegression()
+    model = ensemble.GradientBoostingClassifier(n_estimators=5, init=first).fit(TABLE, TWO)
+    assert probabilities_of(model, [model]) is None
+    three = ensemble.GradientBoostingClassifier(n_estimators=5).fit(TABLE, THREE)
     assert probabilities_of(three, [three]) is None
 
 
