@@ -1,13 +1,11 @@
 """A platform with two gateways behind TLS: predictions go on whatever happens beside them."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,13 +39,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         running.stop()
 
 
-def pid_of(platform: Platform, name: str) -> int | None:
-    """Of a child of the supervisor, while it runs."""
-    state: dict[str, Any] = json.loads((platform.folder / "run" / "supervisor.json").read_text())
-    found = {child["id"]: child for child in state["children"]}
-    return int(found[name]["pid"]) if name in found and found[name]["pid"] else None
-
-
 def statuses(platform: Platform, count: int) -> list[int]:
     """Of as many predictions, each on a connection of its own and after a handshake of its own."""
     return [platform.predict({"size": 3}).status for _ in range(count)]
@@ -76,7 +67,7 @@ def test_git_reaches_it_over_tls(platform: Platform, tmp_path: Path) -> None:
 
 def test_two_gateways_answer_on_one_port(platform: Platform) -> None:
     until(
-        lambda: statuses(platform, 5) and all(pid_of(platform, f"gateway-{number}") for number in (0, 1)),
+        lambda: statuses(platform, 5) and all(platform.process(f"gateway-{number}") for number in (0, 1)),
         "two gateways",
     )
     folders = [platform.folder / "spool" / f"gateway-{number}" for number in (0, 1)]
@@ -87,7 +78,7 @@ def test_two_gateways_answer_on_one_port(platform: Platform) -> None:
 
 
 def test_predictions_go_on_while_control_stands_still(platform: Platform) -> None:
-    control = pid_of(platform, "control")
+    control = platform.process("control")
     assert control
     os.kill(control, signal.SIGSTOP)
     try:
@@ -99,15 +90,15 @@ def test_predictions_go_on_while_control_stands_still(platform: Platform) -> Non
 
 def test_no_request_that_comes_after_the_death_of_a_gateway_is_lost(platform: Platform) -> None:
     for name in ("gateway-0", "gateway-1"):
-        killed = pid_of(platform, name)
+        killed = platform.process(name)
         assert killed
         os.kill(killed, signal.SIGKILL)
         assert set(statuses(platform, MANY)) == {200}
-        until(lambda name=name, killed=killed: pid_of(platform, name) not in (None, killed), f"{name} is back")
+        until(lambda name=name, killed=killed: platform.process(name) not in (None, killed), f"{name} is back")
 
 
 def test_no_request_is_lost_where_every_gateway_is_killed(platform: Platform) -> None:
-    killed = {name: pid_of(platform, name) for name in ("gateway-0", "gateway-1")}
+    killed = {name: platform.process(name) for name in ("gateway-0", "gateway-1")}
     for pid in killed.values():
         assert pid
         os.kill(pid, signal.SIGKILL)

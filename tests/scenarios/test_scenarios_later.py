@@ -1,8 +1,6 @@
 """Asked now, answered later: asynchronous invocations, batches from the command line, and the logs of an endpoint."""
 
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,10 +168,7 @@ def test_the_queue_is_bounded_and_what_waits_survives_the_death_of_control(platf
     path = "/api/async-invocations?status=Running"
     running = until(lambda: platform.call("GET", path)["items"], "they are at work")
     assert 1 <= len(running) <= 2
-    tree = json.loads((platform.folder / "run" / "supervisor.json").read_text())
-    control = next(child for child in tree["children"] if child["kind"] == "control")
-    os.kill(control["pid"], signal.SIGKILL)
-    until(lambda: platform.ask("GET", "/api/health").status == 200, "control is back")
+    platform.kill("control")
     go(platform).touch()
     rows = [over(platform, answer.json["id"]) for answer in answers if answer.status == 202]
     assert [row["status"] for row in rows] == ["Succeeded"] * 6

@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from loopline.config import run_dir_for
 from loopline.testing.boxes import LOOP, PREDICT, project
 from loopline.testing.live import Platform, until
 
@@ -153,10 +151,7 @@ def test_a_version_whose_unpacked_files_have_gone_serves_again(platform: Platfor
     others = {path for name in ("trees", "models") for path in (platform.folder / name).iterdir()} - {*folders}
     for folder in (*folders, *others):
         os.utime(folder, (1e9, 1e9))  # nobody has asked for any of them for a long time
-    children = json.loads((run_dir_for(platform.folder) / "supervisor.json").read_text())["children"]
-    os.kill(
-        next(child["pid"] for child in children if child["id"] == "control"), signal.SIGKILL
-    )  # it looks as it starts
+    platform.kill("control")  # it looks as it starts
 
     until(lambda: not any(folder.exists() for folder in folders), "the files of version 1 are gone")
     serving = platform.call("GET", "/api/models/boxes/versions/5")["artifact"]["sha256"]

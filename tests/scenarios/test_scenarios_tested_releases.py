@@ -2,8 +2,6 @@
 person's chat at the other end."""
 
 import json
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -176,10 +174,7 @@ def test_a_control_that_dies_in_the_middle_goes_on_with_the_tests(platform: Plat
         return found["status"] == "Running" and len(found["results"]) == 1
 
     until(has_one, "the first of the tests has run")
-    state = json.loads((platform.folder / "run" / "supervisor.json").read_text())
-    control = next(child["pid"] for child in state["children"] if child["kind"] == "control")
-    os.kill(control, signal.SIGKILL)
-    until(lambda: platform.ask("GET", "/api/health").status == 200, "control is back")
+    platform.kill("control")
     go(platform).touch()
 
     def over() -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from loopline import config
 from loopline.testing.live import Platform, packed, until
 
 REGION = "us-east-1"
@@ -212,31 +210,3 @@ class Hosting:
 def hosting(client: Client, platform: Platform) -> Hosting:
     """Endpoints by boto3."""
     return Hosting(client, platform)
-
-
-def _pid_of(platform: Platform, kind: str) -> int:
-    children = json.loads((config.run_dir_for(platform.folder) / "supervisor.json").read_text())["children"]
-    return int(next(child["pid"] for child in children if child["kind"] == kind))
-
-
-Kill = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def kill(platform: Platform) -> Kill:
-    """``kill("control")``, ``kill("gateway")``: by SIGKILL; comes back when its successor answers."""
-
-    def end(kind: str) -> None:
-        killed = _pid_of(platform, kind)
-        os.kill(killed, signal.SIGKILL)
-        until(lambda: _pid_of(platform, kind) != killed, "there is another one", 60)
-        until(lambda: _answers(platform), "it answers", 60)
-
-    return end
-
-
-def _answers(platform: Platform) -> bool:
-    try:
-        return platform.ask("GET", "/api/health").status == 200
-    except OSError:
-        return False

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +10,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from loopline.testing.live import Platform, until
 
-Kill = Callable[..., None]
 COUNT = 60
 
 
@@ -37,9 +35,9 @@ def captured(hosting: Any, endpoint: str) -> list[str]:
     return [row["eventMetadata"]["inferenceId"] for row in rows]
 
 
-def test_an_endpoint_comes_to_serve_and_moves_on_although_control_is_killed(hosting: Any, kill: Kill) -> None:
+def test_an_endpoint_comes_to_serve_and_moves_on_although_control_is_killed(hosting: Any, platform: Platform) -> None:
     hosting.sagemaker.create_endpoint(EndpointName="hardy", EndpointConfigName="x2")
-    kill("control")
+    platform.kill("control")
     hosting.in_service("hardy")
     assert hosting.slope("hardy") == 2.0
     routing = {
@@ -48,35 +46,33 @@ def test_an_endpoint_comes_to_serve_and_moves_on_although_control_is_killed(host
         "WaitIntervalInSeconds": 1,
     }
     hosting.update("hardy", "x3", BlueGreenUpdatePolicy={"TrafficRoutingConfiguration": routing})
-    kill("control")
+    platform.kill("control")
     until(lambda: hosting.slope("hardy") == 3.0, "traffic moves", 60.0)
-    kill("control")
+    platform.kill("control")
     assert hosting.in_service("hardy")["EndpointConfigName"] == "x3"
     assert {hosting.slope("hardy") for _ in range(20)} == {3.0}
 
 
-def test_every_request_is_captured_once_whatever_is_killed(hosting: Any, kill: Kill, platform: Platform) -> None:
+def test_every_request_is_captured_once_whatever_is_killed(hosting: Any, platform: Platform) -> None:
     hosting.start("recorded", "x2")
     answered = []
     for number in range(COUNT):
         hosting.ask("recorded", [float(number)], InferenceId=f"order-{number}")
         answered.append(f"order-{number}")
         if number in (10, 30):
-            kill("control")
+            platform.kill("control")
         if number == 20:  # what the gateway has in memory is written within a tick; then it is killed
             until(lambda: platform.call("GET", "/api/endpoints/recorded/traffic")["total"]["requests"] == 21, "counted")
-            kill("gateway")
-    kill("control")
+            platform.kill("gateway")
+    platform.kill("control")
     until(lambda: len(captured(hosting, "recorded")) >= COUNT, "all are captured", 60.0)
-    kill("control")
+    platform.kill("control")
     hosting.ask("recorded", [0.0], InferenceId="the last")
     until(lambda: "the last" in captured(hosting, "recorded"), "one more is captured", 60.0)
     assert sorted(captured(hosting, "recorded")) == sorted([*answered, "the last"])
 
 
-def test_answers_that_are_fetched_later_come_once_although_control_is_killed(
-    hosting: Any, kill: Kill, platform: Platform
-) -> None:
+def test_answers_that_are_fetched_later_come_once_although_control_is_killed(hosting: Any, platform: Platform) -> None:
     hosting.start("later", "x2")
     places = []
     for number in range(12):
@@ -92,8 +88,8 @@ def test_answers_that_are_fetched_later_come_once_although_control_is_killed(
         )
         places.append(made["OutputLocation"].removeprefix(f"s3://{hosting.bucket}/"))
         if number == 5:
-            kill("control")
-    kill("control")
+            platform.kill("control")
+    platform.kill("control")
 
     def answer(key: str) -> Any:
         try:
@@ -107,7 +103,7 @@ def test_answers_that_are_fetched_later_come_once_although_control_is_killed(
     assert [each["status"] for each in listed] == ["Succeeded"] * 12
 
 
-def test_a_kill_of_control_costs_no_request(hosting: Any, kill: Kill) -> None:
+def test_a_kill_of_control_costs_no_request(hosting: Any, platform: Platform) -> None:
     hosting.start("steady", "x2")
     over, slopes = threading.Event(), []
 
@@ -119,7 +115,7 @@ def test_a_kill_of_control_costs_no_request(hosting: Any, kill: Kill) -> None:
         asking = pool.submit(go_on)
         try:
             until(lambda: len(slopes) > 3, "requests are on their way")
-            kill("control")
+            platform.kill("control")
             since = len(slopes)
             until(lambda: len(slopes) > since + 3 or asking.done(), "more are asked")
         finally:

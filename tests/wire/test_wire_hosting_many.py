@@ -1,7 +1,6 @@
 """Endpoints with many models, by boto3: the archives below a prefix, each read when it is first asked for."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -100,15 +99,13 @@ def test_what_is_no_model_is_told_and_names_are_never_paths(many: Any) -> None:
     assert many.slope("many", TargetModel="broken.tar.gz") == 6.0
 
 
-def test_models_that_were_read_answer_after_a_kill_and_new_ones_come(
-    many: Any, kill: Callable[..., None], platform: Platform
-) -> None:
+def test_models_that_were_read_answer_after_a_kill_and_new_ones_come(many: Any, platform: Platform) -> None:
     assert many.slope("many", TargetModel="north/x2.tar.gz") == 2.0
-    kill("control")
+    platform.kill("control")
     assert many.slope("many", TargetModel="north/x2.tar.gz") == 2.0
     many.put(f"{PREFIX}/after.tar.gz", 12.0)
     assert many.slope("many", TargetModel="after.tar.gz") == 12.0
-    kill("gateway")
+    platform.kill("gateway")
     assert many.slope("many", TargetModel="after.tar.gz") == 12.0
 
 

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import signal
 import tarfile
 import time
 from collections.abc import Callable
@@ -12,7 +10,6 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from loopline import config
 from loopline.testing.live import Platform, packed, until
 
 Client = Callable[..., Any]
@@ -338,9 +335,7 @@ def test_lines_of_a_log_have_the_times_when_they_came(platform: Platform, client
 def test_a_training_outlives_the_death_of_control(platform: Platform, client: Client) -> None:
     train(client, "survivor", LONG)
     until(lambda: "begun" in platform.call("GET", "/api/scripts/training/survivor/log")["text"], "it has begun", 60)
-    run = config.run_dir_for(platform.folder)
-    known = json.loads((run / "supervisor.json").read_text())["children"]
-    os.kill(next(child["pid"] for child in known if child["kind"] == "control"), signal.SIGKILL)
+    platform.kill("control")
 
     def look() -> dict[str, Any] | None:
         try:

@@ -1,8 +1,5 @@
 """Objects while control is killed: what was there stays, what was half there never appears, uploads go on."""
 
-import json
-import os
-import signal
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -10,26 +7,11 @@ from urllib.parse import urlsplit
 
 from botocore.exceptions import ClientError
 
-from loopline import config
 from loopline.testing.live import Platform, until
 
 Client = Callable[..., Any]
 BUCKET = "killed"
 PART = b"0123456789abcdef" * (5 << 16)  # 5 MiB
-
-
-def control(platform: Platform) -> int:
-    """Control's process id."""
-    children = json.loads((config.run_dir_for(platform.folder) / "supervisor.json").read_text())["children"]
-    return int(next(child["pid"] for child in children if child["kind"] == "control"))
-
-
-def kill_control(platform: Platform) -> None:
-    """Kill it, and wait until its successor answers."""
-    killed = control(platform)
-    os.kill(killed, signal.SIGKILL)
-    until(lambda: control(platform) != killed, "there is another one", 60)
-    until(lambda: platform.ask("GET", "/api/health").status == 200, "it answers", 60)
 
 
 def test_a_kill_in_the_middle_of_an_object_and_between_parts(platform: Platform, client: Client) -> None:
@@ -47,7 +29,7 @@ def test_a_kill_in_the_middle_of_an_object_and_between_parts(platform: Platform,
         link.sendall(head.encode() + b"x" * 3_000_000)
         temporary = platform.folder / "blobs" / "tmp"
         until(lambda: list(temporary.iterdir()), "half of it is there")
-        kill_control(platform)
+        platform.kill("control")
 
     assert s3.get_object(Bucket=BUCKET, Key="k")["Body"].read() == b"before"
     assert [row["Key"] for row in s3.list_objects_v2(Bucket=BUCKET)["Contents"]] == ["k"]
@@ -64,6 +46,6 @@ def test_a_kill_in_the_middle_of_an_object_and_between_parts(platform: Platform,
         return True
 
     assert completed()
-    kill_control(platform)
+    platform.kill("control")
     assert completed()
     assert s3.get_object(Bucket=BUCKET, Key="parts")["Body"].read() == PART + b"the end"

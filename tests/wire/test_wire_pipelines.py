@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from loopline import config
 from loopline.testing.live import Platform, packed, until
 
 Client = Callable[..., Any]
@@ -527,10 +526,8 @@ def test_an_execution_outlives_every_death_of_control(platform: Platform, sagema
             return False
         if len(ended) < number:
             return False
-        run = config.run_dir_for(platform.folder)
-        children = json.loads((run / "supervisor.json").read_text())["children"]
-        pid = next(child["pid"] for child in children if child["kind"] == "control")
-        if pid in killed:
+        pid = platform.process("control")
+        if pid is None or pid in killed:
             return False  # its successor is not there yet
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)

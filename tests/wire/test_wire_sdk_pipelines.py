@@ -187,7 +187,7 @@ def test_upsert_start_wait_and_list_steps(platform: Platform, project: Path, she
 
 
 def test_the_script_waits_through_every_death_of_control(
-    platform: Platform, project: Path, shell: dict[str, str], kill: Kill
+    platform: Platform, project: Path, shell: dict[str, str]
 ) -> None:
     script = begin(shell, project, "survivors")
     ended, deaths = 0, 0
@@ -196,7 +196,7 @@ def test_the_script_waits_through_every_death_of_control(
         until(lambda n=ended: script.poll() is not None or steps_ended(platform, "survivors") > n, "a step ends", 180)  # type: ignore[misc]
         if script.poll() is None:
             ended = steps_ended(platform, "survivors")
-            kill("control")
+            platform.kill("control")
             deaths += 1
     found = printed(script)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from loopline.config import package_environment
+from loopline.config import package_environment, run_dir_for
 from loopline.domain.states import is_terminal
 
 Found = TypeVar("Found")
@@ -140,6 +140,25 @@ class Platform:
         """The supervisor's."""
         assert self._process is not None
         return self._process.pid
+
+    def process(self, name: str) -> int | None:
+        """The process id of a child of the supervisor, by its id or its kind; None while there is none."""
+        state = json.loads((run_dir_for(self.folder) / "supervisor.json").read_text())
+        found = [child["pid"] for child in state["children"] if name in (child["id"], child["kind"]) and child["pid"]]
+        return int(found[0]) if found else None
+
+    def kill(self, name: str) -> None:
+        """End a child by SIGKILL; comes back when its successor runs and the platform answers."""
+        killed = until(lambda: self.process(name), f"{name} runs")
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: self.process(name) not in (None, killed), f"another {name} runs")
+        until(self._healthy, f"it answers with another {name}")
+
+    def _healthy(self) -> bool:
+        try:
+            return self.ask("GET", "/api/health").status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
     @property
     def host(self) -> str:

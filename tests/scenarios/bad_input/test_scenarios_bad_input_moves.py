@@ -40,8 +40,7 @@ def at_once(platform: Platform, count: int, method: str, path: str, body: Any = 
 @contextmanager
 def stopped_gateway(platform: Platform) -> Iterator[None]:
     """No gateway takes a new snapshot meanwhile, so that what moves traffic stays under way."""
-    state = json.loads((config.run_dir_for(platform.folder) / "supervisor.json").read_text())
-    pid = next(child["pid"] for child in state["children"] if child["kind"] == "gateway")
+    pid = until(lambda: platform.process("gateway"), "a gateway runs")
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
