@@ -315,6 +315,21 @@ def test_a_matrix_of_rows_is_what_numpy_makes_of_them(given_rows):
     assert matrix.flags.writeable
 
 
+@given(st.lists(st.tuples(*[st.none() | st.floats(width=32) | st.integers(-(2**24), 2**24)] * 2), min_size=1))
+def test_a_matrix_of_single_precision_holds_the_same_numbers(given_rows):
+    matrix = arrays.matrix_of(given_rows, 2, single=True)
+    absent = any(value is None for row in given_rows for value in row)
+    assert matrix.dtype == (np.float64 if absent else np.float32)
+    np.testing.assert_array_equal(matrix, np.array(given_rows, dtype=float))
+
+
+@pytest.mark.parametrize("number", [3.5e38, -1e300])
+def test_a_number_that_single_precision_cannot_hold_is_an_error(number):
+    with pytest.raises(OverflowError):
+        arrays.matrix_of([(1.0, number)], 2, single=True)
+    assert arrays.matrix_of([(1.0, math.inf)], 2, single=True)[0, 1] == math.inf
+
+
 def test_json_without_a_signature_is_passed_on():
     assert read(None, JSON, json.dumps({"instances": [[1, "a"]]}).encode()) == [[1, "a"]]
 

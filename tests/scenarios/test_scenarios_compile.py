@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loopline.cli import root
@@ -144,7 +145,7 @@ class Served:
         folder.mkdir()
         with world.ctx.db.read() as tx:
             row = registry.version_row(tx, "boxes", version["number"])
-            python = records.get(tx, "environment", row["environment"])["python"]
+        python = self.python_of(world, version)
         spec = {
             "id": "ms",
             "model_dir": str(artifacts.model_dir(world.ctx, row)),
@@ -171,7 +172,20 @@ class Served:
         self.client.connect(str(path))
         self.reader = FrameReader()
 
-    def ask(self, rows: list[list[float]]) -> list[dict[str, Any]]:
+    @staticmethod
+    def python_of(world: World, version: dict[str, Any]) -> str:
+        """The interpreter of a version's environment."""
+        with world.ctx.db.read() as tx:
+            row = registry.version_row(tx, "boxes", version["number"])
+            return str(records.get(tx, "environment", row["environment"])["python"])
+
+    def ask(self, rows: list[list[float]]) -> list[Any]:
+        status, answer = self.answer(rows)
+        assert status == 200, answer
+        predictions: list[Any] = answer["predictions"]
+        return predictions
+
+    def answer(self, rows: list[list[float]]) -> tuple[int, Any]:
         kind = b"application/json"
         head = len(kind).to_bytes(2, "big") + kind + b"\x01r"
         self.client.sendall(encode_frame(1, PREDICT, head + json.dumps({"instances": rows}).encode()))
@@ -179,9 +193,7 @@ class Served:
         while not frames:
             frames = self.reader.feed(self.client.recv(1 << 16))
         status, length = ANSWER.unpack_from(frames[0].payload)
-        assert status == 200, frames[0].payload
-        answers: list[dict[str, Any]] = json.loads(frames[0].payload[ANSWER.size + length :])["predictions"]
-        return answers
+        return status, json.loads(frames[0].payload[ANSWER.size + length :])
 
     def modules(self) -> str:
         return Path(f"/proc/{self.process.pid}/maps").read_text()
@@ -273,6 +285,41 @@ def test_a_model_that_converts_is_served_in_that_form_and_one_that_does_not_as_i
     assert other["evaluations"][0]["status"] == "Passed"  # the gate has judged it all the same
     code, said = command("export", "boxes:2", "--docker", "nowhere", "--compiled", "--force", "--reason", "a trial")
     assert code == 1 and "boxes version 2 has no compiled form; its conversion was Refused: float64: " in said
+
+
+SINGLE = """
+import sys
+import numpy, onnx
+from onnx import helper, numpy_helper
+weights = numpy_helper.from_array(numpy.array([[1.0], [1.0]], dtype=numpy.float32), "weights")
+table = helper.make_tensor_value_info("table", onnx.TensorProto.FLOAT, [None, 2])
+total = helper.make_tensor_value_info("total", onnx.TensorProto.FLOAT, [None, 1])
+node = helper.make_node("MatMul", ["table", "weights"], ["total"])
+graph = helper.make_graph([node], "sum", [table], [total], [weights])
+onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 15)]), sys.argv[1])
+"""
+
+
+def test_a_model_of_single_precision_gets_the_nearest_numbers_and_refuses_what_it_cannot_hold(
+    world: World, tmp_path: Path
+) -> None:
+    version = registered(world, "linear")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    python = Served.python_of(world, version)
+    subprocess.run([python, "-I", "-c", SINGLE, str(folder / "model.onnx")], check=True)
+    server = Served(world, version, tmp_path / "single", {"handler": "onnx", "model_dir": str(folder)})
+    try:
+        rows = [[0.1, 0.2], [1e38, 2e38], [16777217.0, 0.0], [1e-40, 0.0]]
+        expected = [float(total) for total in np.array(rows, dtype=np.float32) @ np.ones(2, dtype=np.float32)]
+        assert server.ask(rows) == expected
+        assert [server.ask([row])[0] for row in rows] == expected
+        for number in (1e39, -1e300):
+            status, answer = server.answer([[1.0, number]])
+            assert status == 500 and "too large" in answer["error"]["message"], answer
+        assert "the compiled model cannot be used" not in server.log.read_text()
+    finally:
+        server.close()
 
 
 def assert_it_leaves(command: Command, folder: Path, rows: list[list[float]], expected: list[dict[str, Any]]) -> None:

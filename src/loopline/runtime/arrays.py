@@ -29,18 +29,33 @@ _NO_NPY = "the body is not an npy file of numbers"
 _NUMERIC = {"number", "integer"}
 
 
-def matrix_of(rows: Sequence[Sequence[Any]], width: int | None) -> Any:
-    """Rows as a matrix of float64, None as NaN. ``width`` is the length that every row is known to have, or None."""
-    numpy = import_module("numpy")
+def matrix_of(rows: Sequence[Sequence[Any]], width: int | None, *, single: bool = False) -> Any:
+    """Rows as a matrix of float64, None as NaN. ``width`` is the length that every row is known to have, or None.
+
+    ``single`` asks for float32 where that is as cheap, which is where ``width`` is known and no value is None. Raises
+    ``OverflowError`` for a number that float32 cannot hold.
+    """
     if width:
-        buffer = bytearray(8 * width * len(rows))
+        numbers = _numbers(width * len(rows), single)
+        buffer = bytearray(numbers.size)
         try:
-            struct.pack_into(f"{width * len(rows)}d", buffer, 0, *chain.from_iterable(rows))
+            numbers.pack_into(buffer, 0, *chain.from_iterable(rows))
         except struct.error:  # a None, which numpy knows what to do with
             pass
         else:
-            return numpy.frombuffer(buffer).reshape(len(rows), width)
-    return numpy.array(rows, dtype=float)
+            return _numpy().frombuffer(buffer, "<f4" if single else "f8").reshape(len(rows), width)
+    return _numpy().array(rows, dtype=float)
+
+
+@lru_cache(maxsize=256)
+def _numbers(count: int, single: bool) -> struct.Struct:
+    """Single ones in a stated byte order: the machine's own makes an infinity of what a float32 cannot hold."""
+    return struct.Struct(f"<{count}f" if single else f"{count}d")
+
+
+@lru_cache(maxsize=1)
+def _numpy() -> Any:
+    return import_module("numpy")
 
 
 def _library(name: str, what: str) -> Any:

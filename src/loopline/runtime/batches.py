@@ -4,11 +4,10 @@ A request that is wrong fails alone. When the model fails on rows of several req
 so that one poisonous row costs nobody else an answer.
 """
 
-import contextlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import printed
@@ -22,7 +21,6 @@ DEFAULT_MAX_BATCH_ROWS = 1024
 MAX_ATTRIBUTES_BYTES = 1024
 Answer = tuple[int, bytes]  # HTTP status, JSON body
 _TYPE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
-Member = tuple[int, Part]  # position among the calls, its rows
 
 
 class Batcher:
@@ -47,9 +45,12 @@ class Batcher:
             check = self._signature
             checked = rows if check is None else [check.check(row, index) for index, row in enumerate(rows)]
             try:
-                with _as_model_errors():
-                    for result, count in self._call([checked]):
-                        self._encoder.bodies(result, [count])
+                for result, count in self._call([checked]):
+                    self._encoder.bodies(result, [count])
+            except ModelError:
+                raise
+            except BaseException as error:
+                raise _model_error(error) from error
             finally:
                 printed.end()
 
@@ -58,7 +59,8 @@ class Batcher:
         if self._model.whole is not None:
             return [self._answer_whole(self._model.whole, call) for call in calls]
         answers: list[Answer | None] = [None] * len(calls)
-        group: list[Member] = []
+        places: list[int] = []  # among the calls, of the group
+        group: list[Part] = []
         size = 0
         for position, part in enumerate(self._reader.read(calls)):
             if isinstance(part, InputError):
@@ -66,51 +68,51 @@ class Batcher:
                 answers[position] = (400, refusal)
                 continue
             if group and size + len(part) > self._max_rows:
-                self._answer_group(calls, group, answers)
-                group, size = [], 0
-            group.append((position, part))
+                self._answer_group(calls, places, group, answers)
+                places, group, size = [], [], 0
+            places.append(position)
+            group.append(part)
             size += len(part)
         if group:
-            self._answer_group(calls, group, answers)
+            self._answer_group(calls, places, group, answers)
         return answers  # type: ignore[return-value]  # every position has been answered
 
     def _answer_whole(self, whole: Callable[[Asked], Told], call: Call) -> Answer:
         """What a model that reads and writes bodies by itself answers."""
         printed.begin([call])
         try:
-            with _as_model_errors():
-                try:
-                    told = whole(asked_by(call))
-                except InputError as error:
-                    return 400, error_body("invalid_input", str(error))
-                body = Body(told.body)
-                body.content_type = told.content_type.encode("ascii")
-                if not _TYPE.fullmatch(body.content_type) or not 200 <= told.status <= 599:
-                    raise ModelError(f"{told.status} {told.content_type[:80]!r} is no status and content type")
-                if told.attributes:
-                    body.content_type += b"\n" + _attributes(told.attributes)
-                return told.status, body
-        except ModelError as error:
-            return _failed(error)
+            told = whole(asked_by(call))
+            body = Body(told.body)
+            body.content_type = told.content_type.encode("ascii")
+            if not _TYPE.fullmatch(body.content_type) or not 200 <= told.status <= 599:
+                raise ModelError(f"{told.status} {told.content_type[:80]!r} is no status and content type")
+            if told.attributes:
+                body.content_type += b"\n" + _attributes(told.attributes)
+            return told.status, body
+        except InputError as error:
+            return 400, error_body("invalid_input", str(error))
+        except BaseException as error:  # noqa: BLE001 - see _model_error
+            return _failed(_model_error(error))
         finally:
             printed.end()
 
-    def _answer_group(self, calls: Sequence[Call], group: list[Member], answers: list[Answer | None]) -> None:
-        printed.begin(calls if len(group) == len(calls) else [calls[position] for position, _ in group])
+    def _answer_group(
+        self, calls: Sequence[Call], places: list[int], group: list[Part], answers: list[Answer | None]
+    ) -> None:
+        printed.begin(calls if len(group) == len(calls) else [calls[place] for place in places])
         try:
-            with _as_model_errors():
-                results = self._call([part for _, part in group])
-                bodies: list[Answer] | None = self._bodies(results, [len(part) for _, part in group])
-        except ModelError as error:
-            bodies = [_failed(error)] if len(group) == 1 else None
+            bodies: list[Answer] | None = self._bodies(self._call(group), list(map(len, group)))
+        except BaseException as error:  # noqa: BLE001 - see _model_error
+            failed = _failed(_model_error(error))
+            bodies = [failed] if len(group) == 1 else None
         finally:
             printed.end()
         if bodies is None:
-            for member in group:
-                self._answer_group(calls, [member], answers)
+            for place, part in zip(places, group, strict=True):
+                self._answer_group(calls, [place], [part], answers)
             return
-        for (position, _), answer in zip(group, bodies, strict=True):
-            answers[position] = answer
+        for place, answer in zip(places, bodies, strict=True):
+            answers[place] = answer
 
     def _bodies(self, results: list[tuple[Any, int]], counts: list[int]) -> list[Answer]:
         """An answer for each request of a group. Raises ``ModelError`` for what is not one prediction per row."""
@@ -132,18 +134,18 @@ class Batcher:
         return [(self._model.predict(each), len(each)) for each in slices]
 
 
-@contextlib.contextmanager
-def _as_model_errors() -> Iterator[None]:
-    """Whatever predict code raises, and what looking at its answer raises, is a ``ModelError`` with its traceback."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except (KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException as error:  # a panic of compiled code and a cancelled task are no ``Exception``
-        traceback.print_exc(file=sys.stderr)
-        raise ModelError(f"{type(error).__name__}: {error}"[:500]) from error
+def _model_error(error: BaseException) -> ModelError:
+    """What predict code raised, or what looking at its answer raised, as a ``ModelError``; its traceback is printed.
+
+    A panic of compiled code and a cancelled task are no ``Exception``, and a model's failure all the same. Raises what
+    ends the process.
+    """
+    if isinstance(error, ModelError):
+        return error
+    if isinstance(error, KeyboardInterrupt | GeneratorExit):
+        raise error
+    traceback.print_exception(error, file=sys.stderr)
+    return ModelError(f"{type(error).__name__}: {error}"[:500])
 
 
 def asked_by(call: Call) -> Asked:

@@ -44,6 +44,11 @@ class QuickDecoder:
         record = None if unnamed else self._record(signature)
         self._objects = None if record is None else self._instances(record)
         self._single = None if record is None else core.JSONDecoder(list[record]).decode  # type: ignore[valid-type]
+        self._ways: dict[str, Callable[[list[bytes]], list[Any] | None]] = {
+            _ARRAYS: self._arrays_of,
+            _OBJECTS: self._objects_of,
+            _SINGLE: self._single_of,
+        }
 
     def _type(self, kind: str, required: bool) -> Any:
         whole = Annotated[int, self._core.Meta(ge=-_EXACT, le=_EXACT)]
@@ -69,29 +74,35 @@ class QuickDecoder:
 
     def decode(self, bodies: Sequence[bytes], csv: Sequence[bool]) -> list[Rows | None]:
         """The rows of each body, None for one that has to go the careful way; ``csv`` says which bodies are CSV."""
+        if len(bodies) == 1:  # the shortest way for what comes alone, which waits for nothing else
+            text, shape = self._shaped(bodies[0], csv[0])
+            alone = self._ways[shape]([text]) if shape else None
+            return [None] if alone is None else alone
         found: list[Rows | None] = [None] * len(bodies)
         shaped: dict[str, list[int]] = {}
-        texts: list[bytes] = list(bodies)
+        texts: list[bytes] = []
         for at, body in enumerate(bodies):
-            if csv[at]:
-                text = self._csv_as_json(body)
-                if text is None:
-                    continue
-                texts[at] = text
-                shape = _ARRAYS
-            elif body[:1] != b"{" or body[-1:] != b"}":
-                continue  # see _joined
-            else:
-                shape = _SHAPES.get(body[:15]) or _SHAPES.get(body[:16]) or _SINGLE
-            shaped.setdefault(shape, []).append(at)
+            text, shape = self._shaped(body, csv[at])
+            texts.append(text)
+            if shape:
+                shaped.setdefault(shape, []).append(at)
         for shape, places in shaped.items():
-            decode = getattr(self, f"_{shape}_of")
+            decode = self._ways[shape]
             together = decode([texts[at] for at in places]) if self._joins else None
             if together is None:  # one of them is not right: the others must not pay for it
                 together = [each for at in places for each in decode([texts[at]]) or [None]]
             for at, rows in zip(places, together, strict=True):
                 found[at] = rows
         return found
+
+    def _shaped(self, body: bytes, csv: bool) -> tuple[bytes, str]:
+        """The body as JSON and its shape, which is empty where it has to go the careful way."""
+        if csv:
+            text = self._csv_as_json(body)
+            return (body, "") if text is None else (text, _ARRAYS)
+        if body[:1] != b"{" or body[-1:] != b"}":
+            return body, ""  # see _joined
+        return body, _SHAPES.get(body[:15]) or _SHAPES.get(body[:16]) or _SINGLE
 
     def _csv_as_json(self, body: bytes) -> bytes | None:
         """Plain numbers in lines are JSON but for the brackets."""

@@ -57,6 +57,13 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1048576
 
 
+def _sendable(status: int, body: bytes) -> tuple[int, bytes, bytes]:
+    """Status, content type and body of an answer, or of the error where it is too large for a frame."""
+    if len(body) > MAX_ANSWER_BYTES:
+        return 500, JSON_TYPE, error_body("model_error", "the predictions are larger than an answer may be")
+    return status, body.content_type if type(body) is Body else JSON_TYPE, body
+
+
 class Connection:
     """One gateway's connection. Answers leave in the order of the requests, because batches are predicted in order."""
 
@@ -269,12 +276,15 @@ class Listener:
             raise FrameError(f"unknown frame kind {kind}")
 
     def _send(self, owners: list[tuple[Connection, int]], answers: list[Answer]) -> None:
+        if len(answers) == 1:
+            connection, number = owners[0]
+            status, kind, body = _sendable(*answers[0])
+            self._write(connection, encode_answer(number, status, kind, body))
+            return
         sent: dict[tuple[Connection, bytes], tuple[list[int], list[int], list[bytes]]] = {}
-        for (connection, number), (status, body) in zip(owners, answers, strict=True):
-            if len(body) > MAX_ANSWER_BYTES:
-                message = "the predictions are larger than an answer may be"
-                status, body = 500, error_body("model_error", message)  # noqa: PLW2901
-            place = (connection, body.content_type if type(body) is Body else JSON_TYPE)
+        for (connection, number), answer in zip(owners, answers, strict=True):
+            status, kind, body = _sendable(*answer)
+            place = (connection, kind)
             if place not in sent:
                 sent[place] = ([], [], [])
             numbers, statuses, bodies = sent[place]
@@ -292,19 +302,34 @@ class Listener:
         """Send, and keep what the gateway does not take yet."""
         if connection.closed:
             return
-        connection.unsent += data
-        self._flush(connection)
+        if connection.unsent:
+            connection.unsent += data
+            self._flush(connection)
+            return
+        sent = self._send_some(connection, data)
+        if sent is not None and sent < len(data):
+            connection.unsent += memoryview(data)[sent:]
+            self._update_interest(connection)
 
     def _flush(self, connection: Connection) -> None:
-        unsent = connection.unsent
+        sent = self._send_some(connection, connection.unsent)
+        if sent is not None:
+            del connection.unsent[:sent]
+            self._update_interest(connection)
+
+    def _send_some(self, connection: Connection, data: bytes | bytearray) -> int | None:
+        """How many bytes the gateway has taken; None when it has gone."""
         try:
-            sent = connection.socket.send(unsent)
+            return connection.socket.send(data)
         except BlockingIOError:
-            sent = 0
+            return 0
         except OSError:
             self._close(connection)
-            return
-        del unsent[:sent]
+            return None
+
+    def _update_interest(self, connection: Connection) -> None:
+        """Wait for what can be done: while too much stands unsent, no more requests are taken."""
+        unsent = connection.unsent
         wanted = _IN if not unsent else _OUT if len(unsent) > MAX_WAITING_BYTES else _IN | _OUT
         if wanted != connection.watched:
             connection.watched = wanted

@@ -37,7 +37,8 @@ class Model:
     """A loaded model. It takes rows as lists of values, as a matrix of float64, or as either.
 
     ``rows`` takes a list of rows; ``matrix`` takes a matrix of one column per feature. At least one is given. Each
-    returns one prediction per row. ``width`` is the number of values that every row has, where it is known;
+    returns one prediction per row. ``single`` says that a matrix may as well be of float32, which is then made at once.
+    ``width`` is the number of values that every row has, where it is known;
     ``columns`` is that of a model without a signature, to which rows of another length may come. ``whole`` takes a
     request as it came, one at a time: such a model reads and writes bodies by itself.
     """
@@ -49,18 +50,23 @@ class Model:
         width: int | None = None,
         columns: int | None = None,
         whole: Callable[[Asked], Told] | None = None,
+        *,
+        single: bool = False,
     ) -> None:
         self.whole = whole
         self._rows = rows
         self._matrix = matrix
         self._width = width
+        self._single = single
         self.takes_matrix = matrix is not None
         self.columns = columns
 
     def predict(self, rows: Any) -> Any:
         """One prediction per row of a list of rows or, where the model takes one, of a matrix."""
         if self._matrix is not None:
-            return self._matrix(matrix_of(rows, self._width) if isinstance(rows, list) else rows)
+            if isinstance(rows, list):
+                rows = matrix_of(rows, self._width, single=self._single)
+            return self._matrix(rows)
         assert self._rows is not None
         # What was read quickly is tuples; predict code was promised lists.
         return self._rows([list(row) if type(row) is tuple else row for row in rows])

@@ -28,7 +28,7 @@ def end() -> None:
     """What is printed from now on belongs to no request; a line that was begun ends here."""
     global _current  # noqa: PLW0603
     for stream in _streams:
-        if stream.begun:
+        if stream.part:
             stream.write(b"\n")
     _current = ()
 
@@ -47,13 +47,8 @@ class Tagged(io.RawIOBase):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._part = b""
+        self.part = b""  # of a line that waits for its end
         self._lock = threading.RLock()  # a signal handler may print while its thread does
-
-    @property
-    def begun(self) -> bool:
-        """Whether a line waits for its end."""
-        return bool(self._part)
 
     def writable(self) -> bool:
         return True
@@ -67,11 +62,11 @@ class Tagged(io.RawIOBase):
     def write(self, data) -> int:  # type: ignore[no-untyped-def]  # any buffer, as in io
         text = bytes(data)
         with self._lock:
-            *lines, part = (self._part + text).split(b"\n")
+            *lines, part = (self.part + text).split(b"\n")
             while len(part) >= MAX_LINE_BYTES:
                 lines.append(part[:MAX_LINE_BYTES])
                 part = part[MAX_LINE_BYTES:]
-            self._part = part
+            self.part = part
             if lines:
                 tag = _tag()
                 _write_all(self._descriptor, b"".join(b"%b%b\n" % (tag, line) for line in lines))

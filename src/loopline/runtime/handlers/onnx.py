@@ -31,7 +31,8 @@ def load(spec: dict[str, Any]) -> Model:
     inputs = session.get_inputs()
     answers = _answers_of(session)
     if len(inputs) == 1 and (not features or inputs[0].name not in {feature["name"] for feature in features}):
-        return Model(matrix=_by_matrix(inputs[0], features, answers), width=len(features) or None)
+        ask = _by_matrix(inputs[0], features, answers)
+        return Model(matrix=ask, width=len(features) or None, single=_FLOATS.get(inputs[0].type) == "float32")
     return Model(rows=_by_columns(inputs, features, answers))
 
 
@@ -103,8 +104,8 @@ def _from_maps(labels: Any, maps: list[dict[Any, float]]) -> list[dict[str, Any]
 def _by_matrix(
     given: Any, features: list[dict[str, Any]], answers: Callable[[dict[str, Any]], Any]
 ) -> Callable[[Any], Any]:
-    kind = _FLOATS.get(given.type) or _WHOLE.get(given.type)
-    if kind is None:
+    name = _FLOATS.get(given.type) or _WHOLE.get(given.type)
+    if name is None:
         raise CannotServe(f"the model's input {given.name!r} is a {given.type}, which rows of numbers cannot become")
     if not {feature.get("type", "number") for feature in features} <= _NUMERIC:
         raise CannotServe("the model takes one matrix of numbers, but the signature has other features")
@@ -112,13 +113,13 @@ def _by_matrix(
     if isinstance(width, int) and features and width != len(features):
         raise CannotServe(f"the model takes {width} values; the signature has {len(features)}")
     numpy = importlib.import_module("numpy")
-    name = given.name
+    place, kind = given.name, numpy.dtype(name)
 
     def ask(matrix: Any) -> Any:
-        if matrix.dtype == kind:
-            return answers({name: matrix})
+        if matrix.dtype is kind:
+            return answers({place: matrix})
         with numpy.errstate(over="raise"):  # a number that the input's type cannot hold is an error, no infinity
-            return answers({name: matrix.astype(kind)})
+            return answers({place: matrix.astype(kind)})
 
     if given.shape and given.shape[0] == 1:  # made for one row at a time
         return lambda matrix: _one_at_a_time(ask, matrix)
