@@ -5,7 +5,7 @@ import re
 
 import click
 import pytest
-from rich.cells import cell_len
+from wcwidth import width as cell_len
 
 from loopline.cli import tables
 

@@ -15,6 +15,7 @@ from loopline.control import (
     release_tests,
     requests,
     rollbacks,
+    rollouts,
     shadows,
     snapshots,
     status,
@@ -404,3 +405,12 @@ def test_a_canary_without_a_verdict_in_time_goes_back(compared: Stage) -> None:
     _answers(compared, (400, 8), (400, 8))
     compared.clock.advance(600)
     assert "no verdict within 600 s" in compared.until("RolledBack", count=2)["reason"]
+
+
+@pytest.mark.parametrize("ask", [endpoints.live, rollouts.list_])
+def test_an_endpoint_that_never_was_has_no_history_and_one_that_was_keeps_its_own(pair: Stage, ask: Any) -> None:
+    with pytest.raises(NotFound, match=r"there is no endpoint 'boxs'; did you mean 'boxes'\?"):
+        ask(pair.world.ctx, ADMIN, endpoint="boxs")
+    assert ask(pair.world.ctx, ADMIN, endpoint="boxes")["items"]
+    endpoints.delete(pair.world.ctx, ADMIN, endpoint="boxes")
+    ask(pair.world.ctx, ADMIN, endpoint="boxes")

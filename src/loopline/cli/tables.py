@@ -8,7 +8,7 @@ lines. Nothing here is seen by a program: what goes into a pipe is whole.
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -73,30 +73,26 @@ class Table:
     cut: bool = False
 
 
+def _terminal() -> Any:
+    """The library of widths; most tables need none of it, and it takes as long to import as the whole command line."""
+    import wcwidth
+
+    return wcwidth
+
+
 def length(text: str) -> int:
     """How many cells of a terminal a text takes."""
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
+    return len(text) if text.isascii() else int(_terminal().width(text))
 
 
 def shorten(text: str, width: int, front: int | None = None) -> str:
     """A text of at most ``width`` cells: without its middle where it is longer. ``front``: what is left before it."""
-    if length(text) <= width:
+    every = length(text)
+    if every <= width:
         return text
     front = (width - 1) // 2 if front is None else front
-    begin, end = _first(text, front), _first(text[::-1], width - 1 - front)[::-1]
-    return f"{begin}{ELLIPSIS}{end}"
-
-
-def _first(text: str, width: int) -> str:
-    """What of a text's beginning fits."""
-    text = text[: max(width, 0)]
-    while length(text) > width:
-        text = text[:-1]
-    return text
+    clip = _terminal().clip
+    return f"{clip(text, 0, front)}{ELLIPSIS}{clip(text, every - (width - 1 - front), every)}"
 
 
 def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int, statuses: Collection[str] = ()) -> Table:
@@ -209,17 +205,5 @@ def _broken(text: str, width: int, most: int | None = None) -> list[str]:
     """A text in lines of at most ``width`` cells, broken between words; a word that is longer is broken itself."""
     if length(text) <= width:
         return [text]
-    found = [""]
-    for word in text.split():
-        rest = word
-        while rest:
-            begin = _first(rest, width) or rest
-            joined = f"{found[-1]} {begin}" if found[-1] else begin
-            if length(joined) <= width:
-                found[-1] = joined
-            else:
-                found.append(begin)
-            rest = rest[len(begin) :]
-    if most is not None and len(found) > most:
-        found[most - 1 :] = [f"{_first(found[most - 1], width - 2)} {ELLIPSIS}"]
+    found: list[str] = _terminal().wrap(text, width, break_on_hyphens=False, max_lines=most, placeholder=f" {ELLIPSIS}")
     return found

@@ -102,9 +102,19 @@ def endpoint_row(tx: Tx, name: str) -> Row:
     """The endpoint of this name; raises ``NotFound``."""
     row = records.find(tx, "endpoint", name=name)
     if row is None or row["status"] == EndpointStatus.DELETED:
-        known = [each["name"] for each in tx.rows(existing())]
-        raise NotFound(f"there is no endpoint {name!r}{names.meant(name, known)}")
+        raise _unknown(tx, name)
     return row
+
+
+def check_existed(tx: Tx, name: str) -> None:
+    """Raises ``NotFound`` where there never was an endpoint of this name, so that it has no history either."""
+    if records.find(tx, "endpoint", name=name) is None:
+        raise _unknown(tx, name)
+
+
+def _unknown(tx: Tx, name: str) -> NotFound:
+    known = [each["name"] for each in tx.rows(existing())]
+    return NotFound(f"there is no endpoint {name!r}{names.meant(name, known)}")
 
 
 def list_(ctx: Context, actor: Actor, *, project: str | None = None) -> dict[str, Any]:
@@ -175,6 +185,8 @@ def live(ctx: Context, actor: Actor, *, at: float | None = None, endpoint: str |
     if at is not None and at > ctx.clock.now() + 1:
         raise InvalidInput("nobody knows what will be live in the future; leave --at out for now")
     with ctx.db.read() as tx:
+        if endpoint is not None:
+            check_existed(tx, endpoint)
         items = snapshots.live_at(ctx, tx, at)
     if endpoint is not None:
         items = [item for item in items if item["endpoint"] == endpoint]

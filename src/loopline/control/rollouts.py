@@ -294,6 +294,8 @@ def list_(ctx: Context, actor: Actor, *, endpoint: str | None = None, limit: int
     if endpoint is not None:
         query = query.where(rollouts.c.endpoint == endpoint)
     with ctx.db.read() as tx:
+        if endpoint is not None:
+            endpoints.check_existed(tx, endpoint)
         return {"items": tx.rows(query), "next": None}
 
 
