@@ -68,12 +68,12 @@ class Stage:
         return len(document["endpoints"]["boxes"]["variants"][0]["servers"])
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        os.kill(self.children()[name]["pid"], number)
+        os.kill(until(lambda: self.platform.process(name), f"{name} runs"), number)
 
     @contextmanager
     def standing_still(self, name: str) -> Iterator[None]:
         """The process is there meanwhile, and does nothing."""
-        pid = self.children()[name]["pid"]
+        pid = until(lambda: self.platform.process(name), f"{name} runs")
         os.kill(pid, signal.SIGSTOP)
         try:
             until(lambda: _stat(Path(f"/proc/{pid}/stat"))[0] == "T", f"{name} stands still")
