@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 import time
@@ -9,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import click
+
+from loopline.cli import tables
 
 WIDTH = 112  # of a line of a command's output; more is cut
 
@@ -44,8 +44,6 @@ class Screen:
     """Prints stages, commands and figures, and keeps each stage's result for the table at the end."""
 
     def __init__(self) -> None:
-        width = None if sys.stdout.isatty() else WIDTH + 6
-        self._out = Console(highlight=False, soft_wrap=True, file=sys.stdout, width=width)
         self.interactive = os.environ.get("INTERACTIVE") == "1"
         self.done: list[Done] = []
         self._result = ""
@@ -55,11 +53,11 @@ class Screen:
         """A stage: its heading, then whatever is printed inside, then how long it took."""
         began = time.monotonic()
         self._result = ""
-        self._print(Text(f"\n{number:>2}  {title}", style="bold cyan"))
+        _print(click.style(f"\n{number:>2}  {title}", bold=True, fg="cyan"))
         yield
         seconds = time.monotonic() - began
         self.done.append(Done(number, title, self._result, seconds))
-        self._print(Text(f"    {seconds:.1f} s", style="dim"))
+        _print(click.style(f"    {seconds:.1f} s", dim=True))
 
     def result(self, text: str) -> None:
         """What the stage came to, for the table at the end."""
@@ -67,20 +65,20 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A sentence."""
-        self._print(Text(f"    {text}"))
+        _print(f"    {text}")
 
     def good(self, text: str) -> None:
         """A figure or an outcome worth looking at."""
         first, *rest = textwrap.wrap(text, WIDTH)
-        self._print(Text.assemble("    ", ("* ", "bold green"), first))
+        _print(f"    {click.style('*', bold=True, fg='green')} {first}")
         for line in rest:
-            self._print(Text(f"      {line}"))
+            _print(f"      {line}")
 
     def command(self, words: Sequence[str] | str, who: str | None = None) -> None:
         """A command that is about to run, as one would type it; a text stands there as it is."""
         as_whom = f"    (as {who})" if who else ""
         typed = words if isinstance(words, str) else shlex.join(words)
-        self._print(Text.assemble("    ", ("$ ", "dim"), (typed, "bold"), (as_whom, "dim")))
+        _print(f"    {click.style('$', dim=True)} {click.style(typed, bold=True)}{click.style(as_whom, dim=True)}")
 
     def output(self, text: str, lines: int = 8) -> None:
         """What a command printed: its first ``lines``, or its last when negative; a long line takes two at most."""
@@ -91,7 +89,7 @@ class Screen:
             found = [*found[: room - 1], left] if lines > 0 else [left, *found[1 - room :]]
         for line in found:
             for piece in textwrap.wrap(line, WIDTH, max_lines=2, placeholder=" …", subsequent_indent="  "):
-                self._print(Text(f"      {piece}", style="dim"))
+                _print(click.style(f"      {piece}", dim=True))
 
     def ask(self, question: str) -> bool:
         """A person's yes or no."""
@@ -107,26 +105,26 @@ class Screen:
         return self._typed(f"{what}:") or ""
 
     def _typed(self, prompt: str) -> str | None:
+        text = f"    {prompt} "
         try:
-            return self._out.input(Text(f"    {prompt} ", style="bold yellow")).strip()
+            return input(click.style(text, bold=True, fg="yellow") if sys.stdout.isatty() else text).strip()
         except EOFError:
             return None
 
     def summary(self) -> None:
         """The table at the end."""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for title in ("", "stage", "result"):
-            table.add_column(title, overflow="fold")
-        table.add_column("seconds", justify="right")
-        for done in self.done:
-            table.add_row(str(done.number), done.title, done.result, f"{done.seconds:.1f}")
-        table.add_row("", "", "all stages", f"{sum(done.seconds for done in self.done):.1f}", style="bold")
-        self._out.print(table, soft_wrap=False)
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH + 6
+        rows = [[str(done.number), done.title, done.result, f"{done.seconds:.1f}"] for done in self.done]
+        total = f"{sum(done.seconds for done in self.done):.1f}"
+        table = tables.fit(["", "stage", "result", "seconds"], [*rows, ["", "", "all stages", total]], width)
+        for line in tables.lines(table, {}):
+            _print(line)
 
     def failed(self, text: str) -> None:
         """Why the demo ends early."""
-        self._print(Text(f"\n    FAILED: {text}", style="bold red"))
+        _print(click.style(f"\n    FAILED: {text}", bold=True, fg="red"))
 
-    def _print(self, text: Text) -> None:
-        self._out.print(text)
-        self._out.file.flush()
+
+def _print(text: str) -> None:
+    click.echo(text)
+    sys.stdout.flush()

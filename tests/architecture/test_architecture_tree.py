@@ -1,9 +1,11 @@
 """What holds for the whole tree: links that lead somewhere, locks without addresses, layers that are really checked."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,36 @@ def test_every_declared_dependency_has_an_upper_bound_and_a_pin() -> None:
     for requirement in declared:
         assert "<" in requirement, requirement
         assert re.match(r"[\w-]+", requirement).group() in pinned, requirement  # type: ignore[union-attr]
+
+
+def not_installed(source: str, installed: set[str], own: set[str]) -> list[str]:
+    """The modules that a file imports and that come with no package of these."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        for name in {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names:
+            if not installed & {package.lower() for package in packages_distributions().get(name, ())}:
+                found.append(name)
+    return found
+
+
+def test_what_the_examples_start_with_comes_with_loopline_itself() -> None:
+    """`make demo` installs what the runtime lock names, and no developers' tools."""
+    installed = {pin.partition("==")[0] for pin in pins("requirements.lock")}
+    examples = ROOT / "examples"
+    files = [examples / "run.py", examples / "credit-scoring" / "run.py"]
+    for folder in ("demo", "demonstration", "sagemaker-sentiment/demo"):
+        files += (examples / folder).glob("*.py")
+    own = {"loopline", "demonstration"} | {file.stem for file in files} | {"applicants"}
+    assert len(files) > 10
+    assert [f"{file}: {name}" for file in files for name in not_installed(file.read_text(), installed, own)] == []
+
+
+def test_an_import_that_is_not_installed_is_found() -> None:
+    source = "import numpy.linalg, os\ndef late():\n    from pytest import raises\n    from . import near\n"
+    assert not_installed(source, {"numpy"}, set()) == ["pytest"]
 
 
 def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
