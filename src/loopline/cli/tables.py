@@ -74,7 +74,7 @@ class Table:
 
 
 def _terminal() -> Any:
-    """The library of widths; most tables need none of it, and it takes as long to import as the whole command line."""
+    """The library of widths; most tables need none of it, and it takes longer to import than the whole command line."""
     import wcwidth
 
     return wcwidth

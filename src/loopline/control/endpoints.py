@@ -4,7 +4,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import processes, snapshots, verification
+from loopline.control import monitoring, processes, snapshots, verification
 from loopline.control.context import Context
 from loopline.domain import loopfile, names, states
 from loopline.domain.access import Actor
@@ -102,19 +102,9 @@ def endpoint_row(tx: Tx, name: str) -> Row:
     """The endpoint of this name; raises ``NotFound``."""
     row = records.find(tx, "endpoint", name=name)
     if row is None or row["status"] == EndpointStatus.DELETED:
-        raise _unknown(tx, name)
+        known = [each["name"] for each in tx.rows(existing())]
+        raise NotFound(f"there is no endpoint {name!r}{names.meant(name, known)}")
     return row
-
-
-def check_existed(tx: Tx, name: str) -> None:
-    """Raises ``NotFound`` where there never was an endpoint of this name, so that it has no history either."""
-    if records.find(tx, "endpoint", name=name) is None:
-        raise _unknown(tx, name)
-
-
-def _unknown(tx: Tx, name: str) -> NotFound:
-    known = [each["name"] for each in tx.rows(existing())]
-    return NotFound(f"there is no endpoint {name!r}{names.meant(name, known)}")
 
 
 def list_(ctx: Context, actor: Actor, *, project: str | None = None) -> dict[str, Any]:
@@ -186,7 +176,7 @@ def live(ctx: Context, actor: Actor, *, at: float | None = None, endpoint: str |
         raise InvalidInput("nobody knows what will be live in the future; leave --at out for now")
     with ctx.db.read() as tx:
         if endpoint is not None:
-            check_existed(tx, endpoint)
+            monitoring.endpoint_row(tx, endpoint)  # one that is deleted has its history
         items = snapshots.live_at(ctx, tx, at)
     if endpoint is not None:
         items = [item for item in items if item["endpoint"] == endpoint]

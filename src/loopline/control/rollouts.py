@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from loopline.control import endpoints, fleets, registry, rollbacks, variants
+from loopline.control import endpoints, fleets, monitoring, registry, rollbacks, variants
 from loopline.control.context import SYSTEM, Context
 from loopline.domain import loopfile, scaling, states
 from loopline.domain import rollouts as rules
@@ -295,7 +295,7 @@ def list_(ctx: Context, actor: Actor, *, endpoint: str | None = None, limit: int
         query = query.where(rollouts.c.endpoint == endpoint)
     with ctx.db.read() as tx:
         if endpoint is not None:
-            endpoints.check_existed(tx, endpoint)
+            monitoring.endpoint_row(tx, endpoint)
         return {"items": tx.rows(query), "next": None}
 
 
